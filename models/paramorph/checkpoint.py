@@ -1,0 +1,232 @@
+"""Weights on disk: our safetensors files, and the import of reference checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from paramorph.config import NetworkConfig, check_shape
+from paramorph.network import ParaMorph
+from paramorph_rt.errors import ParamorphError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+METADATA_KEY = "paramorph"
+
+
+class CheckpointError(ParamorphError, ValueError):
+    """A file of weights that does not hold exactly what the network needs."""
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What has to be known, besides the numbers, to use weights as they were trained."""
+
+    name: str  # what the weights are called, e.g. brain-t1-small
+    network: NetworkConfig
+    shape: tuple[int, int, int]  # network grid they were trained on, voxels (D, H, W)
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of that grid
+    orientation: str = "RAS"  # anatomical directions of the axes D, H, W
+    lower_percentile: float = 0.0  # intensity that becomes 0; min-max is 0 and 100
+    upper_percentile: float = 100.0  # intensity that becomes 1
+    provenance: dict[str, Any] = field(default_factory=dict)  # data, terms, command, accuracy
+
+    def __post_init__(self) -> None:
+        check_shape(self.shape)
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "network": self.network.as_dict()}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> WeightsInfo:
+        fields = json.loads(text)
+        fields["network"] = NetworkConfig.from_dict(fields["network"])
+        fields["shape"] = tuple(fields["shape"])
+        fields["spacing_mm"] = tuple(fields["spacing_mm"])
+        return cls(**fields)
+
+
+def save_weights(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    info: WeightsInfo,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write `state` (a state_dict of `ParaMorph(info.network)`) and `info`, atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.detach().cpu().to(dtype).contiguous() for name, t in state.items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={METADATA_KEY: info.to_json()})
+    os.replace(partial, path)
+
+
+def load_weights(path: str | Path) -> tuple[ParaMorph, WeightsInfo]:
+    """The network in float32, in evaluation mode, with what is recorded about its weights.
+
+    Raises:
+        CheckpointError: No file, not one of ours, or tensors that do not fit its own config.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a file of weights, found none; check the path.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as err:
+        raise CheckpointError(
+            f"{path}: expected a safetensors file, got something else ({err}); "
+            "import reference checkpoints with models/import_checkpoint.py."
+        ) from err
+    if metadata is None:
+        raise CheckpointError(
+            f"{path}: expected weights written by this toolkit, got a safetensors file without "
+            f"its '{METADATA_KEY}' metadata; write it with models/train.py or "
+            "models/import_checkpoint.py."
+        )
+    info = WeightsInfo.from_json(metadata)
+    network = ParaMorph(info.network)
+    _check_state(state, network.state_dict(), path)
+    network.load_state_dict(state)
+    return network.eval(), info
+
+
+def sha256_of(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- reference checkpoints ------------------------------------------------------------------------
+
+#: Entries of a reference checkpoint that its code never uses.
+_DEAD = re.compile(
+    r"fixed_lwsa\..+|c[12]\..+|moving_lwsa\.(c1|c2|Conv_1x1|fusion[0-3])\..+"
+    r"|lwca[1-4]\.transformer\.norm[1-3]\.(weight|bias)"
+    r"|up[0-2]\.conv3\..+|up[34]\.conv1\..+"
+)
+
+#: Buffers that follow from the window alone; checked, not loaded.
+_POSITION_INDEX = re.compile(r".+\.attn\.relative_position_index")
+
+#: Our names, from left to right, in the reference's words.
+_REFERENCE_WORDS = (
+    (r"encoder\.patch_embedding\.", "moving_lwsa.transformer.patch_embed.proj."),
+    (r"encoder\.patch_norm\.", "moving_lwsa.transformer.patch_embed.norm."),
+    (r"encoder\.stages\.(\d)\.", r"moving_lwsa.transformer.layers.\1."),
+    (r"encoder\.merges\.(\d)\.", r"moving_lwsa.transformer.layers.\1.downsample."),
+    (r"encoder\.norms\.(\d)\.", r"moving_lwsa.transformer.norm\1."),
+    (r"encoder\.conv_branch\.blocks\.(\d)\.", r"moving_lwsa.conv<\1+1>."),
+    (r"encoder\.conv_branch\.downs\.(\d)\.", r"moving_lwsa.down<\1+1>."),
+    (r"cross_attentions\.(\d)\.norm\.", r"lwca<\1+1>.transformer.norm0."),
+    (r"cross_attentions\.(\d)\.", r"lwca<\1+1>.transformer.layers.0."),
+    (r"decoder\.steps\.([34])\.conv1\.conv\.", r"up\1.conv3.0."),
+    (r"decoder\.steps\.(\d)\.conv(\d)\.conv\.", r"up\1.conv\2.0."),
+    (r"decoder\.head\.", "reg_head.0."),
+    (r"long_skips\.block\.", "conv1."),
+    (r"long_skips\.down\.", "down1."),
+    (r"long_skips\.full\.", "Conv_1x1."),
+    (r"\.attention\.bias_table$", ".attn.relative_position_bias_table"),
+    (r"\.attention\.", ".attn."),
+    (r"\.mlp_in\.", ".mlp.fc1."),
+    (r"\.mlp_out\.", ".mlp.fc2."),
+    (r"\bdepthwise\.", "dw_conv."),
+    (r"\bexpand\.", "expansion."),
+)
+
+
+def reference_name(name: str) -> str:
+    """What the reference calls our parameter `name`."""
+    for ours, theirs in _REFERENCE_WORDS:
+        name = re.sub(ours, theirs, name)
+    return re.sub(r"<(\d)\+1>", lambda match: str(int(match[1]) + 1), name)
+
+
+def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The state_dict inside a reference checkpoint, names without a `module.` prefix.
+
+    Raises:
+        CheckpointError: No file, or one that `torch.load(weights_only=True)` does not accept.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a checkpoint, found no file; check the path.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:  # torch raises many kinds, none of its own
+        raise CheckpointError(
+            f"{path}: expected a PyTorch checkpoint of tensors only, could not read it safely "
+            f"({type(err).__name__}); save its state_dict again with torch.save."
+        ) from err
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise CheckpointError(
+            f"{path}: expected a state_dict or {{'state_dict': …}}, got {type(content).__name__} "
+            "with other content; save the model's state_dict."
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def convert_reference_state(
+    state: Mapping[str, Tensor], config: NetworkConfig, source: str | Path = "checkpoint"
+) -> dict[str, Tensor]:
+    """Our state_dict from the reference's: live entries renamed, documented dead ones dropped.
+
+    Raises:
+        CheckpointError: An entry that is unknown, missing or of another shape, by name; or
+            position indices of another window.
+    """
+    network = ParaMorph(config)
+    ours = network.state_dict()
+    live = {reference_name(name): name for name in ours}
+    index = network.encoder.stages[0].blocks[0].attention.bias_index
+    kept = {}
+    for name, tensor in state.items():
+        if _POSITION_INDEX.fullmatch(name):
+            if not torch.equal(tensor.flatten(), index):
+                raise CheckpointError(
+                    f"{source}: expected {name} of window {config.window}, got that of another "
+                    "window; pass the --window the checkpoint was trained with."
+                )
+        elif name in live or not _DEAD.fullmatch(name):
+            kept[name] = tensor
+    _check_state(kept, {theirs: ours[name] for theirs, name in live.items()}, source)
+    return {live[name]: tensor for name, tensor in kept.items()}
+
+
+def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Any) -> None:
+    missing = [name for name in expected if name not in state]
+    surplus = [name for name in state if name not in expected]
+    if missing or surplus:
+        raise CheckpointError(
+            f"{source}: expected the tensors of its network config, got "
+            + " and ".join(
+                f"{what} {_listed(names)}"
+                for what, names in (("missing", missing), ("unknown", surplus))
+                if names
+            )
+            + "; check that the file belongs to this network."
+        )
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{source}: expected {name} of shape {tuple(tensor.shape)}, "
+                f"got {tuple(state[name].shape)}; check window, width and file."
+            )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,0 +1,129 @@
+"""Sizes and variants of the network, by name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from paramorph_rt.errors import ParamorphError
+
+Fusion = Literal["cross", "post"]
+Sampling = Literal["exact", "reference"]
+WindowReturn = Literal["exact", "reference"]
+
+#: Every axis of a volume must be a multiple of this: five halvings lead to the coarsest scale.
+SIZE_MULTIPLE = 32
+
+
+class ConfigError(ParamorphError, ValueError):
+    """A network configuration, or a volume size, that the network cannot be built or run with."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Everything that decides which function the weights compute.
+
+    The input size is not part of it: one set of weights runs at any size that is a multiple of 32,
+    best at the size it was trained for, which is recorded with the weights.
+    """
+
+    embed_dim: int = 96  # channels at 1/4 scale; every other width is a multiple or a fraction
+    depths: tuple[int, int, int, int] = (2, 2, 4, 2)  # Swin blocks per stage (1/4 … 1/32)
+    heads: tuple[int, int, int, int] = (4, 4, 8, 8)  # attention heads per encoder stage
+    cross_heads: int = 4  # attention heads of the cross attention, at every scale
+    window: tuple[int, int, int] = (5, 5, 3)  # attention window, tokens per axis (D, H, W)
+    mlp_ratio: int = 4  # hidden width of a Swin MLP, times its channels
+    expansion: int = 16  # hidden width of a NeXt block, times its channels
+    fusion: Fusion = "cross"  # where convolution features enter a stage's output (PMFE)
+    drop_path: float = 0.0  # stochastic depth of the last encoder block; linear from 0
+    window_return: WindowReturn = "exact"  # way back from windows: paramorph.windows.window_layout
+    sampling: Sampling = "exact"  # how `warped` is sampled: see paramorph.warp.SAMPLING
+
+    def __post_init__(self) -> None:
+        widths = [self.embed_dim * 2**stage for stage in range(4)]
+        divisors = [*zip(widths, self.heads, strict=True), (self.embed_dim, self.cross_heads)]
+        for width, heads in [*divisors, (self.embed_dim, 4)]:
+            if width % heads:
+                raise ConfigError(
+                    f"network config: expected {width} channels to be a multiple of {heads}; "
+                    "choose another embed_dim or number of heads."
+                )
+        if min(self.window) < 2:
+            raise ConfigError(
+                f"network config: expected a window of at least 2 tokens per axis, "
+                f"got {self.window}; choose another."
+            )
+        if self.fusion not in ("cross", "post"):
+            raise ConfigError(f"network config: expected fusion cross or post, got {self.fusion}.")
+        for name in ("sampling", "window_return"):
+            if getattr(self, name) not in ("exact", "reference"):
+                raise ConfigError(
+                    f"network config: expected {name} exact or reference, "
+                    f"got {getattr(self, name)}."
+                )
+
+    def with_options(self, **changes: Any) -> NetworkConfig:
+        """The same network with some fields replaced."""
+        return replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` reads them back."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> NetworkConfig:
+        """The config that `as_dict` wrote; unknown fields are refused.
+
+        Raises:
+            ConfigError: A field that this version does not know.
+        """
+        unknown = set(fields) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ConfigError(
+                f"network config: expected fields of this version, got {sorted(unknown)}; "
+                "update the toolkit."
+            )
+        return cls(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in fields.items()
+            }
+        )
+
+
+#: The named networks: the paper's size, one with about 1/9 of its parameters, one for tests.
+CONFIGS: dict[str, NetworkConfig] = {
+    "paramorph": NetworkConfig(),
+    "paramorph-small": NetworkConfig(embed_dim=32),
+    "paramorph-tiny": NetworkConfig(
+        embed_dim=8, depths=(2, 2, 2, 2), heads=(2, 2, 2, 2), cross_heads=2, expansion=4
+    ),
+}
+
+
+def config_named(name: str) -> NetworkConfig:
+    """The config called `name`.
+
+    Raises:
+        ConfigError: No config of that name.
+    """
+    if name not in CONFIGS:
+        raise ConfigError(f"network: expected one of {', '.join(CONFIGS)}, got {name}.")
+    return CONFIGS[name]
+
+
+def check_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """`shape` (D, H, W) if the network runs at it.
+
+    Raises:
+        ConfigError: Not three axes, or an axis that is not a positive multiple of 32.
+    """
+    if len(shape) != 3 or any(n < SIZE_MULTIPLE or n % SIZE_MULTIPLE for n in shape):
+        raise ConfigError(
+            f"network input: expected three sizes that are multiples of {SIZE_MULTIPLE}, "
+            f"got {tuple(shape)}; pad or resample the volumes."
+        )
+    return shape[0], shape[1], shape[2]

@@ -1,0 +1,52 @@
+"""Deformable registration of 3-D medical images with ParaMorph, without torch.
+
+>>> from paramorph_rt import Registration                       # doctest: +SKIP
+>>> Registration()("moving.nii.gz", "fixed.nii.gz").save("out")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .affine import align_affine as align_affine
+    from .bundle import load_bundle as load_bundle
+    from .errors import ParamorphError as ParamorphError
+    from .field import DisplacementField as DisplacementField
+    from .registration import Registration as Registration
+    from .registration import RegistrationResult as RegistrationResult
+    from .spaces import Grid as Grid
+    from .volume import Volume as Volume
+    from .volume import load_labels as load_labels
+    from .volume import load_volume as load_volume
+    from .volume import save_labels as save_labels
+    from .volume import save_volume as save_volume
+    from .warp import warp_volume as warp_volume
+
+# Loaded on first use: importing the package costs nothing, and `--help` comes at once.
+_HOME = {
+    "DisplacementField": "field",
+    "Grid": "spaces",
+    "ParamorphError": "errors",
+    "Registration": "registration",
+    "RegistrationResult": "registration",
+    "Volume": "volume",
+    "align_affine": "affine",
+    "load_bundle": "bundle",
+    "load_labels": "volume",
+    "load_volume": "volume",
+    "save_labels": "volume",
+    "save_volume": "volume",
+    "warp_volume": "warp",
+}
+
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("paramorph-rt")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

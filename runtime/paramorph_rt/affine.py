@@ -1,0 +1,187 @@
+"""Affine alignment of the moving to the fixed image, found on small copies of both."""
+
+from __future__ import annotations
+
+import logging
+import math
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk
+
+from .errors import AlignmentError
+from .preprocess import foreground_box, foreground_threshold, resample_to_grid
+from .spaces import Grid, affine_from_itk, to_sitk
+from .threads import itk_threads
+from .volume import Volume
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+log = logging.getLogger(__name__)
+
+# Voxels across the fixed foreground at the two levels: 6 mm and 3 mm for an adult brain, and as
+# fine in proportion for a mouse's. The coarse level has the capture range, the fine one the
+# accuracy; 75 instead of 50 takes four times as long and moves the mean Dice of four pairs of
+# brains by less than 0.001.
+COARSE_VOXELS, FINE_VOXELS = 25, 50
+HISTOGRAM_BINS = 32
+# The search itself finds its way from about 25 degrees off.
+ROTATION_RAD = math.radians(25)
+
+
+def align_affine(moving: Volume, fixed: Volume) -> Float[np.ndarray, "4 4"]:
+    """Find the affine that makes the moving image most like the fixed one.
+
+    Starts with the foregrounds' centres of gravity upon each other, then maximises Mattes mutual
+    information, which does not ask for equal contrast, at two resolutions. All
+    voxels of the small copies are used, so equal input gives equal output.
+
+    Whole organs and heads get all 12 parameters, from rotations up to 45 degrees off. A cut-out
+    of a larger body (foreground all around its border) gets a rigid transform: its size cannot be
+    told from a zoom, and free scales then shrink towards whatever small part looks alike.
+
+    Args:
+        moving: Image on its own grid.
+        fixed: Image on its own grid.
+
+    Returns:
+        Fixed world mm → moving world mm (RAS). If the search made the images less alike, the
+        start, and a warning is logged.
+
+    Raises:
+        AlignmentError: The search left no overlap of the two images.
+    """
+    # The coarse copies are made from the fine ones, which is as good and needs no wide kernels.
+    size_mm = _foreground_size_mm(fixed)
+    fine_mm, coarse_mm = size_mm / FINE_VOXELS, size_mm / COARSE_VOXELS
+    fine_fixed, fine_moving = _shrunk(fixed, fine_mm), _shrunk(moving, fine_mm)
+    coarse_fixed, coarse_moving = _shrunk(fine_fixed, coarse_mm), _shrunk(fine_moving, coarse_mm)
+    start = _centred_start(fine_moving, fine_fixed)
+    cut_out = _is_cut_out(moving) or _is_cut_out(fixed)
+    try:
+        # Threads add up the histogram in any order; one gives the same bits every time, and on
+        # the small copies it is faster as well.
+        with itk_threads(1):
+            if cut_out:
+                transform = _rotated(start, (0.0, 0.0, 0.0))
+            else:
+                transform = _best_rotation(coarse_moving, coarse_fixed, start)
+            _climb(coarse_moving, coarse_fixed, transform, first_step_mm=coarse_mm / 3)
+            _climb(fine_moving, fine_fixed, transform, first_step_mm=fine_mm / 6)
+            before, after = (_similarity(fine_moving, fine_fixed, t) for t in (start, transform))
+    except RuntimeError as err:
+        raise AlignmentError(
+            f"{moving.name}: expected an affine that aligns it with {fixed.name}, got no overlap "
+            "during the search; check that both show the same anatomy, or align them first and "
+            "pass --no-affine."
+        ) from err
+    if after < before:
+        log.warning(
+            "%s: the affine search made it less like %s (mutual information %.3f → %.3f), so only "
+            "their centres are aligned; check the result.",
+            *(moving.name, fixed.name, before, after),
+        )
+        transform = start
+    return affine_from_itk(transform)
+
+
+def _foreground_size_mm(volume: Volume) -> float:
+    """Side of the cube with the volume of the foreground's box."""
+    lo, hi = foreground_box(volume)
+    return float(np.prod(np.subtract(hi, lo) * volume.grid.spacing) ** (1 / 3))
+
+
+def _is_cut_out(volume: Volume) -> bool:
+    """Whether most of the image's border shows foreground."""
+    mask = volume.data > foreground_threshold(volume.data)
+    inner = mask[1:-1, 1:-1, 1:-1]
+    border = np.count_nonzero(mask) - np.count_nonzero(inner)
+    return border > 0.5 * (mask.size - inner.size)
+
+
+def _shrunk(volume: Volume, spacing_mm: float) -> Volume:
+    """A copy of the foreground and its surroundings, at about the given spacing.
+
+    Axes that are coarser already keep their spacing. Nothing beyond the image is included: its
+    edges in both copies would match each other instead of the anatomy.
+    """
+    lo, hi = (np.array(side) for side in foreground_box(volume))
+    spacing = np.maximum(volume.grid.spacing, spacing_mm)
+    margin = np.ceil(2 * spacing / volume.grid.spacing).astype(int)
+    lo, hi = np.maximum(lo - margin, 0), np.minimum(hi + margin, volume.grid.shape)
+    shape = np.maximum(((hi - lo) * volume.grid.spacing / spacing).astype(int), 4)
+    affine = np.eye(4)
+    affine[:3, :3] = volume.grid.directions * spacing
+    affine[:3, 3] = volume.grid.world((lo + hi - 1) / 2) - affine[:3, :3] @ ((shape - 1) / 2)
+    grid = Grid(tuple(shape), affine)
+    return Volume(resample_to_grid(volume, grid), grid, volume.name)
+
+
+def _centred_start(moving: Volume, fixed: Volume) -> sitk.AffineTransform:
+    fixed_centre, moving_centre = _itk_centre(fixed), _itk_centre(moving)
+    start = sitk.AffineTransform(3)
+    # Turning about the centre keeps rotation and translation independent in the search.
+    start.SetCenter(fixed_centre.tolist())
+    start.SetTranslation((moving_centre - fixed_centre).tolist())
+    return start
+
+
+def _itk_centre(volume: Volume) -> Float[np.ndarray, " 3"]:
+    """Centre of gravity of the foreground in ITK's world."""
+    index = np.argwhere(volume.data > foreground_threshold(volume.data)).mean(axis=0)
+    image = to_sitk(volume.data, volume.grid)
+    return np.array(image.TransformContinuousIndexToPhysicalPoint(index.tolist()))
+
+
+def _best_rotation(
+    moving: Volume, fixed: Volume, start: sitk.AffineTransform
+) -> sitk.AffineTransform:
+    """The most similar of 27 rotations about the centre, for the search to climb from."""
+    candidates = []
+    for angles in product((0.0, -ROTATION_RAD, ROTATION_RAD), repeat=3):
+        candidate = sitk.AffineTransform(start)
+        candidate.SetMatrix(_rotated(start, angles).GetMatrix())
+        candidates.append(candidate)
+    return max(candidates, key=lambda candidate: _similarity(moving, fixed, candidate))
+
+
+def _rotated(
+    start: sitk.AffineTransform, angles_rad: tuple[float, float, float]
+) -> sitk.Euler3DTransform:
+    """A rigid transform with the centre and translation of `start`."""
+    return sitk.Euler3DTransform(start.GetCenter(), *angles_rad, start.GetTranslation())
+
+
+def _climb(moving: Volume, fixed: Volume, transform: sitk.Transform, first_step_mm: float) -> None:
+    """Improve `transform` in place at one level; steps are in mm of voxel movement."""
+    method = _metric(fixed)
+    # Shrinking the step slowly at each turn is what brings shears home: halving it, as is usual,
+    # stops up to seven times farther away on a known affine, in nearly the same time.
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=first_step_mm,
+        minStep=first_step_mm / 10,
+        numberOfIterations=200,
+        relaxationFactor=0.9,
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInitialTransform(transform, inPlace=True)
+    method.Execute(to_sitk(fixed.data, fixed.grid), to_sitk(moving.data, moving.grid))
+
+
+def _similarity(moving: Volume, fixed: Volume, transform: sitk.Transform) -> float:
+    method = _metric(fixed)
+    method.SetInitialTransform(transform)
+    images = to_sitk(fixed.data, fixed.grid), to_sitk(moving.data, moving.grid)
+    return -method.MetricEvaluate(*images)
+
+
+def _metric(fixed: Volume) -> sitk.ImageRegistrationMethod:
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
+    method.SetInterpolator(sitk.sitkLinear)
+    # Two voxels around the foreground show the metric its edge; more background only dilutes it.
+    mask = (fixed.data > foreground_threshold(fixed.data)).astype(np.uint8)
+    method.SetMetricFixedMask(sitk.BinaryDilate(to_sitk(mask, fixed.grid), [2, 2, 2]))
+    return method

@@ -1,0 +1,204 @@
+"""A model bundle: a folder with a manifest and a network, verified before anything reads it.
+
+This module is the only one that knows what a bundle's folder looks like inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError
+
+MANIFEST = "manifest.json"
+NETWORK = "registration.onnx"
+FORMAT = "paramorph-bundle"
+FORMAT_VERSION = 1
+DEFAULT_NAME = "brain-t1-small"
+SAMPLING_CONVENTIONS = ("exact", "reference")
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """The grid that a network was trained on."""
+
+    shape: tuple[int, int, int]  # voxels along the network's D, H, W = array axes i, j, k
+    spacing_mm: tuple[float, float, float]
+    orientation: str  # closest anatomical directions of the axes, such as "RAS"
+
+
+@dataclass(frozen=True)
+class IntensitySpec:
+    """Percentiles that become 0 and 1; 0 and 100 mean plain min-max."""
+
+    lower_percentile: float
+    upper_percentile: float
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """All that preprocessing must know of a network."""
+
+    grid: GridSpec
+    intensity: IntensitySpec
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes:
+        name: What the manifest calls the model.
+        folder: Where it lies.
+        inputs: Grid and intensities that the network expects.
+        sampling: "exact" (a zero displacement is the identity), or "reference" (see `field`).
+        manifest: Everything else, as written by the export.
+    """
+
+    name: str
+    folder: Path
+    inputs: InputSpec
+    sampling: str
+    manifest: Mapping[str, Any]
+
+    @property
+    def network_path(self) -> Path:
+        """The ONNX file."""
+        return self.folder / NETWORK
+
+
+def default_bundle_path() -> Path:
+    """The bundle used when none is named: $PARAMORPH_MODEL, or the one exported here.
+
+    Raises:
+        BundleError: Neither exists.
+    """
+    if chosen := os.environ.get("PARAMORPH_MODEL"):
+        return Path(chosen)
+    path = Path(__file__).parent / "bundles" / DEFAULT_NAME
+    if not path.is_dir():
+        raise BundleError(
+            f"{DEFAULT_NAME}: expected the default bundle, found none; run `python "
+            f"export/to_onnx.py --weights models/weights/{DEFAULT_NAME}.safetensors --out-dir "
+            f"{path}`, or pass --model."
+        )
+    return path
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Read a manifest and verify every file that it lists.
+
+    Raises:
+        BundleError: No bundle there, an unknown format, a missing or malformed entry, or a file
+            whose size or SHA-256 is not the one recorded.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    try:
+        grid, intensity = manifest["grid"], manifest["intensity"]
+        bundle = Bundle(
+            name=str(manifest["name"]),
+            folder=folder,
+            inputs=InputSpec(
+                GridSpec(
+                    _three(grid["shape"], int),
+                    _three(grid["spacing_mm"], float),
+                    _orientation(grid["orientation"]),
+                ),
+                IntensitySpec(
+                    float(intensity["lower_percentile"]), float(intensity["upper_percentile"])
+                ),
+            ),
+            sampling=_one_of(SAMPLING_CONVENTIONS, manifest["sampling"]["convention"]),
+            manifest=manifest,
+        )
+        _one_of(("voxel",), manifest["displacement"]["unit"])
+        _one_of(("axis",), manifest["displacement"]["channel_order"])
+        _one_of(("fixed-to-moving",), manifest["displacement"]["direction"])
+        files = {
+            str(name): (str(entry["sha256"]), int(entry["bytes"]))
+            for name, entry in manifest["files"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        what = f"no entry {err}" if isinstance(err, KeyError) else str(err)
+        raise BundleError(
+            f"{folder / MANIFEST}: expected the entries of format version {FORMAT_VERSION}, got "
+            f"{what}; export the bundle again."
+        ) from err
+    if NETWORK not in files:
+        raise BundleError(
+            f"{folder / MANIFEST}: expected {NETWORK} among its files, got {sorted(files)}; "
+            "export the bundle again."
+        )
+    for name, (sha256, size) in files.items():
+        _verify(folder, name, sha256, size)
+    return bundle
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            f"{folder}: expected a bundle (a folder with {MANIFEST}), found none; check --model."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise BundleError(
+            f"{path}: expected JSON, got something else ({err}); export the bundle again."
+        ) from err
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BundleError(f'{path}: expected the format "{FORMAT}", got another; check --model.')
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: expected format version {FORMAT_VERSION}, got {version!r}; export the bundle "
+            "again, or install the paramorph-rt that wrote it."
+        )
+    return manifest
+
+
+def _verify(folder: Path, name: str, sha256: str, size: int) -> None:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{name}: expected a path inside the bundle, got one outside; refuse it.")
+    if not path.is_file():
+        raise BundleError(f"{path}: expected this file of the bundle, found none; copy it again.")
+    if path.stat().st_size != size:
+        raise BundleError(
+            f"{path}: expected {size} bytes, got {path.stat().st_size}; copy the bundle again."
+        )
+    with path.open("rb") as stream:
+        actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    if actual != sha256:
+        raise BundleError(
+            f"{path}: expected SHA-256 {sha256[:12]}…, got {actual[:12]}…: the file was altered; "
+            "copy the bundle again from a source that you trust."
+        )
+
+
+def _three(values: Any, kind: type) -> tuple:
+    result = tuple(kind(value) for value in values)
+    if len(result) != 3 or min(result) <= 0:
+        raise ValueError(f"{values!r} where three positive numbers belong")
+    return result
+
+
+def _orientation(code: Any) -> str:
+    axes = ("RL", "AP", "SI")
+    if not (isinstance(code, str) and len(code) == 3) or sorted(
+        next((n for n, pair in enumerate(axes) if letter in pair), -1) for letter in code
+    ) != [0, 1, 2]:
+        raise ValueError(f'{code!r} where an orientation such as "RAS" belongs')
+    return code
+
+
+def _one_of(allowed: tuple[str, ...], value: Any) -> str:
+    if value not in allowed:
+        raise ValueError(f"{value!r} where one of {', '.join(allowed)} belongs")
+    return value

@@ -1,0 +1,34 @@
+"""Every error that a user can cause or mend: one base, few children.
+
+A message is one sentence: *subject: expected …, got …; do …*.
+"""
+
+from __future__ import annotations
+
+
+class ParamorphError(Exception):
+    """Base of all errors raised on purpose; the command line prints it as one line."""
+
+
+class VolumeError(ParamorphError, ValueError):
+    """An image or label map that cannot be trusted."""
+
+
+class BundleError(ParamorphError, ValueError):
+    """A model bundle that is missing, altered or of an unknown format."""
+
+
+class AlignmentError(ParamorphError, ValueError):
+    """Two volumes that cannot be brought together."""
+
+
+class OutputError(ParamorphError, OSError):
+    """Results that cannot be written where they were asked for."""
+
+
+class BackendError(ParamorphError, RuntimeError):
+    """An inference engine that refused its model or its input."""
+
+
+class MissingDependencyError(ParamorphError, ImportError):
+    """An optional package that is needed here and not installed."""

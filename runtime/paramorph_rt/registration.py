@@ -1,0 +1,233 @@
+"""The story told once: two volumes → affine → network → field → warped volume and metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import outputs
+from .affine import align_affine
+from .backends.onnxruntime import OnnxRuntimeBackend
+from .bundle import Bundle, default_bundle_path, load_bundle
+from .errors import VolumeError
+from .field import DisplacementField, field_from_network
+from .metrics.deformation import nonpositive_jacobian_percent
+from .metrics.overlap import present_labels
+from .metrics.summary import compare_images, compare_labels
+from .preprocess import Interpolation, PreparedPair, prepare_pair, resample_to_grid
+from .threads import itk_threads
+from .transforms.itk import write_affine, write_displacement
+from .volume import (
+    Volume,
+    check_image,
+    check_labels,
+    check_same_grid,
+    load_labels,
+    load_volume,
+    save_labels,
+    save_volume,
+)
+from .warp import warp_volume
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+log = logging.getLogger(__name__)
+
+Source = str | Path | Volume
+
+
+@dataclass(frozen=True, eq=False)
+class RegistrationResult:
+    """Everything a registration found, on the fixed image's own grid.
+
+    Attributes:
+        warped: The moving image, interpolated once from its original voxels.
+        displacement: Complete field, affine included, fixed → moving.
+        affine: Fixed world mm → moving world mm (RAS), before the network.
+        warped_labels: The moving labels (nearest neighbour), if they were given.
+        metrics: What metrics.json holds.
+    """
+
+    warped: Volume
+    displacement: DisplacementField
+    affine: Float[np.ndarray, "4 4"]
+    warped_labels: Volume | None
+    metrics: dict[str, Any]
+
+    def save(self, out_dir: str | Path, force: bool = False) -> None:
+        """Write all results into a folder, or nothing if anything fails.
+
+        Args:
+            out_dir: Created if it does not exist.
+            force: Replace the results of an earlier run; other files always stay.
+
+        Raises:
+            OutputError: The folder holds results and `force` is not set, or cannot be written.
+        """
+        seconds = Stopwatch(self.metrics["seconds"])
+        with outputs.staged_outputs(Path(out_dir), force) as folder:
+            with seconds("save"):
+                save_volume(folder / outputs.WARPED, self.warped)
+                write_displacement(folder / outputs.DISPLACEMENT, self.displacement)
+                write_affine(folder / outputs.AFFINE, self.affine)
+                if self.warped_labels is not None:
+                    save_labels(folder / outputs.WARPED_LABELS, self.warped_labels)
+            text = json.dumps(self.metrics, indent=2)
+            (folder / outputs.METRICS).write_text(text + "\n", encoding="utf-8")
+
+
+class Registration:
+    """A model, ready to register pairs.
+
+    Args:
+        bundle: A bundle, or the path of one; None is the default bundle.
+        threads: For the network and for resampling; None uses all cores.
+
+    Raises:
+        BundleError: The bundle is missing, altered or of an unknown format.
+        BackendError: The inference engine refuses the network.
+    """
+
+    def __init__(self, bundle: str | Path | Bundle | None = None, threads: int | None = None):
+        if not isinstance(bundle, Bundle):
+            bundle = load_bundle(default_bundle_path() if bundle is None else bundle)
+        self.bundle = bundle
+        self.threads = threads
+        self.backend = OnnxRuntimeBackend(bundle.network_path, threads)
+
+    def __call__(
+        self,
+        moving: Source,
+        fixed: Source,
+        moving_labels: Source | None = None,
+        fixed_labels: Source | None = None,
+        affine: bool = True,
+    ) -> RegistrationResult:
+        """Register the moving to the fixed image.
+
+        Args:
+            moving: Path or volume, on any grid.
+            fixed: Path or volume; the results lie on its grid.
+            moving_labels: On the grid of `moving`; warped along.
+            fixed_labels: On the grid of `fixed`; with `moving_labels`, Dice and ASSD are measured.
+            affine: Align the two affinely first; without, they must overlap in the world.
+
+        Raises:
+            VolumeError: An input that cannot be trusted, or labels of another grid.
+            AlignmentError: The two images do not overlap.
+            BackendError: The network failed.
+        """
+        seconds = Stopwatch({})
+        with itk_threads(self.threads):
+            with seconds("load"):
+                moving, fixed = (_image(source) for source in (moving, fixed))
+                moving_labels = _labels(moving_labels, moving)
+                fixed_labels = _labels(fixed_labels, fixed)
+                _check_labels_can_be_compared(moving_labels, fixed_labels)
+            with seconds("affine"):
+                to_moving = align_affine(moving, fixed) if affine else np.eye(4)
+            with seconds("preprocess"):
+                pair = prepare_pair(moving, fixed, to_moving, self.bundle.inputs)
+            with seconds("network"):
+                displacement_vox = self.backend.run(pair.moving, pair.fixed)
+            with seconds("warp"):
+                field = field_from_network(displacement_vox, pair.grid, self.bundle.sampling)
+                field = field.resampled_to(fixed.grid).composed_with_affine(to_moving)
+                warped = warp_volume(moving, field)
+                warped_labels = moving_labels and warp_volume(moving_labels, field, "nearest")
+            with seconds("metrics"):
+                metrics = self._describe(moving, fixed, pair)
+                stages = _stages(moving, fixed, to_moving, warped, "linear")
+                metrics["ncc"] = compare_images(fixed, stages)
+                if fixed_labels is not None:
+                    stages = _stages(moving_labels, fixed, to_moving, warped_labels, "nearest")
+                    metrics |= compare_labels(fixed_labels, moving_labels, stages)
+                metrics["nonpositive_jacobian_percent"] = nonpositive_jacobian_percent(field)
+        metrics["seconds"] = seconds.table
+        return RegistrationResult(warped, field, to_moving, warped_labels, metrics)
+
+    def _describe(self, moving: Volume, fixed: Volume, pair: PreparedPair) -> dict[str, Any]:
+        return {
+            "moving": moving.name,
+            "fixed": fixed.name,
+            "model": self.bundle.name,
+            "backend": self.backend.name,
+            "network_grid": {
+                "shape": list(pair.grid.shape),
+                "spacing_mm": pair.grid.spacing.round(6).tolist(),
+                "spacing_growth": round(pair.spacing_growth, 6),
+            },
+        }
+
+
+class Stopwatch:
+    """Seconds per stage, into a table and onto the log."""
+
+    def __init__(self, table: dict[str, float]) -> None:
+        self.table = table
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        log.info("%s …", stage)
+        start = time.perf_counter()
+        yield
+        self.table[stage] = round(time.perf_counter() - start, 3)
+        log.info("%s: %.1f s", stage, self.table[stage])
+
+
+def _stages(
+    moving: Volume,
+    fixed: Volume,
+    affine: Float[np.ndarray, "4 4"],
+    warped: Volume,
+    interpolation: Interpolation,
+) -> dict[str, np.ndarray]:
+    """The moving data on the fixed grid before, after the affine, and after all."""
+    # Not smoothed, because the warp does not smooth either.
+    before, aligned = (
+        resample_to_grid(moving, fixed.grid, transform, interpolation, smooth=False)
+        for transform in (None, affine)
+    )
+    return {"before": before, "affine": aligned, "after": warped.data}
+
+
+def _image(source: Source) -> Volume:
+    if not isinstance(source, Volume):
+        return load_volume(source)
+    volume = Volume(source.data.astype(np.float32), source.grid, source.name)
+    check_image(volume)
+    return volume
+
+
+def _labels(source: Source | None, image: Volume) -> Volume | None:
+    if source is None:
+        return None
+    if isinstance(source, Volume):
+        check_labels(source)
+    labels = source if isinstance(source, Volume) else load_labels(source)
+    check_same_grid(image, labels)
+    return labels
+
+
+def _check_labels_can_be_compared(moving: Volume | None, fixed: Volume | None) -> None:
+    if fixed is None:
+        return
+    if moving is None:
+        raise VolumeError(
+            f"{fixed.name}: expected moving labels to compare it with, got none; pass both label "
+            "maps or only the moving one."
+        )
+    if not present_labels(moving.data) & present_labels(fixed.data):
+        raise VolumeError(
+            f"{moving.name}: expected labels in common with {fixed.name}, got none; check that "
+            "both use the same label numbers."
+        )

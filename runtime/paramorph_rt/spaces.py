@@ -1,0 +1,181 @@
+"""Grids of voxels in the world, and the only place that flips an axis sign.
+
+World coordinates are RAS+ millimetres (nibabel, NIfTI) everywhere in this package; ITK speaks
+LPS+. All conversions between the two are here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float, Shaped
+
+# Left and posterior are positive in LPS, right and anterior in RAS. Its own inverse.
+_FLIP = np.diag([-1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A lattice of voxel centres in the world.
+
+    Attributes:
+        shape: Voxels along the array axes (i, j, k).
+        affine: 4×4 float64, voxel index → world mm, RAS+.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Float[np.ndarray, "4 4"]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "affine", np.array(self.affine, dtype=np.float64))
+
+    @cached_property
+    def spacing(self) -> Float[np.ndarray, " 3"]:
+        """Millimetres between voxel centres along each array axis."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @cached_property
+    def directions(self) -> Float[np.ndarray, "3 3"]:
+        """Column c is the unit vector (RAS) along array axis c."""
+        return self.affine[:3, :3] / self.spacing
+
+    @property
+    def orientation(self) -> str:
+        """Where each array axis points, to the closest anatomical direction, such as "LAS"."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+    def world(self, index: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
+        """Map voxel indices to world mm (RAS)."""
+        return np.asarray(index, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def matches(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
+        """Whether both grids have the same voxels in the same places.
+
+        The corners are compared, so the tolerance means the same for every field of view. Its
+        default allows for the float32 headers of NIfTI, which round differently in each program.
+        """
+        if self.shape != other.shape:
+            return False
+        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape]), axis=-1)
+        return bool(np.abs(self.world(corners) - other.world(corners)).max() <= tolerance_mm)
+
+
+def network_grid(
+    fixed: Grid,
+    box_lo: Sequence[int],
+    box_hi: Sequence[int],
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    orientation: str,
+) -> Grid:
+    """Place the grid on which the network runs over a box of the fixed image.
+
+    Its axes are the fixed image's own, permuted and flipped to come closest to `orientation`, so
+    an oblique image stays as the scanner cut it. It is centred on the box. If the box is larger
+    than shape × spacing, the spacing of all axes grows by one common factor until the box fits.
+
+    Args:
+        fixed: Grid of the fixed image.
+        box_lo: First voxel of the box in `fixed`.
+        box_hi: One past the last voxel of the box.
+        shape: Voxels of the result.
+        spacing_mm: Spacing of the result, unless it must grow.
+        orientation: Closest anatomical directions of the result's axes, such as "RAS".
+    """
+    steps = nib.orientations.ornt_transform(
+        nib.io_orientation(fixed.affine), nib.orientations.axcodes2ornt(orientation)
+    )
+    source = np.argsort(steps[:, 0])  # source[axis of the result] = axis of `fixed`
+    directions = (fixed.directions * steps[:, 1])[:, source]
+
+    box_lo, box_hi, shape = np.asarray(box_lo), np.asarray(box_hi), np.asarray(shape)
+    extent_mm = ((box_hi - box_lo) * fixed.spacing)[source]
+    growth = max(1.0, float((extent_mm / (shape * spacing_mm)).max()))
+
+    affine = np.eye(4)
+    affine[:3, :3] = directions * np.asarray(spacing_mm) * growth
+    affine[:3, 3] = fixed.world((box_lo + box_hi - 1) / 2) - affine[:3, :3] @ ((shape - 1) / 2)
+    return Grid(tuple(shape), affine)
+
+
+def flip_vectors(vectors: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
+    """Turn RAS vectors or points into LPS, or LPS into RAS; the dtype stays."""
+    return vectors * np.diag(_FLIP).astype(vectors.dtype)
+
+
+def flip_affine(transform: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
+    """Turn a world → world transform between RAS worlds into LPS worlds, or back."""
+    flip = np.eye(4)
+    flip[:3, :3] = _FLIP
+    return flip @ transform @ flip
+
+
+def itk_affine(transform: Float[np.ndarray, "4 4"]) -> sitk.AffineTransform:
+    """Express a RAS world → world transform as an ITK (LPS) transform centred on the origin."""
+    lps = flip_affine(transform)
+    result = sitk.AffineTransform(3)
+    result.SetMatrix(lps[:3, :3].ravel().tolist())
+    result.SetTranslation(lps[:3, 3].tolist())
+    return result
+
+
+def affine_from_itk(transform: sitk.Transform) -> Float[np.ndarray, "4 4"]:
+    """Read the RAS world → world matrix off a linear ITK transform, whatever its kind."""
+    origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    columns = [np.array(transform.TransformPoint(tuple(axis))) - origin for axis in np.eye(3)]
+    lps = np.eye(4)
+    lps[:3, :3] = np.stack(columns, axis=1)
+    lps[:3, 3] = origin
+    return flip_affine(lps)
+
+
+def place(image: sitk.Image, grid: Grid) -> None:
+    """Give an ITK image, or a resampling filter's output, the geometry of `grid`."""
+    origin, direction = flip_vectors(grid.affine[:3, 3]), _FLIP @ grid.directions
+    for name, value in (
+        ("Origin", origin),
+        ("Spacing", grid.spacing),
+        ("Direction", direction.ravel()),
+    ):
+        # Images say SetOrigin, resampling filters SetOutputOrigin.
+        setter = getattr(image, f"Set{name}", None) or getattr(image, f"SetOutput{name}")
+        setter(value.tolist())
+
+
+def to_sitk(array: Shaped[np.ndarray, "i j k *component"], grid: Grid) -> sitk.Image:
+    """Copy an array into an ITK image that lies where `grid` says.
+
+    Args:
+        array: A scalar volume (i, j, k), or RAS vectors in mm (i, j, k, 3), which become LPS.
+        grid: Where the voxels are.
+    """
+    if array.ndim == 4:
+        swapped = flip_vectors(array).transpose(2, 1, 0, 3)
+        image = sitk.GetImageFromArray(np.ascontiguousarray(swapped), isVector=True)
+    else:
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    place(image, grid)
+    return image
+
+
+def from_sitk(image: sitk.Image) -> tuple[Shaped[np.ndarray, "i j k *component"], Grid]:
+    """Copy an ITK image into an array and its grid; LPS vectors become RAS."""
+    affine = np.eye(4)
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    affine[:3, :3] = _FLIP @ direction * np.array(image.GetSpacing())
+    affine[:3, 3] = flip_vectors(np.array(image.GetOrigin()))
+    grid = Grid(image.GetSize(), affine)
+    array = sitk.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() == 3:
+        return flip_vectors(array.transpose(2, 1, 0, 3)), grid
+    return array.T, grid

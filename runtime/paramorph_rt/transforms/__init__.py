@@ -1,0 +1,1 @@
+"""Reading and writing transforms: one file format per module."""

@@ -1,0 +1,45 @@
+"""Resample a volume through a displacement field, once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import SimpleITK as sitk
+
+from .preprocess import INTERPOLATORS
+from .spaces import from_sitk, to_sitk
+from .volume import Volume
+
+if TYPE_CHECKING:
+    from .field import DisplacementField
+    from .preprocess import Interpolation
+
+
+def warp_volume(
+    moving: Volume, field: DisplacementField, interpolation: Interpolation = "linear"
+) -> Volume:
+    """Sample the original moving voxels where the field points.
+
+    ``warped[p] = moving(x + u(x))`` with x the world position of voxel p of the field's grid.
+
+    Args:
+        moving: Image or labels on its own grid.
+        field: Fixed → moving, complete (an affine must be part of it).
+        interpolation: "nearest" for label maps, so that no new labels appear.
+
+    Returns:
+        Volume on the field's grid, dtype of `moving`. Outside the moving image it has that image's
+        minimum (air, whatever its number), and 0 for "nearest".
+    """
+    vectors = to_sitk(field.vectors_mm, field.grid)
+    warped = sitk.Warp(
+        to_sitk(moving.data, moving.grid),
+        vectors,
+        interpolator=INTERPOLATORS[interpolation],
+        outputSize=field.grid.shape,
+        outputOrigin=vectors.GetOrigin(),
+        outputSpacing=vectors.GetSpacing(),
+        outputDirection=vectors.GetDirection(),
+        edgePaddingValue=float(moving.data.min()) if interpolation == "linear" else 0.0,
+    )
+    return Volume(from_sitk(warped)[0], field.grid, moving.name)

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import paramorph_rt
+import pytest
+from paramorph_rt.cli import main
+from paramorph_rt.volume import save_labels, save_volume
+
+from .phantoms import (
+    centred_grid,
+    head,
+    head_labels,
+    read_manifest,
+    volume_of,
+    write_bundle,
+    write_manifest,
+    write_nifti,
+)
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess:
+    """Run a fresh interpreter that finds the package where this one found it."""
+    home = str(Path(paramorph_rt.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": home},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def files(tmp_path, zero_bundle_path) -> dict[str, Path]:
+    """A pair with labels on disk, and the options of a good call."""
+    moving = centred_grid("LAS", (46, 52, 40), (1, 1, 1))
+    fixed = centred_grid("oblique", (54, 58, 50), (1, 1, 1))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, grid in (("moving", moving), ("fixed", fixed)):
+        save_volume(folder / f"{name}.nii.gz", volume_of(head, grid))
+        save_labels(folder / f"{name}_labels.nii.gz", volume_of(head_labels, grid))
+    return {
+        "--moving": folder / "moving.nii.gz",
+        "--fixed": folder / "fixed.nii.gz",
+        "--moving-labels": folder / "moving_labels.nii.gz",
+        "--fixed-labels": folder / "fixed_labels.nii.gz",
+        "--model": zero_bundle_path,
+        "--out-dir": tmp_path / "out",
+    }
+
+
+def infer(files: dict[str, Path], *flags: str) -> int:
+    return main(["infer", *(str(word) for option in files.items() for word in option), *flags])
+
+
+def test_json_goes_to_stdout_and_progress_to_stderr(files, capsys):
+    assert infer(files, "--json", "--threads", "1") == 0
+    captured = capsys.readouterr()
+    stored = json.loads((files["--out-dir"] / "metrics.json").read_text())
+    assert json.loads(captured.out) == stored
+    assert stored["dice"]["after"]["mean"] > 0.9
+    assert "affine …" in captured.err
+    assert "network: " in captured.err
+
+
+def test_table_is_for_people(files, capsys):
+    assert infer(files, "--no-affine") == 0
+    printed = capsys.readouterr().out
+    for word in ("before", "after", "NCC", "mean Dice", "mean ASSD (mm)", "folded", "results in"):
+        assert word in printed
+
+
+def test_second_run_needs_force(files, capsys):
+    assert infer(files) == 0
+    before = (files["--out-dir"] / "warped.nii.gz").stat()
+    capsys.readouterr()
+    assert infer(files) == 1
+    error = capsys.readouterr().err
+    assert "pass --force" in error
+    assert "network" not in error  # refused before the work
+    assert (files["--out-dir"] / "warped.nii.gz").stat() == before
+    assert infer(files, "--force") == 0
+
+
+def spoil_nan(files):
+    image = nib.load(files["--fixed"])
+    data = image.get_fdata()
+    data[3, 4, 5] = np.nan
+    nib.save(nib.Nifti1Image(data, image.affine), files["--fixed"])
+
+
+def spoil_truncated(files):
+    content = files["--moving"].read_bytes()
+    files["--moving"].write_bytes(content[: len(content) // 2])
+
+
+def spoil_affine(files, affine):
+    image = nib.load(files["--moving"])
+    image.set_sform(affine, code=1)
+    image.set_qform(None, code=0)
+    data = image.get_fdata(dtype=np.float32)
+    spoiled = nib.Nifti1Image(data, None, image.header)
+    nib.save(spoiled, files["--moving"])
+
+
+def spoil_hash(files):
+    folder = files["--out-dir"].parent / "bundle"
+    files["--model"] = write_bundle(folder, np.zeros((3, 20, 24, 16), np.float32))
+    manifest = read_manifest(folder)
+    manifest["files"]["registration.onnx"]["sha256"] = "0" * 64
+    write_manifest(folder, manifest)
+
+
+def spoil_far(files):
+    for name in ("--moving", "--moving-labels"):
+        image = nib.load(files[name])
+        affine = image.affine.copy()
+        affine[0, 3] += 500
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), files[name])
+
+
+BAD_INPUT = {
+    "missing file": (lambda f: f["--moving"].unlink(), "found none; check the path"),
+    "no NIfTI": (lambda f: f["--moving"].write_text("text"), "expected a NIfTI file"),
+    "truncated": (spoil_truncated, "truncated"),
+    "4-D": (lambda f: write_nifti(f["--fixed"], np.ones((5, 6, 7, 2))), "expected a 3-D volume"),
+    "NaN": (spoil_nan, "1 voxels of NaN or Inf"),
+    "constant": (lambda f: write_nifti(f["--fixed"], np.ones((5, 6, 7))), "constant 1"),
+    "singular": (lambda f: spoil_affine(f, np.diag([1, 0, 1, 1])), "singular"),
+    "sheared": (lambda f: spoil_affine(f, np.eye(4) + np.eye(4, k=1) * 0.1), "sheared"),
+    "labels of another grid": (
+        lambda f: f.update({"--moving-labels": f["--fixed-labels"]}),
+        "expected the grid of moving.nii.gz",
+    ),
+    "no labels": (
+        lambda f: write_nifti(f["--moving-labels"], np.zeros((5, 6, 7), np.uint8)),
+        "at least one label",
+    ),
+    "no overlap": (spoil_far, "or leave out --no-affine"),
+    "no bundle": (lambda f: f.update({"--model": f["--moving"].parent}), "expected a bundle"),
+    "wrong hash": (spoil_hash, "the file was altered"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_sentence_and_leaves_nothing(files, capsys, case):
+    spoil, match = BAD_INPUT[case]
+    spoil(files)
+    assert infer(files, "--no-affine") == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    sentence = lines[-1]
+    assert sentence.startswith("paramorph-rt: ")
+    assert match in sentence
+    assert "Traceback" not in "".join(lines)
+    assert not files["--out-dir"].exists()
+    assert not list(files["--out-dir"].parent.glob(".paramorph*"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["infer"], ["infer", "--threads", "0"], ["other"]])
+def test_wrong_usage_is_exit_code_two(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "usage: paramorph-rt" in capsys.readouterr().err
+
+
+def test_help_comes_at_once():
+    start = time.perf_counter()
+    result = run_python("-m", "paramorph_rt", "--help")
+    seconds = time.perf_counter() - start
+    assert result.returncode == 0
+    assert "infer" in result.stdout
+    # 0.08 s alone; the limit leaves room for a busy machine.
+    assert seconds < 0.5
+
+
+def test_help_of_infer_names_every_option():
+    result = run_python("-m", "paramorph_rt", "infer", "--help")
+    for option in (
+        *("--moving", "--fixed", "--out-dir", "--model", "--moving-labels", "--fixed-labels"),
+        *("--no-affine", "--threads", "--force", "--json"),
+    ):
+        assert option in result.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    program = (
+        "import sys, paramorph_rt, paramorph_rt.cli;"
+        "heavy = {'torch', 'onnx', 'scipy', 'numpy', 'nibabel', 'SimpleITK', 'onnxruntime'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = run_python("-c", program)
+    assert (result.stdout.strip(), result.stderr) == ("[]", "")
+
+
+def test_registering_needs_the_base_install_only():
+    # nibabel takes scipy when it is there, so ask for what must work without it instead.
+    program = (
+        "import sys;"
+        "sys.modules.update(dict.fromkeys(['torch', 'onnx', 'scipy', 'medpy', 'matplotlib']));"
+        "import paramorph_rt.registration"
+    )
+    result = run_python("-c", program)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_public_names_exist():
+    assert all(getattr(paramorph_rt, name) for name in paramorph_rt.__all__ if name[0] != "_")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = paramorph_rt.nothing
+
+
+def test_runtime_imports_no_other_wing():
+    for path in Path(paramorph_rt.__file__).parent.rglob("*.py"):
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if words[:1] in (["import"], ["from"]):
+                assert words[1].split(".")[0] not in {"paramorph", "paramorph_export", "torch"}

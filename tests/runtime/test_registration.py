@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from paramorph_rt import Registration, RegistrationResult
+from paramorph_rt.errors import VolumeError
+from paramorph_rt.preprocess import network_grid_for
+from paramorph_rt.spaces import Grid
+from paramorph_rt.volume import Volume, load_volume, save_labels, save_volume
+from scipy.ndimage import map_coordinates
+
+from .phantoms import (
+    centred_grid,
+    head,
+    head_labels,
+    smooth_displacement_vox,
+    volume_of,
+    world_points,
+    write_bundle,
+)
+
+# Moving and fixed differ in orientation, spacing, shape and handedness.
+GRIDS = {
+    "RAS-RAS": (("RAS", (46, 52, 40), (1, 1, 1)), ("RAS", (44, 50, 42), (1, 1, 1))),
+    "LAS-RAS": (("LAS", (46, 52, 40), (1, 1, 1)), ("RAS", (44, 50, 42), (1, 1, 1))),
+    "RAS-LPS": (("RAS", (46, 52, 40), (1, 1, 1)), ("LPS", (44, 50, 42), (1, 1, 1))),
+    "LPS-oblique": (("LPS", (46, 52, 40), (1, 1, 1)), ("oblique", (54, 58, 50), (1, 1, 1))),
+    "oblique-LAS": (("oblique", (56, 58, 52), (1, 1, 1)), ("LAS", (44, 50, 42), (1, 1, 1))),
+    "SPR-anisotropic": (("SPR", (40, 52, 46), (1, 1, 1)), ("LAS", (50, 56, 14), (0.9, 0.9, 3))),
+}
+
+
+def pair_on(key: str) -> tuple[Volume, Volume]:
+    moving, fixed = GRIDS[key]
+    return (
+        volume_of(head, centred_grid(*moving), "moving.nii.gz"),
+        volume_of(head, centred_grid(*fixed), "fixed.nii.gz"),
+    )
+
+
+def true_displacement_mm(fixed: Volume, inputs, displacement_vox: np.ndarray) -> np.ndarray:
+    """The network's displacement at the fixed voxels, by scipy and nibabel alone."""
+    network = network_grid_for(fixed, inputs)
+    index = nib.affines.apply_affine(
+        np.linalg.inv(network.affine) @ fixed.grid.affine,
+        np.stack(np.meshgrid(*map(np.arange, fixed.grid.shape), indexing="ij"), axis=-1),
+    )
+    sampled = [
+        map_coordinates(component, np.moveaxis(index, -1, 0), order=1, mode="nearest")
+        for component in displacement_vox
+    ]
+    return np.stack(sampled, axis=-1) @ network.affine[:3, :3].T
+
+
+@pytest.mark.parametrize("key", GRIDS)
+def test_known_deformation_is_undone(bundle_path, key):
+    """The network's answer is known, so the moving image that it explains is known as well."""
+    template, fixed = pair_on(key)
+    registration = Registration(bundle_path)
+    truth_mm = true_displacement_mm(fixed, registration.bundle.inputs, smooth_displacement_vox())
+    # fixed(x) = moving(x + u(x)): the fixed image is the head seen through the displacement.
+    seen = volume_of(head, fixed.grid, "fixed.nii.gz", through=lambda points: points + truth_mm)
+    # The same grid must come out of the deformed image; it depends on the foreground's box.
+    truth_mm = true_displacement_mm(seen, registration.bundle.inputs, smooth_displacement_vox())
+    result = registration(template, seen, affine=False)
+    np.testing.assert_allclose(result.displacement.vectors_mm, truth_mm, atol=1e-3)
+    expected = head(world_points(fixed.grid) + truth_mm)
+    # Linear interpolation of the 1 mm moving image blurs its steep rim by a few units of 170.
+    assert np.abs(result.warped.data - expected).mean() < 1.0
+    assert result.metrics["ncc"]["after"] > result.metrics["ncc"]["before"]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("key", GRIDS)
+def test_itk_applying_the_saved_displacement_reproduces_the_warped_image(
+    bundle_path, tmp_path, key, affine
+):
+    moving, fixed = pair_on(key)
+    labels = volume_of(head_labels, moving.grid, "labels")
+    save_volume(tmp_path / "moving.nii.gz", moving)
+    save_labels(tmp_path / "labels.nii.gz", labels)
+    result = Registration(bundle_path)(moving, fixed, labels, affine=affine)
+    result.save(tmp_path / "out")
+
+    field = sitk.ReadImage(tmp_path / "out/displacement.nii.gz", sitk.sitkVectorFloat64)
+    transform = sitk.DisplacementFieldTransform(field)
+    for name, saved, interpolator in (
+        ("moving", "warped", sitk.sitkLinear),
+        ("labels", "warped_labels", sitk.sitkNearestNeighbor),
+    ):
+        ours = sitk.ReadImage(tmp_path / f"out/{saved}.nii.gz")
+        source = sitk.ReadImage(tmp_path / f"{name}.nii.gz")
+        outside = float(sitk.GetArrayViewFromImage(source).min())
+        theirs = sitk.Resample(source, ours, transform, interpolator, outside)
+        difference = np.abs(
+            sitk.GetArrayFromImage(theirs).astype(float) - sitk.GetArrayFromImage(ours)
+        )
+        # The header's float32 affine moves samples by 1e-6 mm: nothing to an intensity of 170,
+        # and enough to tip a label whose sample lies exactly between two voxels.
+        assert (difference > 1e-2).mean() < 1e-3
+
+
+@pytest.mark.parametrize("key", GRIDS)
+def test_affine_file_alone_is_the_displacement_of_a_network_that_does_nothing(
+    zero_bundle_path, tmp_path, key
+):
+    moving, fixed = pair_on(key)
+    moving = Volume(moving.data, moved(moving.grid, (4.0, -3.0, 2.0)), moving.name)
+    result = Registration(zero_bundle_path)(moving, fixed)
+    result.save(tmp_path / "out")
+    transform = sitk.ReadTransform(str(tmp_path / "out/affine.tfm"))
+    index = (3, 4, 5)
+    point = world_points(fixed.grid)[index]
+    mapped = np.array(transform.TransformPoint((point * [-1, -1, 1]).tolist())) * [-1, -1, 1]
+    np.testing.assert_allclose(mapped, point + result.displacement.vectors_mm[index], atol=1e-3)
+    np.testing.assert_allclose(mapped - point, (4, -3, 2), atol=1.5)
+    assert result.metrics["ncc"]["after"] > 0.97
+
+
+def moved(grid: Grid, by_mm) -> Grid:
+    affine = grid.affine.copy()
+    affine[:3, 3] += by_mm
+    return Grid(grid.shape, affine)
+
+
+@pytest.fixture(scope="module")
+def labelled(bundle_path) -> RegistrationResult:
+    moving, fixed = pair_on("LAS-RAS")
+    return Registration(bundle_path, threads=1)(
+        moving,
+        fixed,
+        volume_of(head_labels, moving.grid, "moving labels"),
+        volume_of(head_labels, fixed.grid, "fixed labels"),
+        affine=False,
+    )
+
+
+def test_everything_is_written_and_lies_on_the_fixed_grid(labelled, tmp_path):
+    labelled.save(tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("warped.nii.gz", "displacement.nii.gz", "affine.tfm", "warped_labels.nii.gz"),
+        "metrics.json",
+    }
+    _, fixed = pair_on("LAS-RAS")
+    for name in ("warped", "warped_labels", "displacement"):
+        image = nib.load(tmp_path / f"out/{name}.nii.gz")
+        assert image.shape[:3] == fixed.grid.shape
+        np.testing.assert_allclose(image.affine, fixed.grid.affine, atol=1e-4)
+    assert load_volume(tmp_path / "out/warped.nii.gz").data.dtype == np.float32
+
+
+def test_metrics_are_complete(labelled, tmp_path):
+    labelled.save(tmp_path / "out")
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["model"] == "known-displacement"
+    assert set(metrics["ncc"]) == set(metrics["dice"]) == {"before", "affine", "after"}
+    assert set(metrics["assd_mm"]) == {"before", "after"}
+    # Both images are the same head, so the known displacement makes everything worse.
+    assert metrics["dice"]["before"]["mean"] > 0.95 > metrics["dice"]["after"]["mean"] > 0.5
+    assert metrics["assd_mm"]["before"]["mean"] < 0.1 < metrics["assd_mm"]["after"]["mean"] < 4
+    assert set(metrics["dice"]["after"]["labels"]) == {"1", "2", "7"}
+    assert metrics["nonpositive_jacobian_percent"] == 0.0
+    stages = ["load", "affine", "preprocess", "network", "warp", "metrics", "save"]
+    assert list(metrics["seconds"]) == stages
+    assert metrics["network_grid"]["spacing_growth"] >= 1
+
+
+def test_folds_are_counted(tmp_path):
+    displacement_vox = smooth_displacement_vox()
+    displacement_vox[0, 8:12] += 8 * np.sin(np.arange(4))[:, None, None]
+    bundle = write_bundle(tmp_path / "bundle", displacement_vox)
+    result = Registration(bundle)(*pair_on("RAS-RAS"), affine=False)
+    assert 1 < result.metrics["nonpositive_jacobian_percent"] < 30
+
+
+def test_labels_are_optional(zero_bundle_path, tmp_path):
+    result = Registration(zero_bundle_path)(*pair_on("RAS-RAS"), affine=False)
+    assert result.warped_labels is None
+    assert "dice" not in result.metrics
+    result.save(tmp_path / "out")
+    assert not (tmp_path / "out/warped_labels.nii.gz").exists()
+
+
+def test_fixed_labels_need_moving_labels(zero_bundle_path):
+    moving, fixed = pair_on("RAS-RAS")
+    labels = volume_of(head_labels, fixed.grid, "fixed labels")
+    with pytest.raises(VolumeError, match="expected moving labels to compare it with"):
+        Registration(zero_bundle_path)(moving, fixed, fixed_labels=labels)
+
+
+def test_label_maps_need_a_label_in_common(zero_bundle_path):
+    moving, fixed = pair_on("RAS-RAS")
+    labels = volume_of(head_labels, moving.grid, "moving labels")
+    other = volume_of(head_labels, fixed.grid, "fixed labels")
+    other = Volume(other.data * 100, other.grid, other.name)
+    with pytest.raises(VolumeError, match="expected labels in common with fixed labels"):
+        Registration(zero_bundle_path)(moving, fixed, labels, other)
+
+
+def test_progress_is_logged(zero_bundle_path, caplog):
+    caplog.set_level(logging.INFO, "paramorph_rt")
+    Registration(zero_bundle_path)(*pair_on("RAS-RAS"), affine=False)
+    assert "network …" in caplog.messages
+    assert any(message.startswith("network: ") for message in caplog.messages)
+
+
+def test_one_registration_does_many_pairs_equally(bundle_path):
+    registration = Registration(bundle_path)
+    first, second = (registration(*pair_on("LPS-oblique")) for _ in range(2))
+    np.testing.assert_array_equal(first.warped.data, second.warped.data)
+    np.testing.assert_array_equal(first.displacement.vectors_mm, second.displacement.vectors_mm)
