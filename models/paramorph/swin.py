@@ -47,27 +47,27 @@ class WindowAttention(nn.Module):
         query_tokens: Float[Tensor, "b windows*places c"] | None = None,
     ) -> Float[Tensor, "b windows*places c"]:
         channels = tokens.shape[-1]
-        query_weight, key_value_weight = self.qkv.weight.split([channels, 2 * channels])
-        query_weight = query_weight * self.scale  # scales channels² numbers, not all queries
+        query_weight = self.qkv.weight[:channels] * self.scale  # cheaper than scaling the queries
+        key_value_weight = self.qkv.weight[channels:]
         if query_tokens is None:
             weight = torch.cat([query_weight, key_value_weight])
-            q, k, v = self._heads(F.linear(tokens, weight), layout, 3)
+            q, k, v = self._heads(F.linear(tokens, weight), layout, 3).chunk(3)
         else:
-            (q,) = self._heads(F.linear(query_tokens, query_weight), layout, 1)
-            k, v = self._heads(F.linear(tokens, key_value_weight), layout, 2)
+            q = self._heads(F.linear(query_tokens, query_weight), layout, 1)
+            k, v = self._heads(F.linear(tokens, key_value_weight), layout, 2).chunk(2)
         logits = q @ k.transpose(-2, -1) + self.position_bias()
         if layout.mask is not None:
             logits = logits + layout.mask
         out = logits.softmax(-1) @ v  # (1, b, windows, heads, places, c / heads)
         return self.proj(out.transpose(-3, -2).reshape(tokens.shape))
 
-    def _heads(self, x: Tensor, layout: WindowLayout, parts: int) -> tuple[Tensor, ...]:
-        """Cut (b, windows·places, parts·c) into `parts` of (1, b, windows, heads, places, c/heads).
+    def _heads(self, x: Tensor, layout: WindowLayout, parts: int) -> Tensor:
+        """(b, windows·places, parts·c) → (parts, b, windows, heads, places, c / heads).
 
-        The leading 1 stays: dropping it would cost a graph node per part when exported.
+        Chunks of it keep a leading 1: dropping it would cost a graph node each when exported.
         """
         cut = x.reshape(x.shape[0], layout.windows, self.places, parts, self.heads, -1)
-        return cut.permute(3, 0, 1, 4, 2, 5).chunk(parts)
+        return cut.permute(3, 0, 1, 4, 2, 5)
 
 
 class DropPath(nn.Module):

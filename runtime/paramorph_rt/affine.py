@@ -64,10 +64,11 @@ def align_affine(moving: Volume, fixed: Volume) -> Float[np.ndarray, "4 4"]:
         # Threads add up the histogram in any order; one gives the same bits every time, and on
         # the small copies it is faster as well.
         with itk_threads(1):
-            if cut_out:
-                transform = _rotated(start, (0.0, 0.0, 0.0))
-            else:
-                transform = _best_rotation(coarse_moving, coarse_fixed, start)
+            transform: sitk.Transform = (
+                _rotated(start, (0.0, 0.0, 0.0))
+                if cut_out
+                else _best_rotation(coarse_moving, coarse_fixed, start)
+            )
             _climb(coarse_moving, coarse_fixed, transform, first_step_mm=coarse_mm / 3)
             _climb(fine_moving, fine_fixed, transform, first_step_mm=fine_mm / 6)
             before, after = (_similarity(fine_moving, fine_fixed, t) for t in (start, transform))
@@ -98,7 +99,7 @@ def _is_cut_out(volume: Volume) -> bool:
     mask = volume.data > foreground_threshold(volume.data)
     inner = mask[1:-1, 1:-1, 1:-1]
     border = np.count_nonzero(mask) - np.count_nonzero(inner)
-    return border > 0.5 * (mask.size - inner.size)
+    return bool(border > 0.5 * (mask.size - inner.size))
 
 
 def _shrunk(volume: Volume, spacing_mm: float) -> Volume:
@@ -147,9 +148,7 @@ def _best_rotation(
     return max(candidates, key=lambda candidate: _similarity(moving, fixed, candidate))
 
 
-def _rotated(
-    start: sitk.AffineTransform, angles_rad: tuple[float, float, float]
-) -> sitk.Euler3DTransform:
+def _rotated(start: sitk.AffineTransform, angles_rad: tuple[float, ...]) -> sitk.Euler3DTransform:
     """A rigid transform with the centre and translation of `start`."""
     return sitk.Euler3DTransform(start.GetCenter(), *angles_rad, start.GetTranslation())
 

@@ -162,7 +162,7 @@ def normalise(
 
 
 def _any_along_others(mask: Bool[np.ndarray, "i j k"], axis: int) -> Bool[np.ndarray, " n"]:
-    return mask.any(axis=tuple(other for other in range(3) if other != axis))
+    return np.any(mask, axis=tuple(other for other in range(3) if other != axis))
 
 
 def _step_in_voxels(

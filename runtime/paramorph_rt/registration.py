@@ -148,7 +148,7 @@ class Registration:
                 metrics = self._describe(moving, fixed, pair)
                 stages = _stages(moving, fixed, to_moving, warped, "linear")
                 metrics["ncc"] = compare_images(fixed, stages)
-                if fixed_labels is not None:
+                if moving_labels and warped_labels and fixed_labels:
                     stages = _stages(moving_labels, fixed, to_moving, warped_labels, "nearest")
                     metrics |= compare_labels(fixed_labels, moving_labels, stages)
                 metrics["nonpositive_jacobian_percent"] = nonpositive_jacobian_percent(field)

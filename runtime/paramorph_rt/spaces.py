@@ -32,7 +32,7 @@ class Grid:
         affine: 4×4 float64, voxel index → world mm, RAS+.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     affine: Float[np.ndarray, "4 4"]
 
     def __post_init__(self) -> None:
@@ -98,13 +98,13 @@ def network_grid(
     source = np.argsort(steps[:, 0])  # source[axis of the result] = axis of `fixed`
     directions = (fixed.directions * steps[:, 1])[:, source]
 
-    box_lo, box_hi, shape = np.asarray(box_lo), np.asarray(box_hi), np.asarray(shape)
-    extent_mm = ((box_hi - box_lo) * fixed.spacing)[source]
-    growth = max(1.0, float((extent_mm / (shape * spacing_mm)).max()))
+    extent_mm = (np.subtract(box_hi, box_lo) * fixed.spacing)[source]
+    growth = max(1.0, float((extent_mm / np.multiply(shape, spacing_mm)).max()))
 
     affine = np.eye(4)
     affine[:3, :3] = directions * np.asarray(spacing_mm) * growth
-    affine[:3, 3] = fixed.world((box_lo + box_hi - 1) / 2) - affine[:3, :3] @ ((shape - 1) / 2)
+    centre = fixed.world(np.add(box_lo, box_hi) / 2 - 0.5)
+    affine[:3, 3] = centre - affine[:3, :3] @ (np.subtract(shape, 1) / 2)
     return Grid(tuple(shape), affine)
 
 
@@ -139,7 +139,7 @@ def affine_from_itk(transform: sitk.Transform) -> Float[np.ndarray, "4 4"]:
     return flip_affine(lps)
 
 
-def place(image: sitk.Image, grid: Grid) -> None:
+def place(image: sitk.Image | sitk.ResampleImageFilter, grid: Grid) -> None:
     """Give an ITK image, or a resampling filter's output, the geometry of `grid`."""
     origin, direction = flip_vectors(grid.affine[:3, 3]), _FLIP @ grid.directions
     for name, value in (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ..errors import ParamorphError
 from . import infer
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 class _Version(argparse.Action):
     """Looks the version up only when asked, as that reads the installed metadata."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: str) -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, **kwargs)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:

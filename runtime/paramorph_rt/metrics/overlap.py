@@ -34,7 +34,7 @@ def dice(
 
 def mean_over(values: Mapping[int, float | None], labels: Iterable[int]) -> float | None:
     """Mean of a metric over some labels, without those that have no value; None if none has."""
-    found = [values[label] for label in labels if values.get(label) is not None]
+    found = [value for label in labels if (value := values.get(label)) is not None]
     return float(np.mean(found)) if found else None
 
 

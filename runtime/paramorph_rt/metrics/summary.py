@@ -51,11 +51,11 @@ def compare_labels(
     result: dict[str, dict[Stage, Any]] = {"dice": {}, "assd_mm": {}}
     for stage, labels in stages.items():
         overlap = dice(fixed.data, labels)
-        values = {label: overlap.get(label, 0.0) for label in union}
-        result["dice"][stage] = _with_mean(values, common)
+        overlap = {label: overlap.get(label, 0.0) for label in union}
+        result["dice"][stage] = _with_mean(overlap, common)
         if stage != "affine":  # the surfaces of a brain's labels take seconds per stage
-            values = assd_mm(fixed.data, labels, fixed.grid.spacing, union)
-            result["assd_mm"][stage] = _with_mean(values, common)
+            distance = assd_mm(fixed.data, labels, fixed.grid.spacing, union)
+            result["assd_mm"][stage] = _with_mean(distance, common)
     return result
 
 

@@ -98,4 +98,5 @@ def _boxes(labels: Integer[np.ndarray, "i j k"]) -> dict[int, Box]:
 
 def _joint_window(first: Box, second: Box) -> tuple[slice, slice, slice]:
     lo, hi = np.minimum(first[0], second[0]), np.maximum(first[1], second[1])
-    return tuple(slice(int(a), int(b)) for a, b in zip(lo, hi, strict=True))
+    i, j, k = (slice(int(a), int(b)) for a, b in zip(lo, hi, strict=True))
+    return i, j, k

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 
 from ..errors import VolumeError
 from ..field import DisplacementField
+from ..nifti import write_nifti
 from ..spaces import Grid, affine_from_itk, flip_vectors, itk_affine
 
 if TYPE_CHECKING:
@@ -24,12 +25,7 @@ if TYPE_CHECKING:
 def write_displacement(path: Path, field: DisplacementField) -> None:
     """Write a field as ITK reads it: float32 (X, Y, Z, 1, 3), vector intent, LPS mm."""
     vectors = flip_vectors(field.vectors_mm.astype(np.float32, copy=False))
-    image = nib.Nifti1Image(vectors[:, :, :, np.newaxis, :], field.grid.affine)
-    image.header.set_intent("vector")
-    image.set_sform(field.grid.affine, code="scanner")
-    image.set_qform(field.grid.affine, code="scanner")
-    image.header.set_xyzt_units("mm", "sec")
-    nib.save(image, path)
+    write_nifti(path, vectors[:, :, :, np.newaxis, :], field.grid, intent="vector")
 
 
 def read_displacement(path: Path) -> DisplacementField:
@@ -38,7 +34,12 @@ def read_displacement(path: Path) -> DisplacementField:
     Raises:
         VolumeError: The file is not a 5-D NIfTI of three-component vectors.
     """
-    image = nib.load(path)
+    try:
+        image = nib.Nifti1Image.from_filename(path)
+    except (OSError, nib.filebasedimages.ImageFileError) as err:
+        raise VolumeError(
+            f"{path}: expected an ITK displacement field, got no readable NIfTI; check the path."
+        ) from err
     if image.ndim != 5 or image.shape[3:] != (1, 3) or image.header["intent_code"] != 1007:
         raise VolumeError(
             f"{path}: expected an ITK displacement field of shape (X, Y, Z, 1, 3) with vector "
