@@ -73,7 +73,8 @@ _DEFINITION = f"""
         one = Constant <value = float {{1.0}}> ()
         two = Constant <value = float {{2.0}}> ()
         u = Cast <to: int = 1> (displacement)
-        d_displacement, h_displacement, w_displacement = Split <axis: int = 1, num_outputs: int = 3> (u)
+        d_displacement, h_displacement, w_displacement =
+            Split <axis: int = 1, num_outputs: int = 3> (u)
 {_coordinate(2, "d")}{_coordinate(3, "h")}{_coordinate(4, "w")}
         channels = Concat <axis: int = 1> (w, h, d)
         grid = Transpose <perm: ints = [0, 2, 3, 4, 1]> (channels)

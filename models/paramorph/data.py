@@ -111,7 +111,7 @@ def prepare_subjects(
             _write_npz(path, _prepare(files, fixed, spec))
             report(f"prepared {files.name}")
         with np.load(path) as arrays:
-            labels = arrays["labels"] if "labels" in arrays else None
+            labels = arrays.get("labels")
             prepared.append(Subject(files.name, arrays["image"].astype(np.float32), labels))
     return prepared
 

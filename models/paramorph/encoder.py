@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -42,9 +43,7 @@ class ConvBranch(nn.Module):
         e, r = config.embed_dim, config.expansion
         widths = [1, e // 2, e, 2 * e, 4 * e, 8 * e]
         self.blocks = nn.ModuleList(NeXtBlock(c, r) for c in widths[:-1])
-        self.downs = nn.ModuleList(
-            NeXtDown(c, out, r) for c, out in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.downs = nn.ModuleList(NeXtDown(c, out, r) for c, out in pairwise(widths))
 
     def forward(self, x: Float[Tensor, "b 1 d h w"]) -> list[Tensor]:
         features = []

@@ -78,10 +78,10 @@ def window_layout(
     Each axis is padded at its end up to a multiple of its own window; a size smaller than the
     window is padded too.
 
-    `config.window_return` says how windows become a volume again. `exact`: every token returns to where
-    it came from. `reference`: as in the reference code, whose last two window axes and first two
-    in-window axes change places on the way back (a slip that it shares with its upstream), so that
-    attention reaches other tokens than those it was computed for. Weights trained that way need it.
+    `config.window_return` says how windows become a volume again. `exact`: every token returns to
+    where it came from. `reference`: as in the reference code, which on the way back puts the axes
+    in the order (D/w, W/w, w, H/w, w, w), so that what attention computed for one token is added to
+    another. Weights trained that way need it that way.
 
     Source:
         Liu et al., Swin Transformer (2021), sec. 3.2, in 3-D.
@@ -125,6 +125,21 @@ def relative_position_index(window: Size) -> Int[Tensor, "places places"]:
     spans = [2 * w - 1 for w in window]
     d, h, w = (o + s - 1 for o, s in zip(offset, window, strict=True))
     return (d * spans[1] + h) * spans[2] + w
+
+
+def prepare_tables(shape: Size, config: NetworkConfig, device: torch.device) -> None:
+    """Compute all tables that a network of `config` looks up at volume size `shape`.
+
+    A forward pass would do so by itself; a tracer must find them already there, or the making of
+    the tables becomes part of its graph.
+    """
+    size: Size = tuple(n // 4 for n in shape)
+    for scale in range(4):
+        for shifted in (False, True):
+            window_layout(size, config, shifted, device)
+        if scale < 3:
+            merge_table(size, device)
+        size = tuple(n // 2 for n in size)
 
 
 def _counts(padded_size: Sequence[int], window: Size) -> list[int]:

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
 from paramorph_rt.spaces import Grid
 from paramorph_rt.volume import Volume
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from paramorph_rt.affine import align_affine
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
 from paramorph_rt.preprocess import resample_to_grid

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from paramorph_rt.backends.onnxruntime import OnnxRuntimeBackend
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.errors import BackendError

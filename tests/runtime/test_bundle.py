@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from paramorph_rt import bundle as bundle_module
 from paramorph_rt.bundle import default_bundle_path, load_bundle
 from paramorph_rt.errors import BundleError

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import paramorph_rt
 import pytest
+
+import paramorph_rt
 from paramorph_rt.cli import main
 from paramorph_rt.volume import save_labels, save_volume
 

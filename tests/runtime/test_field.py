@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
+
 from paramorph_rt.field import DisplacementField, field_from_network
 from paramorph_rt.spaces import Grid
-from scipy.ndimage import map_coordinates
 
 from .phantoms import affine_of, centred_grid, smooth_displacement_vox, world_points
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from medpy.metric.binary import assd as medpy_assd
 from medpy.metric.binary import dc as medpy_dice
+
 from paramorph_rt.field import DisplacementField
 from paramorph_rt.metrics.deformation import nonpositive_jacobian_percent
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from paramorph_rt.errors import OutputError
 from paramorph_rt.outputs import check_outputs, staged_outputs
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
+
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
 from paramorph_rt.errors import AlignmentError
 from paramorph_rt.preprocess import (
@@ -13,7 +15,6 @@ from paramorph_rt.preprocess import (
 )
 from paramorph_rt.spaces import Grid
 from paramorph_rt.volume import Volume
-from scipy.ndimage import map_coordinates
 
 from .phantoms import centred_grid, head, head_labels, volume_of, world_points
 

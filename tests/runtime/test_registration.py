@@ -7,12 +7,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.ndimage import map_coordinates
+
 from paramorph_rt import Registration, RegistrationResult
 from paramorph_rt.errors import VolumeError
 from paramorph_rt.preprocess import network_grid_for
 from paramorph_rt.spaces import Grid
 from paramorph_rt.volume import Volume, load_volume, save_labels, save_volume
-from scipy.ndimage import map_coordinates
 
 from .phantoms import (
     centred_grid,

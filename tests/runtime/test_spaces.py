@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import paramorph_rt
 import pytest
 import SimpleITK as sitk
+
+import paramorph_rt
 from paramorph_rt import spaces
 from paramorph_rt.spaces import Grid
 

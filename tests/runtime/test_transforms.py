@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
 from paramorph_rt.errors import VolumeError
 from paramorph_rt.field import DisplacementField
 from paramorph_rt.spaces import Grid

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
 from paramorph_rt.errors import VolumeError
 from paramorph_rt.spaces import Grid
 from paramorph_rt.volume import (

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
+
 from paramorph_rt.field import DisplacementField
 from paramorph_rt.spaces import Grid
 from paramorph_rt.volume import Volume
 from paramorph_rt.warp import warp_volume
-from scipy.ndimage import map_coordinates
 
 from .phantoms import affine_of, centred_grid, head, head_labels, volume_of, world_points
 
