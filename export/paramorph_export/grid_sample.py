@@ -45,23 +45,17 @@ SCHEMA = defs.OpSchema(
 _NODE = values.Op(values.Opset(DOMAIN, DOMAIN_VERSION), OP_TYPE, SCHEMA)
 
 
-def _coordinate(axis: int, name: str) -> str:
-    """Normalised coordinate along one axis, broadcastable over the others: (b, 1, d, h, w)."""
-    spread = ", ".join(str(other) for other in range(5) if other != axis)
+def _position(axis: int, name: str) -> str:
+    """Where along one axis each voxel is sampled, in voxels: (b, 1, d, h, w)."""
+    others = ", ".join(str(other) for other in range(5) if other != axis)
     return f"""
         {name}_size = Shape <start: int = {axis}, end: int = {axis + 1}> (displacement)
         {name}_count = Squeeze ({name}_size)
         {name}_end = Cast <to: int = 1> ({name}_count)
         {name}_range = Range (zero, {name}_end, one)
-        {name}_axes = Constant <value = int64[4] {{{spread}}}> ()
-        {name}_positions = Unsqueeze ({name}_range, {name}_axes)
-        {name}_at = Add ({name}_displacement, {name}_positions)
-        {name}_volume_size = Shape <start: int = {axis}, end: int = {axis + 1}> (volume)
-        {name}_voxels = Cast <to: int = 1> ({name}_volume_size)
-        {name}_last = Sub ({name}_voxels, one)
-        {name}_scale = Div (two, {name}_last)
-        {name}_scaled = Mul ({name}_at, {name}_scale)
-        {name} = Sub ({name}_scaled, one)"""
+        {name}_others = Constant <value = int64[4] {{{others}}}> ()
+        {name}_voxels = Unsqueeze ({name}_range, {name}_others)
+        {name} = Add ({name}_displacement, {name}_voxels)"""
 
 
 _DEFINITION = f"""
@@ -72,12 +66,20 @@ _DEFINITION = f"""
         zero = Constant <value = float {{0.0}}> ()
         one = Constant <value = float {{1.0}}> ()
         two = Constant <value = float {{2.0}}> ()
+        reversed = Constant <value = int64[3] {{2, 1, 0}}> ()
         u = Cast <to: int = 1> (displacement)
         d_displacement, h_displacement, w_displacement =
             Split <axis: int = 1, num_outputs: int = 3> (u)
-{_coordinate(2, "d")}{_coordinate(3, "h")}{_coordinate(4, "w")}
+{_position(2, "d")}{_position(3, "h")}{_position(4, "w")}
         channels = Concat <axis: int = 1> (w, h, d)
-        grid = Transpose <perm: ints = [0, 2, 3, 4, 1]> (channels)
+        at = Transpose <perm: ints = [0, 2, 3, 4, 1]> (channels)
+        size = Shape <start: int = 2, end: int = 5> (volume)
+        size_whd = Gather (size, reversed)
+        voxels = Cast <to: int = 1> (size_whd)
+        last = Sub (voxels, one)
+        scale = Div (two, last)
+        scaled = Mul (at, scale)
+        grid = Sub (scaled, one)
         volume_float = Cast <to: int = 1> (volume)
         sampled = GridSample <
             mode: string = @interpolation, padding_mode: string = @padding,

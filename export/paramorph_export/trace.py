@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnxscript.optimizer
 import torch
+from onnx_ir.passes.common import DeduplicateInitializersPass
 from onnxscript import ir, opset20
 from torch import nn
 
@@ -77,6 +78,8 @@ def onnx_from_network(network: ParaMorph, shape: tuple[int, int, int]) -> onnx.M
     onnxscript.optimizer.optimize(
         program.model, input_size_limit=_FOLDING_LIMIT, output_size_limit=_FOLDING_LIMIT
     )
+    # Blocks of one scale look up the same tables and masks: one copy of each in the file.
+    DeduplicateInitializersPass(size_limit=_FOLDING_LIMIT)(program.model)
     model = ir.to_proto(program.model)
     model.functions.append(function_definition())
     onnx.checker.check_model(model)

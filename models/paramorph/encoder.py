@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import nn
 
 from paramorph.blocks import NeXtBlock, NeXtDown
@@ -86,7 +85,8 @@ class Encoder(nn.Module):
         self.conv_branch = ConvBranch(config)
         self.patch_embedding = nn.Conv3d(1, widths[0], 4, stride=4)
         self.patch_norm = nn.LayerNorm(widths[0])
-        drop_paths = torch.linspace(0, config.drop_path, sum(config.depths)).tolist()
+        depth = sum(config.depths)
+        drop_paths = [config.drop_path * block / (depth - 1) for block in range(depth)]
         self.stages = nn.ModuleList(
             SwinStage(c, heads, config, [drop_paths.pop(0) for _ in range(depth)])
             for c, heads, depth in zip(widths, config.heads, config.depths, strict=True)

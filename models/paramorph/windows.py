@@ -7,6 +7,7 @@ list, so each is one gather with a table that is computed once per size.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -70,6 +71,7 @@ class WindowLayout:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is cached must serve training as well
 def window_layout(
     size: Size, config: NetworkConfig, shifted: bool, device: torch.device
 ) -> WindowLayout:
@@ -91,11 +93,11 @@ def window_layout(
     shift = [w // 2 if shifted else 0 for w in window]
     tokens = size[0] * size[1] * size[2]
 
-    source = torch.full(padded_size, tokens)
-    source[: size[0], : size[1], : size[2]] = torch.arange(tokens).reshape(size)
+    source = torch.full(padded_size, tokens, device="cpu")
+    source[: size[0], : size[1], : size[2]] = _numbered(*size)
     partition = _cut(source.roll([-s for s in shift], (0, 1, 2)), window)
 
-    places = torch.arange(partition.numel()).reshape(*_counts(padded_size, window), *window)
+    places = _numbered(*_counts(padded_size, window), *window)
     order = (0, 3, 1, 4, 2, 5) if config.window_return == "exact" else (0, 2, 4, 1, 3, 5)
     restore = places.permute(order).reshape(padded_size).roll(shift, (0, 1, 2))
     restore = restore[: size[0], : size[1], : size[2]]
@@ -109,17 +111,19 @@ def window_layout(
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def merge_table(size: Size, device: torch.device) -> Int[Tensor, " tokens"]:
     """Tokens of `size` so that eight consecutive ones are the neighbours that merging joins."""
-    index = torch.arange(size[0] * size[1] * size[2]).reshape(size)
+    index = _numbered(*size)
     lattices = [index[d::2, h::2, w::2] for d, h, w in MERGE_ORDER]
     return torch.stack(lattices, dim=-1).flatten().to(device)
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def relative_position_index(window: Size) -> Int[Tensor, "places places"]:
     """Row of the relative-position bias table for every pair of places in a window."""
-    axes = torch.meshgrid(*[torch.arange(w) for w in window], indexing="ij")
+    axes = torch.meshgrid(*[_numbered(w) for w in window], indexing="ij")
     coordinates = torch.stack(axes).flatten(1)  # (3, places)
     offset = coordinates[:, :, None] - coordinates[:, None, :]
     spans = [2 * w - 1 for w in window]
@@ -142,6 +146,11 @@ def prepare_tables(shape: Size, config: NetworkConfig, device: torch.device) -> 
         size = tuple(n // 2 for n in size)
 
 
+def _numbered(*shape: int) -> Tensor:
+    """0, 1, 2, … in C order. On the CPU whatever the default device is, as tables are cached."""
+    return torch.arange(math.prod(shape), device="cpu").reshape(shape)
+
+
 def _counts(padded_size: Sequence[int], window: Size) -> list[int]:
     return [n // w for n, w in zip(padded_size, window, strict=True)]
 
@@ -157,7 +166,7 @@ def _shift_mask(padded_size: list[int], window: Size, shift: list[int]) -> Tenso
     """Nothing between tokens of one region, MASKED between those of different ones."""
     labels = []
     for n, w, s in zip(padded_size, window, shift, strict=True):
-        label = torch.zeros(n, dtype=torch.long)
+        label = torch.zeros(n, dtype=torch.long, device="cpu")
         label[n - w : n - s] = 1
         label[n - s :] = 2
         labels.append(label)

@@ -1,0 +1,47 @@
+"""A small network with the graph of the paper's size, exported once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from paramorph import CONFIGS, ParaMorph
+from paramorph.checkpoint import WeightsInfo, save_weights
+
+SHAPE = (32, 64, 96)
+
+
+def write_weights(path: Path, seed: int = 0, **options: object) -> Path:
+    """As deep as the paper's network but narrow, moving by about a voxel."""
+    torch.manual_seed(seed)
+    config = CONFIGS["paramorph-tiny"].with_options(
+        depths=(2, 2, 4, 2), window=(2, 3, 2), **options
+    )
+    network = ParaMorph(config)
+    with torch.no_grad():
+        network.decoder.head.weight.normal_(std=0.1)
+    info = WeightsInfo("tiny", config, SHAPE, (2.0, 2.0, 2.0), "LPS", 1.0, 99.0, {"data": "none"})
+    save_weights(path, network.state_dict(), info)
+    return path
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def bundle(weights) -> Path:
+    """The bundle of `weights`."""
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[2] / "export"))
+    try:
+        import to_onnx
+    finally:
+        sys.path.pop(0)
+    out = weights.parent / "bundle"
+    assert to_onnx.main(["--weights", str(weights), "--out-dir", str(out)]) == 0
+    return out

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from paramorph.checkpoint import load_weights, sha256_of
+from paramorph_export import bundle as bundle_module
+from paramorph_export import verify as verify_module
+from paramorph_export.errors import ExportError
+from paramorph_export.trace import RegistrationGraph, onnx_from_network
+from paramorph_export.verify import verify
+from paramorph_rt.backends.onnxruntime import OnnxRuntimeBackend
+from paramorph_rt.bundle import load_bundle
+from paramorph_rt.field import field_from_network
+from paramorph_rt.spaces import Grid
+from paramorph_rt.volume import Volume
+from paramorph_rt.warp import warp_volume
+
+from .conftest import SHAPE, write_weights
+
+NETWORK = "registration.onnx"
+
+
+@pytest.fixture
+def to_onnx(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "export")
+    import to_onnx
+
+    return to_onnx
+
+
+@pytest.fixture
+def instant_trace(bundle, monkeypatch):
+    """Exports that need not wait for the tracer: it gives the graph that it gave before."""
+    monkeypatch.setattr(bundle_module, "onnx_from_network", lambda *_: onnx.load(bundle / NETWORK))
+
+
+def test_graph_is_small_and_standard_but_for_one_node(bundle):
+    model = onnx.load(bundle / NETWORK)
+    onnx.checker.check_model(model)
+    operators = [(node.domain, node.op_type) for node in model.graph.node]
+    assert "ScatterND" not in {op for _, op in operators}
+    assert [op for domain, op in operators if domain] == ["GridSample3D"]
+    assert [(f.domain, f.name) for f in model.functions] == [("paramorph", "GridSample3D")]
+    assert {(o.domain, o.version) for o in model.opset_import} == {("", 20), ("paramorph", 1)}
+
+
+def test_inputs_and_outputs_are_named_and_shaped_as_promised(bundle):
+    graph = onnx.load(bundle / NETWORK).graph
+    shapes = {
+        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.output)
+    }
+    one, three = (1, 1, *SHAPE), (1, 3, *SHAPE)
+    assert shapes == {"moving": one, "fixed": one, "displacement": three, "warped": one}
+
+
+def test_file_computes_what_pytorch_computes(bundle, weights):
+    network, _ = load_weights(weights)
+    measured = verify(bundle / NETWORK, network, SHAPE, seed=7)
+    assert measured["max_displacement_vox"] > 0.1
+    assert measured["max_difference_vox"] < 1e-4
+    assert measured["max_warped_difference"] < 1e-4
+
+
+def test_verification_notices_other_weights(bundle, tmp_path):
+    other, _ = load_weights(write_weights(tmp_path / "other.safetensors", seed=1))
+    with pytest.raises(ExportError, match=r"expected ONNX Runtime within 0\.001 voxel of PyTorch"):
+        verify(bundle / NETWORK, other, SHAPE)
+
+
+def test_manifest_says_all_that_the_runtime_needs(bundle, weights):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["grid"] == {
+        "shape": list(SHAPE),
+        "spacing_mm": [2.0, 2.0, 2.0],
+        "orientation": "LPS",
+    }
+    assert manifest["intensity"]["upper_percentile"] == 99.0
+    assert manifest["precision"] == "fp32"
+    assert manifest["files"][NETWORK]["sha256"] == sha256_of(bundle / NETWORK)
+    assert manifest["provenance"]["weights_sha256"] == sha256_of(weights)
+    assert manifest["provenance"]["data"] == "none"
+    assert manifest["verification"]["max_difference_vox"] <= 1e-3
+    assert load_bundle(bundle).inputs.grid.shape == SHAPE
+
+
+@pytest.mark.parametrize("sampling", ["exact", "reference"])
+def test_runtime_warps_as_the_network_does(tmp_path, sampling, to_onnx):
+    """The field that the runtime makes of the displacement gives the graph's own `warped`."""
+    weights = write_weights(tmp_path / "w.safetensors", sampling=sampling)
+    assert to_onnx.main(["--weights", str(weights), "--out-dir", str(tmp_path / "b")]) == 0
+    bundle = load_bundle(tmp_path / "b")
+    generator = torch.Generator().manual_seed(3)
+    moving, fixed = torch.rand(2, 1, 1, *SHAPE, generator=generator)
+    displacement = OnnxRuntimeBackend(bundle.network_path, 1).run(
+        moving[0, 0].numpy(), fixed[0, 0].numpy()
+    )
+    network, _ = load_weights(weights)
+    with torch.inference_mode():
+        expected = RegistrationGraph(network)(moving, fixed)[1][0, 0].numpy()
+    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+    grid = Grid(SHAPE, affine)
+    field = field_from_network(displacement, grid, bundle.sampling)
+    warped = warp_volume(Volume(moving[0, 0].numpy(), grid), field).data
+    inside = (slice(6, -6),) * 3  # at the border the two treat "outside" differently
+    np.testing.assert_allclose(warped[inside], expected[inside], atol=1e-3)
+
+
+def test_existing_bundle_is_replaced_only_with_force(
+    weights, instant_trace, tmp_path, to_onnx, capsys
+):
+    out = tmp_path / "bundle"
+    options = ["--weights", str(weights), "--out-dir", str(out)]
+    assert to_onnx.main(options) == 0
+    first = (out / "manifest.json").stat().st_mtime_ns
+    assert to_onnx.main(options) == 1
+    assert "pass --force to replace it" in capsys.readouterr().err
+    assert to_onnx.main([*options, "--force"]) == 0
+    assert (out / "manifest.json").stat().st_mtime_ns > first
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_failed_verification_leaves_the_old_bundle(
+    weights, instant_trace, tmp_path, to_onnx, monkeypatch, capsys
+):
+    out = tmp_path / "bundle"
+    options = ["--weights", str(weights), "--out-dir", str(out), "--force"]
+    assert to_onnx.main(options) == 0
+    before = {p.name: sha256_of(p) for p in out.iterdir()}
+    monkeypatch.setattr(verify_module, "TOLERANCE_VOX", -1.0)
+    assert to_onnx.main(options) == 1
+    assert "of PyTorch, got" in capsys.readouterr().err
+    assert {p.name: sha256_of(p) for p in out.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_folders_that_are_no_bundle_are_never_replaced(weights, tmp_path, to_onnx, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert to_onnx.main(["--weights", str(weights), "--out-dir", str(tmp_path), "--force"]) == 1
+    assert "expected a new folder or a bundle" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_bad_input_is_one_sentence(weights, tmp_path, to_onnx, capsys):
+    out = str(tmp_path / "b")
+    assert to_onnx.main(["--weights", str(tmp_path / "no.safetensors"), "--out-dir", out]) == 1
+    assert "expected a file of weights, found none" in capsys.readouterr().err
+    options = ["--weights", str(weights), "--out-dir", out, "--shape", "32", "32", "50"]
+    assert to_onnx.main(options) == 1
+    error = capsys.readouterr().err
+    assert "multiples of 32, got (32, 32, 50)" in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exported_bundle_registers_files_from_the_command_line(bundle, tmp_path):
+    """Volumes → `paramorph-rt infer` → files, with torch and onnx kept out of the process."""
+    import subprocess
+
+    axes = np.meshgrid(*[np.arange(n) for n in (40, 44, 38)], indexing="ij")
+    points = (np.stack(axes, -1) - [20, 22, 19]) / [14, 17, 13]
+    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+    for name, shift in (("moving", 0.1), ("fixed", 0.0)):
+        data = np.clip(1.2 - np.linalg.norm(points - shift, axis=-1), 0, 1).astype(np.float32)
+        nib.save(nib.Nifti1Image(data, affine), tmp_path / f"{name}.nii.gz")
+    code = (
+        "import sys; from paramorph_rt.cli import main; code = main(sys.argv[1:]); "
+        "assert not {'torch', 'onnx'} & set(sys.modules); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "infer", "--model", str(bundle), "--json"]
+    command += ["--moving", str(tmp_path / "moving.nii.gz"), "--out-dir", str(tmp_path / "out")]
+    command += ["--fixed", str(tmp_path / "fixed.nii.gz")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["model"] == "tiny"
+    assert (tmp_path / "out" / "warped.nii.gz").exists()
+
+
+@pytest.mark.slow
+def test_paper_size_gives_the_same_graph():
+    """Width and volume size change the numbers, not the graph."""
+    from paramorph import CONFIGS, ParaMorph
+
+    torch.manual_seed(0)
+    config = CONFIGS["paramorph-small"]  # the paper's window and depths
+    model = onnx_from_network(ParaMorph(config), (160, 160, 96))
+    # With the definition of GridSample3D in place of its node, as a runtime unfolds it.
+    assert len(model.graph.node) - 1 + len(model.functions[0].node) <= 700
+    assert "ScatterND" not in {node.op_type for node in model.graph.node}
