@@ -14,43 +14,52 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import SimpleITK as sitk
 from nilearn.datasets import load_mni152_template
 
 from paramorph_rt.cli import main as paramorph_rt
-from paramorph_rt.preprocess import resample_to_grid
+from paramorph_rt.preprocess import foreground_box, resample_to_grid
+from paramorph_rt.spaces import to_sitk
 from paramorph_rt.transforms.itk import read_affine
 from paramorph_rt.volume import Volume, load_volume
 
 COLIN27 = Path(__file__).parent / "colin27"
-PLANES = (("sagittal", 0), ("coronal", 1), ("axial", 2))
 
 
 def picture(moving: Volume, fixed: Volume, out_dir: Path) -> None:
-    """Three planes of moving (as it lies in the world), after its affine, after all, and fixed.
+    """Three planes of the moving image: where its header puts it, after the affine, after all.
 
-    The contour is that of the fixed brain and its bright tissue: it fits where the image fits.
+    The contour, everywhere the same, is that of the fixed image's brain and ventricles.
     """
-    warped = load_volume(out_dir / "warped.nii.gz")
-    aligned = resample_to_grid(moving, fixed.grid, read_affine(out_dir / "affine.tfm"))
     columns = {
         "moving": resample_to_grid(moving, fixed.grid),
-        "after affine": aligned,
-        "after ParaMorph": warped.data,
+        "after affine": resample_to_grid(moving, fixed.grid, read_affine(out_dir / "affine.tfm")),
+        "after ParaMorph": load_volume(out_dir / "warped.nii.gz").data,
         "fixed": fixed.data,
     }
-    figure, axes = plt.subplots(3, 4, figsize=(12, 9.5), facecolor="black")
-    levels = np.percentile(fixed.data[fixed.data > 0], [1, 60])
-    for row, (_, axis) in zip(axes, PLANES, strict=True):
-        index = fixed.grid.shape[axis] // 2 + (8 if axis == 0 else 0)
-        outline = np.take(fixed.data, index, axis).T
-        for ax, (title, volume) in zip(row, columns.items(), strict=True):
-            shown = volume / np.percentile(volume[volume > 0], 99.5)
-            ax.imshow(np.take(shown, index, axis).T, cmap="gray", origin="lower", vmin=0, vmax=1)
-            ax.contour(outline, levels=levels, colors=["#ff5533", "#ffcc33"], linewidths=0.6)
+    lo, hi = foreground_box(fixed)
+    box = tuple(slice(max(a - 6, 0), b + 6) for a, b in zip(lo, hi, strict=True))
+    middle = [(a + b) // 2 for a, b in zip(lo, hi, strict=True)]
+    middle[0] += 6  # beside the midline, where there are ventricles
+    smooth = sitk.GetArrayFromImage(
+        sitk.SmoothingRecursiveGaussian(to_sitk(fixed.data, fixed.grid), 1.5)
+    ).T
+
+    def plane(volume: np.ndarray, axis: int) -> np.ndarray:
+        return np.take(volume, middle[axis], axis)[tuple(np.delete(np.array(box), axis))].T
+
+    figure, axes = plt.subplots(3, 4, figsize=(12, 10.6), facecolor="black")
+    for axis in range(3):
+        for column, (title, volume) in enumerate(columns.items()):
+            ax = axes[axis, column]
+            image = plane(volume / np.percentile(volume[volume > 0], 99.5), axis)
+            ax.imshow(image, cmap="gray", origin="lower", vmin=0, vmax=1.1)
+            level = 0.6 * np.median(fixed.data[fixed.data > 0])
+            ax.contour(plane(smooth, axis), levels=[level], colors="#ff6040", linewidths=0.9)
             ax.set_axis_off()
-            if row is axes[0]:
-                ax.set_title(title, color="white", fontsize=13)
-    figure.tight_layout(pad=0.3)
+            if axis == 0:
+                ax.set_title(title, color="white", fontsize=14)
+    figure.tight_layout(pad=0.4)
     figure.savefig(out_dir / "before_after.png", dpi=110)
     print(f"picture: {out_dir / 'before_after.png'}")
 

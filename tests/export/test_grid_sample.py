@@ -54,7 +54,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("interpolation", "padding", "align_corners"),
-    itertools.product(["linear", "nearest"], ["border", "zeros"], [True, False]),
+    list(itertools.product(["linear", "nearest"], ["border", "zeros"], [True, False])),
 )
 def test_definition_equals_the_torch_operator(pair, interpolation, padding, align_corners):
     model = model_of(interpolation=interpolation, padding=padding, align_corners=int(align_corners))

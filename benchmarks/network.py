@@ -1,0 +1,64 @@
+"""The paper-size network in PyTorch against a plain transcription of its description.
+
+Both compute the same function of the same weights (checked first), in turns, in one process:
+fp32, CPU, batch 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from paramorph import CONFIGS, ParaMorph
+from paramorph.checkpoint import reference_name
+from plain_transcription import PlainTranscription
+from record import write_result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", type=int, nargs=3, default=[160, 160, 96])
+    parser.add_argument("--runs", type=int, default=5, help="of each, after one to warm up")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    config = CONFIGS["paramorph"].with_options(window_return="reference")
+    network = ParaMorph(config).eval()
+    torch.nn.init.normal_(network.decoder.head.weight, std=0.02)
+    state = {reference_name(name): tensor for name, tensor in network.state_dict().items()}
+    contenders = {
+        "paramorph": network,
+        "transcription": PlainTranscription(state, config.window, config.fusion),
+    }
+    moving, fixed = torch.rand(2, 1, 1, *args.shape)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    with torch.inference_mode():
+        first = {name: run(moving, fixed) for name, run in contenders.items()}
+        difference = (first["paramorph"] - first["transcription"]).abs().max().item()
+        assert difference < 1e-3, f"the two disagree by {difference} voxel"
+        for _ in range(args.runs):
+            for name, run in contenders.items():
+                started = time.perf_counter()
+                run(moving, fixed)
+                seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    result = {
+        "shape": args.shape,
+        "threads": torch.get_num_threads(),
+        "max_difference_vox": difference,
+        "seconds": seconds,
+        "median_seconds": medians,
+        "ratio": medians["transcription"] / medians["paramorph"],
+    }
+    path = write_result("network", result)
+    print(
+        f"paramorph {medians['paramorph']:.1f} s, transcription {medians['transcription']:.1f} s, "
+        f"ratio {result['ratio']:.2f}; {path}"
+    )
+
+
+if __name__ == "__main__":
+    main()
