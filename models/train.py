@@ -6,10 +6,11 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from paramorph.checkpoint import WeightsInfo
+from paramorph.checkpoint import WeightsInfo, load_weights, sha256_of
 from paramorph.config import CONFIGS, check_shape, config_named
 from paramorph.data import find_subjects, prepare_subjects
 from paramorph.losses import SIMILARITIES
@@ -47,6 +48,12 @@ def parser() -> argparse.ArgumentParser:
         help="intensities that become 0 and 1, among voxels above the minimum (default 0 100)",
     )
     p.add_argument("--reference", help="subject that all are aligned to (default: the first)")
+    p.add_argument(
+        "--init",
+        type=Path,
+        metavar="WEIGHTS",
+        help="start from these weights, e.g. of a training on a coarser grid",
+    )
     p.add_argument("--drop-path", type=float, default=0.0, help="stochastic depth (default 0)")
     p.add_argument("--similarity", default="ncc", choices=list(SIMILARITIES))
     p.add_argument("--smoothness", type=float, help="weight (default 1 for ncc, 0.02 for mse)")
@@ -82,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         orientation=args.orientation,
         lower_percentile=args.percentiles[0],
         upper_percentile=args.percentiles[1],
-        provenance={"config": args.network},
+        provenance={"config": args.network, **_origin(args.init)},
     )
     spec = InputSpec(
         GridSpec(info.shape, info.spacing_mm, info.orientation), IntensitySpec(*args.percentiles)
@@ -114,12 +121,22 @@ def run(args: argparse.Namespace) -> None:
         prepare_subjects(validation_files, reference, spec, cache),
         args.device,
     )
+    if args.init:
+        trainer.start_from(args.init)
     if args.resume and trainer.resume():
         print(f"resumed at step {trainer.step}")
     with open(args.out / "command.txt", "a") as file:
         file.write(shlex.join(["python", *sys.argv]) + f"  # torch {torch.__version__}\n")
     trainer.run()
     print(f"weights: {args.out / 'weights.safetensors'}")
+
+
+def _origin(init: Path | None) -> dict[str, Any]:
+    """What the weights will say about those that they started from."""
+    if init is None:
+        return {}
+    _, info = load_weights(init)
+    return {"started_from": {"sha256": sha256_of(init), **info.provenance}}
 
 
 def main(argv: list[str] | None = None) -> int:

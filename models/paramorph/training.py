@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from paramorph.augmentation import Augmentation
-from paramorph.checkpoint import WeightsInfo, save_weights
+from paramorph.checkpoint import WeightsInfo, load_weights, save_weights
 from paramorph.losses import SIMILARITIES, gradient_smoothness
 from paramorph.network import ParaMorph
 from paramorph.warp import warp
@@ -105,6 +105,28 @@ class Trainer:
             network.parameters(), lr=config.learning_rate, amsgrad=True
         )
         self.step, self.best = 0, -float("inf")
+
+    def start_from(self, path: str | Path) -> None:
+        """Take over weights of another training of the same network, on this grid or another.
+
+        The head is scaled so that the displacements stay the same in millimetres.
+
+        Raises:
+            CheckpointError: Not weights of this toolkit.
+            TrainingError: Weights of another network.
+        """
+        network, info = load_weights(path)
+        theirs, ours = (i.network.with_options(drop_path=0.0) for i in (info, self.info))
+        if theirs != ours:
+            raise TrainingError(
+                f"{path}: expected weights of the network {ours}, got those of {theirs}; "
+                "pass the same --network, --fusion and --window."
+            )
+        scale = torch.tensor(info.spacing_mm) / torch.tensor(self.info.spacing_mm)
+        with torch.no_grad():
+            network.decoder.head.weight *= scale[:, None, None, None, None]
+            network.decoder.head.bias *= scale
+        self.network.load_state_dict(network.state_dict())
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint; False if there is none.

@@ -10,7 +10,7 @@ import torch
 
 from paramorph import CONFIGS
 from paramorph.augmentation import Augmentation
-from paramorph.checkpoint import WeightsInfo, load_weights
+from paramorph.checkpoint import WeightsInfo, load_weights, save_weights
 from paramorph.data import Subject
 from paramorph.training import Trainer, TrainingConfig, TrainingError
 
@@ -83,6 +83,23 @@ def test_other_settings_are_not_resumed(tmp_path):
     other = TrainingConfig(steps=6, learning_rate=5e-3, bf16=False)
     with pytest.raises(TrainingError, match="expected a checkpoint of these settings"):
         Trainer(tmp_path, INFO, other, BALLS).resume()
+
+
+def test_weights_of_a_coarser_grid_move_as_many_millimetres(tiny, tmp_path):
+    coarse = WeightsInfo("tiny", tiny.config, SHAPE, spacing_mm=(3.0, 2.0, 1.0))
+    save_weights(tmp_path / "coarse.safetensors", tiny.state_dict(), coarse)
+    fine = WeightsInfo("tiny", tiny.config, SHAPE, spacing_mm=(1.5, 2.0, 2.0))
+    trainer = Trainer(tmp_path, fine, CONFIG, BALLS)
+    trainer.start_from(tmp_path / "coarse.safetensors")
+    moving, fixed = (torch.from_numpy(ball.image)[None, None] for ball in BALLS[:2])
+    with torch.inference_mode():
+        before, after = tiny(moving, fixed), trainer.network.eval()(moving, fixed)
+    scale = torch.tensor([2.0, 1.0, 0.5]).reshape(3, 1, 1, 1)
+    torch.testing.assert_close(after, before * scale, atol=1e-4, rtol=1e-4)
+
+    trainer = Trainer(tmp_path, INFO, CONFIG, BALLS)
+    with pytest.raises(TrainingError, match="expected weights of the network"):
+        trainer.start_from(tmp_path / "coarse.safetensors")
 
 
 def test_one_volume_is_too_few(tmp_path):
