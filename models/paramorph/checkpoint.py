@@ -70,6 +70,7 @@ def save_weights(
     tensors = {name: t.detach().cpu().to(dtype).contiguous() for name, t in state.items()}
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata={METADATA_KEY: info.to_json()})
+    partial.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(partial, path)
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -173,14 +172,16 @@ def test_wrong_usage_is_exit_code_two(arguments, capsys):
     assert "usage: paramorph-rt" in capsys.readouterr().err
 
 
-def test_help_comes_at_once():
-    start = time.perf_counter()
-    result = run_python("-m", "paramorph_rt", "--help")
-    seconds = time.perf_counter() - start
+def test_help_loads_nothing_heavy():
+    """What makes it come at once; its time is measured by benchmarks/startup.py."""
+    program = (
+        "import sys; from paramorph_rt.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: sys.exit(len({'numpy', 'nibabel', 'SimpleITK'} & set(sys.modules)))"
+    )
+    result = run_python("-c", program)
     assert result.returncode == 0
     assert "infer" in result.stdout
-    # 0.08 s alone; the limit leaves room for a busy machine.
-    assert seconds < 0.5
 
 
 def test_help_of_infer_names_every_option():

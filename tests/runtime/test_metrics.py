@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from medpy.metric.binary import assd as medpy_assd
@@ -77,14 +75,12 @@ def test_assd_of_a_missing_label_is_none():
     assert assd_mm(fixed, nothing, SPACING, [1, 9]) == {1: None, 9: None}
 
 
-def test_assd_of_real_labels_agrees_with_medpy_and_takes_seconds(brains):
+def test_assd_of_real_labels_agrees_with_medpy(brains):
     fixed = load_labels(brains / "1004_labels.nii.gz")
     moving = load_labels(brains / "1003_labels.nii.gz")
     warped = resample_to_grid(moving, fixed.grid, interpolation="nearest")
     labels = sorted(present_labels(fixed.data) & present_labels(warped))
-    start = time.perf_counter()
     found = assd_mm(fixed.data, warped, fixed.grid.spacing, labels)
-    assert time.perf_counter() - start < 30  # about 4 s alone on two cores
     for label in labels[:: len(labels) // 3]:
         window = np.s_[:, :, :]
         expected = medpy_assd(fixed.data[window] == label, warped[window] == label)
