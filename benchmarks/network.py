@@ -39,7 +39,8 @@ def main() -> None:
         for parameter in network.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
-    state = {reference_name(name): tensor for name, tensor in network.state_dict().items()}
+    # Contiguous, as a checkpoint's weights are; the network's own lie channels last.
+    state = {reference_name(n): t.contiguous() for n, t in network.state_dict().items()}
     contenders = {
         "paramorph": network,
         "transcription": PlainTranscription(state, config.window, config.fusion),

@@ -40,7 +40,7 @@ class ParaMorph(nn.Module):
         self.long_skips = LongSkips(config)
         self.decoder = Decoder(config)
         # Channels last: tokens and volumes then lie alike in memory, and convolutions on a CPU
-        # take two thirds of the time (benchmarks/network.py).
+        # need fewer conversions.
         self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, moving: Volumes, fixed: Volumes) -> Displacement:
