@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class NeXtBlock(nn.Module):
     """NeXt-B: depthwise convolution, normalisation, pointwise expansion and back, residual.
 
-    The normalisation is a GroupNorm of one group per channel. As an instance normalisation, which
-    is the same, PyTorch computes it a hundred times more precisely with channels last.
+    The normalisation is a GroupNorm of one group per channel, written as the instance norm that it
+    equals: PyTorch's GroupNorm with channels last is too imprecise for the golden outputs.
 
     Source:
         Roy et al., MedNeXt (2023), sec. 2.1; ConvNeXt's inverted bottleneck in 3-D.

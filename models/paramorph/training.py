@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from paramorph.data import Subject
 
-#: Adam's recipe in the reference, and what a few minutes of search gave for the small network.
+#: Weights of the smoothness term that the reference uses with each similarity.
 DEFAULT_SMOOTHNESS = {"ncc": 1.0, "mse": 0.02}
 
 
