@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import nn
+
+#: Numbers in a slab of widened features: 16 MB in float32.
+SLAB_NUMBERS = 4_000_000
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -15,9 +19,6 @@ if TYPE_CHECKING:
 class NeXtBlock(nn.Module):
     """NeXt-B: depthwise convolution, normalisation, pointwise expansion and back, residual.
 
-    The normalisation is a GroupNorm of one group per channel, written as the instance norm that it
-    equals: PyTorch's GroupNorm with channels last is too imprecise for the golden outputs.
-
     Source:
         Roy et al., MedNeXt (2023), sec. 2.1; ConvNeXt's inverted bottleneck in 3-D.
     """
@@ -25,12 +26,12 @@ class NeXtBlock(nn.Module):
     def __init__(self, channels: int, expansion: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.norm = nn.InstanceNorm3d(channels, affine=True)
+        self.norm = nn.GroupNorm(channels, channels)
         self.expand = nn.Conv3d(channels, expansion * channels, 1)
         self.compress = nn.Conv3d(expansion * channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
-        return x + self.compress(F.gelu(self.expand(self.norm(self.depthwise(x)))))
+        return x + _widened(self.norm(self.depthwise(x)), self.expand, self.compress)
 
 
 class NeXtDown(nn.Module):
@@ -41,14 +42,29 @@ class NeXtDown(nn.Module):
         self.depthwise = nn.Conv3d(
             channels, channels, 3, stride=2, padding=1, groups=channels, bias=False
         )
-        self.norm = nn.InstanceNorm3d(channels, affine=True)
+        self.norm = nn.GroupNorm(channels, channels)
         self.expand = nn.Conv3d(channels, expansion * channels, 1)
         self.compress = nn.Conv3d(expansion * channels, out_channels, 1)
         self.shortcut = nn.Conv3d(channels, out_channels, 1, stride=2)
 
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d/2 h/2 w/2"]:
-        main = self.compress(F.gelu(self.expand(self.norm(self.depthwise(x)))))
+        main = _widened(self.norm(self.depthwise(x)), self.expand, self.compress)
         return main + self.shortcut(x)
+
+
+def _widened(
+    x: Float[Tensor, "b c d h w"], expand: nn.Conv3d, compress: nn.Conv3d
+) -> Float[Tensor, "b o d h w"]:
+    """compress(gelu(expand(x))), in slabs where nothing is recorded for a gradient.
+
+    The widened features are the largest of the network, 16 times their input; a slab of them stays
+    in the cache of a CPU and needs no memory of its own. Traced graphs keep them whole.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return compress(F.gelu(expand(x)))
+    depth = max(1, SLAB_NUMBERS * x.shape[2] // (x.numel() * expand.out_channels // x.shape[1]))
+    slabs = [compress(F.gelu(expand(slab))) for slab in x.split(depth, dim=2)]
+    return torch.cat(slabs, dim=2)
 
 
 class ConvBlock(nn.Module):

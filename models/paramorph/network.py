@@ -39,9 +39,6 @@ class ParaMorph(nn.Module):
         )
         self.long_skips = LongSkips(config)
         self.decoder = Decoder(config)
-        # Channels last: tokens and volumes then lie alike in memory, and convolutions on a CPU
-        # need fewer conversions.
-        self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, moving: Volumes, fixed: Volumes) -> Displacement:
         """The displacement from fixed to moving, in voxels.
