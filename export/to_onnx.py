@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from paramorph_rt.errors import ParamorphError
+from paramorph_rt.errors import exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,12 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        run(args)
-    except ParamorphError as err:
-        print(f"to_onnx: {err}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code("to_onnx", lambda: run(args))
 
 
 if __name__ == "__main__":

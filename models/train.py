@@ -16,7 +16,7 @@ from paramorph.data import find_subjects, prepare_subjects
 from paramorph.losses import SIMILARITIES
 from paramorph.training import Trainer, TrainingConfig
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
-from paramorph_rt.errors import ParamorphError
+from paramorph_rt.errors import ParamorphError, exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -141,12 +141,7 @@ def _origin(init: Path | None) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        run(args)
-    except ParamorphError as err:
-        print(f"train: {err}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code("train", lambda: run(args))
 
 
 if __name__ == "__main__":

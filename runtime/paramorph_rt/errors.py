@@ -5,9 +5,22 @@ A message is one sentence: *subject: expected …, got …; do …*.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 
 class ParamorphError(Exception):
     """Base of all errors raised on purpose; the command line prints it as one line."""
+
+
+def exit_code(program: str, command: Callable[[], object]) -> int:
+    """Run a command line's work: 0, or 1 after printing an error of ours as one line to stderr."""
+    try:
+        command()
+    except ParamorphError as err:
+        print(f"{program}: {err}", file=sys.stderr)
+        return 1
+    return 0
 
 
 class VolumeError(ParamorphError, ValueError):

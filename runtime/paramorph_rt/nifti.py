@@ -76,7 +76,7 @@ def write_nifti(path: str | Path, data: np.ndarray, grid: Grid, intent: str = "n
     image.set_sform(grid.affine, code="scanner")
     image.set_qform(grid.affine, code="scanner")
     image.header.set_xyzt_units("mm", "sec")
-    nib.save(image, path)  # nibabel compresses .gz at level 1: 3 times faster, a tenth larger
+    nib.save(image, path)  # nibabel compresses .gz at level 1: faster, little larger
 
 
 def _check_header(path: Path, image: nib.Nifti1Image, compressed: bool) -> None:
