@@ -1,34 +1,83 @@
-"""Random changes to a training pair: pose and size, left-right, contrast."""
+"""Random changes to a training pair: pose, size and shape, left-right, intensities.
+
+Not from a library: MONAI and TorchIO need two or three interpolations, each of which blurs, for
+what is one here, and take longer (`benchmarks/augmentation.py`).
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
+from paramorph.options import OptionError, option
+
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Shaped
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to one volume of a pair, drawn for volumes of one shape."""
+
+    grid: Float[Tensor, "1 d h w 3"]  # where to read, in the coordinates of torch's grid_sample
+    gamma: float  # exponent of the intensities
+    gain: Float[Tensor, "1 1 d h w"]  # factor of the intensities, after the exponent
+    noise: Float[Tensor, "1 1 d h w"]  # added last
+
+    def image(self, volume: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b 1 d h w"]:
+        """The volume moved, and in other intensities of [0, 1]; what is exactly 0 stays so."""
+        moved = self._moved(volume, "bilinear").clamp(0, 1) ** self.gamma * self.gain
+        return (moved + self.noise * (moved > 0)).clamp(0, 1)
+
+    def labels(self, labels: Shaped[Tensor, "b 1 d h w"]) -> Shaped[Tensor, "b 1 d h w"]:
+        """The label map moved as the image is; each voxel takes its nearest label."""
+        return self._moved(labels.float(), "nearest").to(labels.dtype)
+
+    def _moved(self, volume: Tensor, mode: str) -> Tensor:
+        """Beyond the volume lies its border."""
+        grid = self.grid.expand(volume.shape[0], -1, -1, -1, -1)
+        return F.grid_sample(volume, grid, mode, padding_mode="border", align_corners=True)
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """How far the two volumes of a pair are changed; zeros switch a change off.
 
-    The common changes apply to both volumes alike: they show the network other poses. The own
-    changes differ between the two: what an affine alignment leaves behind.
+    The common changes apply to both volumes alike: they show the network other poses and other
+    anatomies. The own changes differ between the two: what an affine alignment leaves behind, and
+    what scanners do.
+
+    Raises:
+        OptionError: A negative extent, a probability above 1, fewer than 2 knots.
     """
 
-    common_rotation_deg: float = 12.0  # about each axis, uniform in ±
-    common_scale: float = 0.1  # relative size, uniform in ±
-    own_rotation_deg: float = 2.0
-    own_scale: float = 0.02
-    own_shift_vox: float = 1.0
-    flip_probability: float = 0.5  # of the first axis (left-right in RAS and LAS), both alike
-    gamma: float = 0.2  # exponent in exp(±gamma), for each volume
+    common_rotation_deg: float = option(12.0, "of both alike about each axis, uniform in ±")
+    common_scale: float = option(0.1, "relative change of size of both alike, uniform in ±")
+    own_rotation_deg: float = option(2.0, "of each volume about each axis, uniform in ±")
+    own_scale: float = option(0.02, "relative change of size of each volume, uniform in ±")
+    own_shift_vox: float = option(1.0, "of each volume along each axis, uniform in ±")
+    flip_probability: float = option(0.5, "of mirroring both along the first axis: left-right")
+    common_elastic_vox: float = option(2.0, "bound of the random smooth displacement of both alike")
+    own_elastic_vox: float = option(0.0, "bound of the random smooth displacement of each volume")
+    elastic_knots: int = option(6, "random vectors along each axis, interpolated in between")
+    gamma: float = option(0.2, "intensities of each volume to the power of exp(±gamma)")
+    bias: float = option(0.2, "smooth factor of each volume's intensities, within exp(±bias)")
+    noise: float = option(0.02, "largest standard deviation of the noise of each volume")
+
+    def __post_init__(self) -> None:
+        for name in (f.name for f in fields(self)):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name}: expected at least 0, got {getattr(self, name)}.")
+        for name in ("common_scale", "own_scale", "flip_probability"):
+            if getattr(self, name) > 1:
+                raise OptionError(f"{name}: expected at most 1, got {getattr(self, name)}.")
+        if self.elastic_knots < 2:
+            raise OptionError(f"elastic_knots: expected at least 2, got {self.elastic_knots}.")
 
     def __call__(
         self,
@@ -36,19 +85,53 @@ class Augmentation:
         fixed: Float[Tensor, "b 1 d h w"],
         rng: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
-        """The changed pair; `rng` (on the CPU) decides, so equal seeds give equal pairs."""
-        shape = moving.shape[2:]
-        common = _random_affine(rng, shape, self.common_rotation_deg, self.common_scale, 0.0)
+        """The changed pair; equal seeds of `rng` (on the CPU) give equal pairs."""
+        first, second = self.draw(moving.shape[2:], rng, moving.device)
+        return first.image(moving), second.image(fixed)
+
+    def draw(
+        self, shape: torch.Size, rng: torch.Generator, device: torch.device | str = "cpu"
+    ) -> tuple[Change, Change]:
+        """The changes of a moving and a fixed volume of `shape` on `device`.
+
+        For label maps that move with their images; `rng` (on the CPU) decides everything.
+        """
+        common = _random_affine(rng, self.common_rotation_deg, self.common_scale, 0.0)
         if torch.rand((), generator=rng) < self.flip_probability:
             common = common @ torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
-        changed = []
-        for volume in (moving, fixed):
-            own = _random_affine(
-                rng, shape, self.own_rotation_deg, self.own_scale, self.own_shift_vox
-            )
-            gamma = math.exp(self.gamma * _uniform(rng))
-            changed.append(_resample(volume, common @ own).clamp(0, 1) ** gamma)
-        return changed[0], changed[1]
+        elastic = self._elastic(rng, shape, self.common_elastic_vox, device)
+        return self._own(rng, shape, common, elastic), self._own(rng, shape, common, elastic)
+
+    def _own(
+        self,
+        rng: torch.Generator,
+        shape: torch.Size,
+        common: Float[Tensor, "4 4"],
+        elastic: Float[Tensor, "1 3 d h w"],
+    ) -> Change:
+        own = _random_affine(rng, self.own_rotation_deg, self.own_scale, self.own_shift_vox)
+        device = elastic.device
+        shift = elastic + self._elastic(rng, shape, self.own_elastic_vox, device)
+        gamma = math.exp(self.gamma * _uniform(rng))
+        gain, noise = torch.ones(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1)
+        if self.bias:
+            gain = torch.exp(self.bias * _smooth_noise(rng, 1, shape, 4, device))
+        if self.noise:
+            deviation = self.noise * torch.rand((), generator=rng).item()
+            noise = deviation * torch.randn(1, 1, *shape, generator=rng)
+        return Change(_grid(common @ own, shift, shape), gamma, gain.to(device), noise.to(device))
+
+    def _elastic(
+        self,
+        rng: torch.Generator,
+        shape: torch.Size,
+        largest_vox: float,
+        device: torch.device | str,
+    ) -> Float[Tensor, "1 3 d h w"]:
+        """Smooth random displacement in voxels, or a single 0 for all."""
+        if not largest_vox:
+            return torch.zeros(1, 3, 1, 1, 1, device=device)
+        return largest_vox * _smooth_noise(rng, 3, shape, self.elastic_knots, device)
 
 
 def _uniform(rng: torch.Generator, *size: int) -> Tensor:
@@ -57,7 +140,7 @@ def _uniform(rng: torch.Generator, *size: int) -> Tensor:
 
 
 def _random_affine(
-    rng: torch.Generator, shape: torch.Size, rotation_deg: float, scale: float, shift_vox: float
+    rng: torch.Generator, rotation_deg: float, scale: float, shift_vox: float
 ) -> Float[Tensor, "4 4"]:
     """Centred voxel coordinates (D, H, W) of the result → those of the source."""
     matrix = torch.eye(4)
@@ -72,14 +155,32 @@ def _random_affine(
     return matrix
 
 
-def _resample(volume: Tensor, affine: Float[Tensor, "4 4"]) -> Tensor:
-    """The volume read at `affine` of its centred voxel coordinates; outside is its border."""
-    half = torch.tensor([(n - 1) / 2 for n in volume.shape[2:]])
+def _smooth_noise(
+    rng: torch.Generator,
+    channels: int,
+    shape: torch.Size,
+    knots: int,
+    device: torch.device | str,
+) -> Float[Tensor, "1 c d h w"]:
+    """Random values in [-1, 1] at `knots` points per axis, smoothly interpolated."""
+    noise = _uniform(rng, 1, channels, knots, knots, knots).to(device)
+    coarse = F.interpolate(noise, [-(-n // 4) for n in shape], mode="trilinear", align_corners=True)
+    for _ in range(2):  # rounds off the kinks of linear interpolation
+        coarse = F.avg_pool3d(coarse, 5, stride=1, padding=2, count_include_pad=False)
+    return F.interpolate(coarse, shape, mode="trilinear", align_corners=False)
+
+
+def _grid(
+    affine: Float[Tensor, "4 4"], displacement_vox: Float[Tensor, "1 3 d h w"], shape: torch.Size
+) -> Float[Tensor, "1 d h w 3"]:
+    """The places `affine(p) + displacement(p)` of centred voxels p, for torch's grid_sample."""
+    half = torch.tensor([(n - 1) / 2 for n in shape])
     theta = affine[:3].clone()
     theta[:, :3] = theta[:, :3] * half / half[:, None]  # half extents → [-1, 1]
     theta[:, 3] /= half
     theta = theta.flip(0)  # grid_sample counts W first
     theta = torch.cat([theta[:, :3].flip(1), theta[:, 3:]], dim=1)
-    theta = theta.to(volume.device).expand(volume.shape[0], -1, -1)
-    grid = F.affine_grid(theta, list(volume.shape), align_corners=True)
-    return F.grid_sample(volume, grid, padding_mode="border", align_corners=True)
+    device = displacement_vox.device
+    grid = F.affine_grid(theta[None].to(device), [1, 1, *shape], align_corners=True)
+    half = half.to(device)
+    return grid + (displacement_vox / half[:, None, None, None])[0].flip(0).movedim(0, -1)

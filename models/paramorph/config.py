@@ -38,6 +38,8 @@ class NetworkConfig:
     drop_path: float = 0.0  # stochastic depth of the last encoder block; linear from 0
     window_return: WindowReturn = "exact"  # way back from windows: paramorph.windows.window_layout
     sampling: Sampling = "exact"  # how `warped` is sampled: see paramorph.warp.SAMPLING
+    passes: int = 1  # how often the network runs, each time on the volume warped so far
+    integration_steps: int = 0  # squarings of a stationary velocity; 0: a displacement directly
 
     def __post_init__(self) -> None:
         widths = [self.embed_dim * 2**stage for stage in range(4)]
@@ -61,6 +63,17 @@ class NetworkConfig:
                     f"network config: expected {name} exact or reference, "
                     f"got {getattr(self, name)}."
                 )
+
+        if self.passes < 1 or self.integration_steps < 0:
+            raise ConfigError(
+                f"network config: expected at least one pass and no negative number of integration "
+                f"steps, got {self.passes} and {self.integration_steps}."
+            )
+        if self.sampling == "reference" and (self.passes > 1 or self.integration_steps):
+            raise ConfigError(
+                "network config: expected sampling exact where fields are composed (several passes "
+                "or integration steps), got reference, under which a zero field is no identity."
+            )
 
     def with_options(self, **changes: Any) -> NetworkConfig:
         """The same network with some fields replaced."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from paramorph.config import NetworkConfig, check_shape
+from paramorph.blocks import ConvBlock, NeXtBlock, NeXtDown
+from paramorph.config import SIZE_MULTIPLE, ConfigError, NetworkConfig, check_shape
 from paramorph.cross_attention import CrossAttention
 from paramorph.decoder import Decoder, LongSkips
 from paramorph.encoder import Encoder, Features
+from paramorph.swin import SwinBlock
+from paramorph.warp import compose, integrate, warp
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -50,37 +55,74 @@ class ParaMorph(nn.Module):
         Raises:
             ConfigError: A size that the network cannot run at.
         """
-        *finer, coarsest = self._encode(moving, fixed)
-        skips = []
-        for features, cross in zip(finer, self.cross_attentions, strict=False):
-            skips.append(cross(features, _swapped(features)).volume().chunk(2))
-        moving_half, fixed_half = (Features(t, coarsest.size) for t in coarsest.tokens.chunk(2))
-        attended = self.cross_attentions[-1](moving_half, fixed_half)  # fixed's is never used
-        half, full = self.long_skips(torch.cat([moving, fixed], dim=1))
-        return self.decoder(attended.volume(), [*reversed(skips), (half,), (full,)])
+        if self.config.passes > 1 and set(moving.shape[2:]) == {SIZE_MULTIPLE}:
+            raise ConfigError(  # the coarsest scale has one voxel, and nothing to normalise over
+                f"network input: expected an axis longer than {SIZE_MULTIPLE} for several passes, "
+                f"got {tuple(moving.shape[2:])}; pad or resample the volumes."
+            )
+        of_moving, of_fixed = _halves(self._encode(torch.cat([moving, fixed])))
+        displacement = self._one_way(of_moving, of_fixed, moving, fixed)
+        for _ in range(self.config.passes - 1):
+            warped = warp(moving, displacement)
+            further = self._one_way(self._encode(warped), of_fixed, warped, fixed)
+            displacement = compose(displacement, further)
+        return displacement
 
     def both_ways(self, moving: Volumes, fixed: Volumes) -> tuple[Displacement, Displacement]:
-        """(fixed to moving, moving to fixed): what two calls give, for less.
+        """(fixed to moving, moving to fixed) in one pass: what two calls give, for less.
 
         Encoder and cross attention serve both directions; only the decoder runs twice.
         """
         attended = [
             cross(features, _swapped(features)).volume()
             for features, cross in zip(
-                self._encode(moving, fixed), self.cross_attentions, strict=True
+                self._encode(torch.cat([moving, fixed])), self.cross_attentions, strict=True
             )
         ]
         skips = [(a, torch.cat(a.chunk(2)[::-1])) for a in attended[:-1]]
         pair = torch.cat([moving, fixed], dim=1)
         half, full = self.long_skips(torch.cat([pair, pair.flip(1)]))
-        displacement = self.decoder(attended[-1], [*reversed(skips), (half,), (full,)])
+        displacement = self._decode(attended[-1], [*reversed(skips), (half,), (full,)])
         to_moving, to_fixed = displacement.chunk(2)
         return to_moving, to_fixed
 
-    def _encode(self, moving: Volumes, fixed: Volumes) -> list[Features]:
-        """Both volumes through the encoder as one batch: moving's half first, then fixed's."""
-        check_shape(tuple(moving.shape[2:]))
-        return self.encoder(torch.cat([moving, fixed]))
+    def recompute_activations(self) -> None:
+        """Keep only what enters each block during training, and compute its inside twice."""
+        for block in self.modules():
+            if isinstance(block, (NeXtBlock, NeXtDown, SwinBlock, ConvBlock)):
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+    def _one_way(
+        self,
+        of_moving: list[Features],
+        of_fixed: list[Features],
+        moving: Volumes,
+        fixed: Volumes,
+    ) -> Displacement:
+        """One pass, from the features of both volumes."""
+        skips = []
+        for m, f, cross in zip(of_moving[:3], of_fixed[:3], self.cross_attentions, strict=False):
+            both = Features(torch.cat([m.tokens, f.tokens]), m.size)
+            skips.append(cross(both, _swapped(both)).volume().chunk(2))
+        attended = self.cross_attentions[-1](of_moving[-1], of_fixed[-1])  # fixed's is never used
+        half, full = self.long_skips(torch.cat([moving, fixed], dim=1))
+        return self._decode(attended.volume(), [*reversed(skips), (half,), (full,)])
+
+    def _decode(self, coarsest: Tensor, skips: list[tuple[Tensor, ...]]) -> Displacement:
+        output = self.decoder(coarsest, skips)
+        steps = self.config.integration_steps
+        return integrate(output.float(), steps) if steps else output
+
+    def _encode(self, volumes: Volumes) -> list[Features]:
+        """Features of a batch of volumes at each of the four scales, finest first."""
+        check_shape(tuple(volumes.shape[2:]))
+        return self.encoder(volumes)
+
+
+def _halves(scales: list[Features]) -> tuple[list[Features], list[Features]]:
+    """The two halves of a batch: moving's features and fixed's."""
+    pairs = [[Features(t, f.size) for t in f.tokens.chunk(2)] for f in scales]
+    return [moving for moving, _ in pairs], [fixed for _, fixed in pairs]
 
 
 def _swapped(features: Features) -> Features:

@@ -1,29 +1,35 @@
-"""Unsupervised training: pairs of volumes, both directions, checkpoints that a kill cannot hurt."""
+"""Training: pairs of volumes, both directions, checkpoints that a kill cannot hurt."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from paramorph.augmentation import Augmentation
 from paramorph.checkpoint import WeightsInfo, load_weights, save_weights
-from paramorph.losses import SIMILARITIES, gradient_smoothness
+from paramorph.losses import (
+    LossConfig,
+    common_label_masks,
+    label_dice_loss,
+    loss_terms,
+    total,
+)
 from paramorph.network import ParaMorph
-from paramorph.warp import warp
+from paramorph.options import option
+from paramorph.run_folder import RunFolder
+from paramorph.validation import Validation, validate_pair
+from paramorph.warp import compose, warp
 from paramorph_rt.errors import ParamorphError
-from paramorph_rt.field import field_from_network
-from paramorph_rt.metrics.deformation import nonpositive_jacobian_percent
-from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
-from paramorph_rt.spaces import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +38,7 @@ if TYPE_CHECKING:
 
     from paramorph.data import Subject
 
-#: Weights of the smoothness term that the reference uses with each similarity.
-DEFAULT_SMOOTHNESS = {"ncc": 1.0, "mse": 0.02}
+PRECISIONS = {"bf16": "bf16-mixed", "float32": "32-true"}
 
 
 class TrainingError(ParamorphError, RuntimeError):
@@ -42,44 +47,42 @@ class TrainingError(ParamorphError, RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides a training besides data and network."""
+    """How the weights are changed, and when they are looked at and kept."""
 
-    steps: int = 1000  # optimiser steps
-    learning_rate: float = 5e-4  # at its peak
-    warmup_steps: int = 30  # linear rise to the peak
-    decay_power: float = 0.9  # polynomial decay to zero at the last step
-    similarity: str = "ncc"  # ncc (local, window 9) or mse
-    smoothness: float | None = None  # weight of the squared gradient; None: 1 for ncc, 0.02 for mse
-    gradient_clip: float = 1.0  # largest norm of all gradients together
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    bf16: bool = True  # bfloat16 where autocast finds it safe; losses stay float32
-    seed: int = 0
-    validate_every: int = 100  # steps
-    checkpoint_every: int = 25  # steps
-
-    @property
-    def smoothness_weight(self) -> float:
-        return DEFAULT_SMOOTHNESS[self.similarity] if self.smoothness is None else self.smoothness
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Means over the validation pairs."""
-
-    dice: float | None  # over all labels present in both maps; None without labels
-    dice_before: float | None  # the same with a zero field: what affine alignment gives
-    nonpositive_jacobian_percent: float
-    similarity: float  # the training's similarity loss
+    steps: int = option(1000, "optimiser steps")
+    learning_rate: float = option(5e-4, "of Adam (amsgrad), at its peak")
+    warmup_steps: int = option(30, "linear rise to the peak")
+    decay_power: float = option(0.9, "polynomial decay to zero at the last step")
+    accumulate: int = option(1, "pairs per step and process, one after the other")
+    precision: str = option("bf16", "bfloat16 where autocast finds it safe, or none", PRECISIONS)
+    recompute: bool = option(False, "activation checkpointing: less memory, a third more time")
+    gradient_clip: float = option(1.0, "largest norm of all gradients together")
+    ema: float = option(0.0, "share of the averaged weights that each step keeps; 0: no average")
+    seed: int = option(0, "of everything random: pairs, augmentation, first weights, drop path")
+    validate_every: int = option(100, "steps")
+    checkpoint_every: int = option(25, "steps")
+    patience: int = option(0, "validations without a better one that end the training; 0: never")
 
 
 class Trainer:
     """One training in one folder.
 
-    The folder gets `config.json`, `log.jsonl` (a line per step and per validation),
-    `checkpoint.pt` (everything needed to go on), `weights.safetensors` (the best validation so
-    far, or the newest without labels). A second start with `resume` continues from the checkpoint;
-    every step draws its pair and augmentation from the seed and its own number, so a resumed run
-    does what an unbroken one would have done.
+    The folder gets `log.jsonl` (a line per step and per validation) and the same for TensorBoard,
+    `pictures/` of the first validation pair, `checkpoint.pt` (everything needed to go on) and
+    `weights.safetensors` (the best validation so far, or the newest where there is none). A second
+    start with `resume` continues from the checkpoint; every pair and its augmentation are drawn
+    from the seed and the pair's own number, so a resumed training does what an unbroken one would
+    have done, and two processes do together what one does that accumulates two pairs.
+
+    Args:
+        folder: Written to; created if it does not exist.
+        info: The network, its grid, and what is to be recorded with its weights.
+        training: At least two subjects on that grid.
+        validation: Each is registered to the next; fewer than two are no validation.
+        fabric: Device, precision and processes; the default is one process on the CPU.
+
+    Raises:
+        TrainingError: Too few volumes, or no labels where the loss needs them.
     """
 
     def __init__(
@@ -89,22 +92,38 @@ class Trainer:
         config: TrainingConfig,
         training: Sequence[Subject],
         validation: Sequence[Subject] = (),
-        device: str = "cpu",
+        *,
+        loss: LossConfig | None = None,
+        augmentation: Augmentation | None = None,
+        fabric: Fabric | None = None,
     ) -> None:
-        if len(training) < 2:
-            raise TrainingError(
-                f"training data: expected at least two volumes, got {len(training)}; add volumes."
-            )
-        self.folder, self.info, self.config = Path(folder), info, config
-        self.training, self.device = training, torch.device(device)
+        self.info, self.config = info, config
+        self.loss, self.augmentation = loss or LossConfig(), augmentation or Augmentation()
+        self.training = list(training)
+        self._check_subjects()
         self.pairs = list(pairwise([*validation, validation[0]])) if len(validation) > 1 else []
-        torch.manual_seed(config.seed)
-        network = ParaMorph(info.network).to(self.device, memory_format=torch.channels_last_3d)
-        self.network = network  # convolutions are a fifth faster with channels last on CPUs
-        self.optimizer = torch.optim.Adam(
-            network.parameters(), lr=config.learning_rate, amsgrad=True
+        self.folder = RunFolder(folder)
+        self.fabric = fabric or Fabric(
+            accelerator="cpu", devices=1, precision=PRECISIONS[config.precision]
         )
-        self.step, self.best = 0, -float("inf")
+        torch.manual_seed(config.seed)
+        # Convolutions are a fifth faster with channels last on CPUs.
+        network = ParaMorph(info.network).to(memory_format=torch.channels_last_3d)
+        self.averaged = None
+        if config.ema:
+            average = get_ema_multi_avg_fn(config.ema)
+            self.averaged = AveragedModel(network, self.fabric.device, multi_avg_fn=average)
+        if config.recompute:
+            network.recompute_activations()
+        optimizer = torch.optim.Adam(network.parameters(), config.learning_rate, amsgrad=True)
+        self.network, self.optimizer = self.fabric.setup(network, optimizer)
+        self.network.mark_forward_method("both_ways")
+        self.step, self.best, self.not_better = 0, -float("inf"), 0
+
+    @property
+    def weights(self) -> ParaMorph:
+        """The network that is validated and kept: the average, where there is one."""
+        return self.averaged.module if self.averaged else self.network.module
 
     def start_from(self, path: str | Path) -> None:
         """Take over weights of another training of the same network, on this grid or another.
@@ -116,17 +135,20 @@ class Trainer:
             TrainingError: Weights of another network.
         """
         network, info = load_weights(path)
-        theirs, ours = (i.network.with_options(drop_path=0.0) for i in (info, self.info))
+        free = {"drop_path": 0.0, "passes": 1}
+        theirs, ours = (i.network.with_options(**free) for i in (info, self.info))
         if theirs != ours:
             raise TrainingError(
                 f"{path}: expected weights of the network {ours}, got those of {theirs}; "
-                "pass the same --network, --fusion and --window."
+                "set the same options under [network]."
             )
         scale = torch.tensor(info.spacing_mm) / torch.tensor(self.info.spacing_mm)
         with torch.no_grad():
             network.decoder.head.weight *= scale[:, None, None, None, None]
             network.decoder.head.bias *= scale
-        self.network.load_state_dict(network.state_dict())
+        self.network.module.load_state_dict(network.state_dict())
+        if self.averaged:
+            self.averaged.module.load_state_dict(network.state_dict())
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint; False if there is none.
@@ -134,80 +156,64 @@ class Trainer:
         Raises:
             TrainingError: The checkpoint is of a training with other settings.
         """
-        path = self.folder / "checkpoint.pt"
+        path = self.folder.checkpoint
         if not path.exists():
             return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["settings"] != self._settings():
+        state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+        ours, theirs = _flat(self.settings()), _flat(state["settings"])
+        differing = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
+        if differing:
             raise TrainingError(
-                f"{path}: expected a checkpoint of these settings, got one of others; "
-                "resume with the same options or choose another --out."
+                f"{path}: expected a checkpoint of these settings, got one that differs in "
+                f"{', '.join(differing)}; resume with the same options or choose another --out."
             )
-        self.network.load_state_dict(state["network"])
+        self.network.module.load_state_dict(state["network"])
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]
+        self.not_better = state["not_better"]
         return True
 
     def run(self) -> Validation | None:
-        """Train to the last step; returns the last validation, None without volumes for it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.json").write_text(json.dumps(self._settings(), indent=1) + "\n")
+        """Train to the last step, or until nothing gets better; returns the last validation.
+
+        Raises:
+            TrainingError: A loss that is not finite; what was trained before is in the checkpoint.
+        """
         result = None
-        while self.step < self.config.steps:
+        while self.step < self.config.steps and not self._has_stalled():
             started = time.perf_counter()
-            losses = self._train_step()
+            try:
+                losses = self._train_step()
+            except TrainingError:
+                self._save_checkpoint()
+                raise
             self.step += 1
-            self._log(step=self.step, seconds=time.perf_counter() - started, **losses)
+            losses["seconds"] = time.perf_counter() - started
+            if self.fabric.is_global_zero:
+                self.folder.log(self.step, losses)
             last = self.step == self.config.steps
             if last or self.step % self.config.validate_every == 0:
                 result = self._validate_and_keep()
             if last or self.step % self.config.checkpoint_every == 0:
                 self._save_checkpoint()
+        self._save_checkpoint()
         return result
 
     def validate(self) -> Validation:
-        """The validation pairs, each subject to the next, on the network grid."""
-        self.network.eval()
-        rows = [self._validate_pair(moving, fixed) for moving, fixed in self.pairs]
-        self.network.train()
-        means = {}
-        for key in Validation.__dataclass_fields__:
-            values = [row[key] for row in rows if row[key] is not None]
-            means[key] = float(np.mean(values)) if values else None
-        return Validation(**means)
+        """The means over the validation pairs, on the network grid."""
+        return Validation.mean([self._validate_pair(*pair) for pair in self.pairs])
 
-    def _train_step(self) -> dict[str, float]:
-        rng = random.Random(f"{self.config.seed} {self.step}")
-        moving, fixed = (self._tensor(s) for s in rng.sample(list(self.training), 2))
-        generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        moving, fixed = self.config.augmentation(moving, fixed, generator)
-        torch.manual_seed(rng.getrandbits(60))  # drop path
-
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            fields = self.network.both_ways(moving, fixed)
-        similarity, smoothness = 0.0, 0.0
-        for source, target, displacement in zip(
-            (moving, fixed), (fixed, moving), fields, strict=True
-        ):
-            warped = warp(source, displacement.float(), self.info.network.sampling)
-            similarity = similarity + SIMILARITIES[self.config.similarity](warped, target) / 2
-            smoothness = smoothness + gradient_smoothness(displacement) / 2
-        loss = similarity + self.config.smoothness_weight * smoothness
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"step {self.step}: expected a finite loss, got {loss.item()}; look at the last "
-                f"lines of {self.folder / 'log.jsonl'} and lower the learning rate."
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        self.optimizer.step()
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides what is trained."""
         return {
-            "similarity": similarity.item(),
-            "smoothness": smoothness.item(),
-            "gradient_norm": norm.item(),
+            "weights": asdict(self.info) | {"network": self.info.network.as_dict()},
+            "loss": asdict(self.loss),
+            "training": asdict(self.config),
+            "augmentation": asdict(self.augmentation),
+            "subjects": [subject.name for subject in self.training],
+            "processes": self.fabric.world_size,
         }
 
     def learning_rate(self) -> float:
@@ -216,72 +222,172 @@ class Trainer:
         decay = (1 - self.step / self.config.steps) ** self.config.decay_power
         return self.config.learning_rate * warmup * decay
 
-    @torch.inference_mode()
-    def _validate_pair(self, moving: Subject, fixed: Subject) -> dict[str, float | None]:
-        source, target = self._tensor(moving), self._tensor(fixed)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            displacement = self.network(source, target).float()
-        sampling = self.info.network.sampling
-        field = field_from_network(
-            displacement[0].cpu().numpy(), Grid(self.info.shape, np.eye(4)), sampling
+    def _train_step(self) -> dict[str, float]:
+        """One step of the optimiser, on `accumulate` pairs in every process."""
+        count = self.config.accumulate
+        sums: dict[str, float] = {}
+        for index in range(count):
+            number = (self.step * count + index) * self.fabric.world_size + self.fabric.global_rank
+            with self.fabric.no_backward_sync(self.network, enabled=index < count - 1):
+                terms = self._pair_terms(number)
+                self.fabric.backward(total(self.loss, terms) / count)
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + term.item() / count
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.averaged:
+            self.averaged.update_parameters(self.network.module)
+        return {**sums, "gradient_norm": norm.item()}
+
+    def _pair_terms(self, number: int) -> dict[str, Tensor]:
+        """The loss's terms of the pair with this number since the start, over both directions."""
+        rng = random.Random(f"{self.config.seed} {number}")
+        subjects = rng.sample(self.training, 2)
+        generator = torch.Generator().manual_seed(rng.getrandbits(60))
+        moving, fixed, masks = self._augmented(*subjects, generator)
+        torch.manual_seed(rng.getrandbits(60))  # drop path
+
+        # One pass is learned at a time: the one after a random number of earlier passes.
+        before = None
+        for _ in range(rng.randrange(self.info.network.passes)):
+            with torch.no_grad():
+                further, _ = self.network.both_ways(self._warp(moving, before), fixed)
+            before = _after(before, further.float())
+        warped_before = self._warp(moving, before)
+        to_moving, to_fixed = self.network.both_ways(warped_before, fixed)
+
+        directions = [
+            (moving, fixed, _after(before, to_moving.float()), masks),
+            (fixed, warped_before, to_fixed.float(), None),
+        ]
+        means: dict[str, Tensor] = {}
+        for source, target, displacement, labels in directions:
+            terms = loss_terms(self.loss, self._warp(source, displacement), target, displacement)
+            if labels is not None:
+                terms["labels"] = label_dice_loss(self._warp(labels[0], displacement), labels[1])
+            for name, term in terms.items():
+                share = 1 if name == "labels" else len(directions)
+                means[name] = means.get(name, 0) + term / share
+        self._check_finite(means, subjects)
+        return means
+
+    def _augmented(
+        self, moving: Subject, fixed: Subject, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Both volumes as the network sees them, and masks of some labels where labels count."""
+        images = self._tensor(moving.image), self._tensor(fixed.image)
+        changes = self.augmentation.draw(images[0].shape[2:], rng, self.fabric.device)
+        changed = [change.image(image) for change, image in zip(changes, images, strict=True)]
+        masks = None
+        if self.loss.labels:
+            maps = (self._tensor(s.labels.astype(np.int32)) for s in (moving, fixed))
+            moved = [change.labels(labels) for change, labels in zip(changes, maps, strict=True)]
+            masks = common_label_masks(*moved, self.loss.label_count, rng)
+        return changed[0], changed[1], masks
+
+    def _check_finite(self, terms: dict[str, Tensor], subjects: Sequence[Subject]) -> None:
+        values = {name: term.item() for name, term in terms.items()}
+        finite = torch.tensor(all(abs(v) < float("inf") for v in values.values()), dtype=torch.int)
+        if int(self.fabric.all_reduce(finite.to(self.fabric.device), reduce_op="sum")) < (
+            self.fabric.world_size
+        ):
+            moving, fixed = subjects
+            raise TrainingError(
+                f"step {self.step + 1}, {moving.name} → {fixed.name}: expected a finite loss, got "
+                f"{values}; look at these volumes and at {self.folder.path / 'log.jsonl'}, or "
+                "lower the learning rate (what was trained is in the checkpoint)."
+            )
+
+    def _check_subjects(self) -> None:
+        if len(self.training) < 2:
+            raise TrainingError(
+                f"training data: expected at least two volumes, got {len(self.training)}; "
+                "add volumes."
+            )
+        for subject in self.training:
+            if self.loss.labels and subject.labels is None:
+                raise TrainingError(
+                    f"{subject.name}: expected labels, as the loss uses them, got none; add its "
+                    "label map or set loss.labels = 0."
+                )
+
+    def _validate_pair(self, moving: Subject, fixed: Subject, picture: Path | None = None):
+        return validate_pair(
+            self.weights, self.info, self.loss, moving, fixed, self._autocast(), picture
         )
-        row: dict[str, float | None] = {"dice": None, "dice_before": None}
-        if moving.labels is not None and fixed.labels is not None:
-            labels = torch.from_numpy(moving.labels.astype(np.float32))[None, None]
-            warped = warp(labels.to(self.device), displacement, sampling, "nearest")
-            warped_labels = warped[0, 0].cpu().numpy().astype(moving.labels.dtype)
-            common = present_labels(moving.labels) & present_labels(fixed.labels)
-            row["dice"] = mean_over(dice(fixed.labels, warped_labels), common)
-            row["dice_before"] = mean_over(dice(fixed.labels, moving.labels), common)
-        row["nonpositive_jacobian_percent"] = nonpositive_jacobian_percent(field)
-        warped = warp(source, displacement, sampling)
-        row["similarity"] = SIMILARITIES[self.config.similarity](warped, target).item()
-        return row
 
     def _validate_and_keep(self) -> Validation | None:
-        """Validate, log, and write the weights if none were better."""
-        result = self.validate() if self.pairs else None
-        score = float(self.step)
-        if result is not None:
-            self._log(step=self.step, validation=asdict(result))
+        """Validate, log, and write the weights if none were better; all processes learn of it."""
+        result, score = None, float(self.step)
+        if self.pairs and self.fabric.is_global_zero:
+            picture = self.folder.picture(self.step)
+            results = [self._validate_pair(*self.pairs[0], picture)]
+            results += [self._validate_pair(*pair) for pair in self.pairs[1:]]
+            result = Validation.mean(results)
             score = -result.similarity if result.dice is None else result.dice
+            self.folder.log_validation(self.step, result)
+        score = self.fabric.broadcast(score)
+        self.not_better = 0 if score > self.best else self.not_better + 1
         if score > self.best:
             self.best = score
-            provenance = {
-                **self.info.provenance,
-                "training": self._settings()["training"],
-                "step": self.step,
-                "validation": None if result is None else asdict(result),
-            }
-            info = WeightsInfo(**{**vars(self.info), "provenance": provenance})
-            path = self.folder / "weights.safetensors"
-            save_weights(path, self.network.state_dict(), info, torch.float16)
+            if self.fabric.is_global_zero:
+                self._save_weights(result)
         return result
 
-    def _save_checkpoint(self) -> None:
-        state = {
-            "settings": self._settings(),
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+    def _save_weights(self, result: Validation | None) -> None:
+        recorded = {key: v for key, v in self.settings().items() if key != "weights"}
+        provenance = {
+            **self.info.provenance,
+            **recorded,
             "step": self.step,
-            "best": self.best,
+            "validation": None if result is None else asdict(result),
         }
-        partial = self.folder / "checkpoint.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.folder / "checkpoint.pt")
+        info = WeightsInfo(**{**vars(self.info), "provenance": provenance})
+        save_weights(self.folder.weights, self.weights.state_dict(), info, torch.float16)
 
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "weights": json.loads(self.info.to_json()),
-            "training": asdict(self.config),
-            "subjects": [subject.name for subject in self.training],
-        }
+    def _has_stalled(self) -> bool:
+        return 0 < self.config.patience <= self.not_better
 
-    def _log(self, **line: Any) -> None:
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
-        if "validation" in line or self.step % 10 == 0 or self.step == 1:
-            print(json.dumps(line), flush=True)
+    def _save_checkpoint(self) -> None:
+        if self.fabric.is_global_zero:
+            state = {
+                "settings": self.settings(),
+                "network": self.network.module.state_dict(),
+                "averaged": self.averaged.state_dict() if self.averaged else None,
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "best": self.best,
+                "not_better": self.not_better,
+            }
+            partial = self.folder.checkpoint.with_suffix(".partial")
+            torch.save(state, partial)
+            os.replace(partial, self.folder.checkpoint)
+        self.fabric.barrier()
 
-    def _tensor(self, subject: Subject) -> Tensor:
-        return torch.from_numpy(subject.image)[None, None].to(self.device)
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.fabric.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+        )
+
+    def _warp(self, volume: Tensor, displacement: Tensor | None) -> Tensor:
+        if displacement is None:
+            return volume
+        return warp(volume, displacement, self.info.network.sampling)
+
+    def _tensor(self, array: Any) -> Tensor:
+        return torch.from_numpy(array)[None, None].to(self.fabric.device)
+
+
+def _after(before: Tensor | None, displacement: Tensor) -> Tensor:
+    return displacement if before is None else compose(before, displacement)
+
+
+def _flat(settings: Any, name: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, by dotted names; lists and tuples are the same."""
+    if isinstance(settings, dict):
+        parts = [_flat(v, f"{name}.{k}" if name else k) for k, v in settings.items()]
+        return {k: v for part in parts for k, v in part.items()}
+    return {name: list(settings) if isinstance(settings, tuple) else settings}

@@ -87,6 +87,32 @@ def warp(
     return grid_sample_3d(volume, displacement, interpolation, **SAMPLING[sampling])
 
 
+def compose(
+    first: Float[Tensor, "b 3 d h w"], second: Float[Tensor, "b 3 d h w"]
+) -> Float[Tensor, "b 3 d h w"]:
+    """The displacement of warping by `first` and its result by `second`, in voxels.
+
+    ``warp(warp(volume, first), second) = warp(volume, compose(first, second))``, but for the
+    second interpolation.
+    """
+    return second + warp(first, second)
+
+
+def integrate(velocity: Float[Tensor, "b 3 d h w"], squarings: int) -> Float[Tensor, "b 3 d h w"]:
+    """The displacement at time 1 of points that move with a stationary velocity, in voxels.
+
+    Scaling and squaring: a step of 1 / 2^squarings, composed with itself `squarings` times. The
+    negative velocity gives the inverse.
+
+    Source:
+        Arsigny et al., A log-Euclidean framework for statistics on diffeomorphisms (2006).
+    """
+    displacement = velocity / 2**squarings
+    for _ in range(squarings):
+        displacement = compose(displacement, displacement)
+    return displacement
+
+
 def _sample(
     volume: Tensor, displacement: Tensor, interpolation: str, padding: str, align_corners: bool
 ) -> Tensor:

@@ -19,7 +19,7 @@ from .backends.onnxruntime import OnnxRuntimeBackend
 from .bundle import Bundle, default_bundle_path, load_bundle
 from .errors import VolumeError
 from .field import DisplacementField, field_from_network
-from .metrics.deformation import nonpositive_jacobian_percent
+from .metrics.deformation import nonpositive_jacobian_percent, sd_log_jacobian
 from .metrics.overlap import present_labels
 from .metrics.summary import compare_images, compare_labels
 from .preprocess import Interpolation, PreparedPair, prepare_pair, resample_to_grid
@@ -118,7 +118,7 @@ class Registration:
             moving: Path or volume, on any grid.
             fixed: Path or volume; the results lie on its grid.
             moving_labels: On the grid of `moving`; warped along.
-            fixed_labels: On the grid of `fixed`; with `moving_labels`, Dice and ASSD are measured.
+            fixed_labels: On the grid of `fixed`; with `moving_labels`, both are compared.
             affine: Align the two affinely first; without, they must overlap in the world.
 
         Raises:
@@ -152,6 +152,7 @@ class Registration:
                     stages = _stages(moving_labels, fixed, to_moving, warped_labels, "nearest")
                     metrics |= compare_labels(fixed_labels, moving_labels, stages)
                 metrics["nonpositive_jacobian_percent"] = nonpositive_jacobian_percent(field)
+                metrics["sd_log_jacobian"] = sd_log_jacobian(field)
         metrics["seconds"] = seconds.table
         return RegistrationResult(warped, field, to_moving, warped_labels, metrics)
 

@@ -70,6 +70,17 @@ def test_file_computes_what_pytorch_computes(bundle, weights):
     assert measured["max_warped_difference"] < 1e-4
 
 
+@pytest.mark.slow
+def test_composed_fields_are_exported_like_everything_else(tmp_path):
+    weights = write_weights(tmp_path / "weights.safetensors", passes=2, integration_steps=4)
+    network, _ = load_weights(weights)
+    shape = (32, 32, 64)
+    onnx.save(onnx_from_network(network, shape), tmp_path / NETWORK)
+    measured = verify(tmp_path / NETWORK, network, shape)
+    assert measured["max_displacement_vox"] > 0.1
+    assert measured["max_difference_vox"] < 1e-3
+
+
 def test_verification_notices_other_weights(bundle, tmp_path):
     other, _ = load_weights(write_weights(tmp_path / "other.safetensors", seed=1))
     with pytest.raises(ExportError, match=r"expected ONNX Runtime within 0\.001 voxel of PyTorch"):

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from paramorph import CONFIGS, NetworkConfig, ParaMorph
 from paramorph.checkpoint import reference_name
 from paramorph.config import ConfigError, config_named
+from paramorph.warp import compose, integrate, warp
 from paramorph.windows import prepare_tables, window_layout
 
 from .conftest import make_network
@@ -147,3 +148,60 @@ def test_config_survives_json():
         NetworkConfig.from_dict({**config.as_dict(), "colour": 1})
     with pytest.raises(ConfigError, match=r"expected one of paramorph, .* got huge"):
         config_named("huge")
+
+
+def test_a_second_pass_registers_what_the_first_has_warped(tiny):
+    moving, fixed = torch.rand(2, 1, 1, 32, 64, 96)
+    twice = make_network(window=(2, 2, 3), passes=2)
+    with torch.inference_mode():
+        first = tiny(moving, fixed)
+        second = tiny(warp(moving, first), fixed)
+        torch.testing.assert_close(
+            twice(moving, fixed), compose(first, second), atol=1e-4, rtol=1e-4
+        )
+        assert (compose(first, second) - first).abs().max() > 0.1
+
+
+def test_a_velocity_is_integrated_in_every_pass(tiny):
+    moving, fixed = torch.rand(2, 1, 1, 32, 64, 96)
+    diffeomorphic = make_network(window=(2, 2, 3), integration_steps=6)
+    with torch.inference_mode():
+        velocity = tiny(moving, fixed)
+        displacement = diffeomorphic(moving, fixed)
+        to_moving, to_fixed = diffeomorphic.both_ways(moving, fixed)
+    torch.testing.assert_close(displacement, integrate(velocity, 6), atol=1e-4, rtol=1e-4)
+    assert (displacement - velocity).abs().max() > 0.1
+    torch.testing.assert_close(to_moving, displacement, atol=1e-4, rtol=1e-4)
+    assert to_fixed.shape == displacement.shape
+
+
+@pytest.mark.parametrize("options", [{"passes": 2}, {"integration_steps": 7}])
+def test_fields_are_not_composed_under_the_reference_sampling(options):
+    with pytest.raises(ConfigError, match="expected sampling exact where fields are composed"):
+        NetworkConfig(sampling="reference", **options)
+
+
+@pytest.mark.parametrize("options", [{"passes": 0}, {"integration_steps": -1}])
+def test_impossible_numbers_of_passes_are_refused(options):
+    with pytest.raises(ConfigError, match="expected at least one pass"):
+        NetworkConfig(**options)
+
+
+def test_recomputed_activations_give_the_same_gradients(tiny):
+    moving, fixed = torch.rand(2, 1, 1, 32, 64, 96)
+    gradients = []
+    for recompute in (False, True):
+        network = make_network(window=(2, 2, 3), drop_path=0.2).train()
+        if recompute:
+            network.recompute_activations()
+        torch.manual_seed(1)
+        sum(u.square().mean() for u in network.both_ways(moving, fixed)).backward()
+        gradients.append([p.grad for p in network.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_one_voxel_at_the_coarsest_scale_is_too_few_for_several_passes():
+    volume = torch.zeros(1, 1, 32, 32, 32)
+    with pytest.raises(ConfigError, match="expected an axis longer than 32"):
+        make_network(passes=2)(volume, volume)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.linalg import expm
 from scipy.ndimage import map_coordinates
 
-from paramorph.warp import SAMPLING, grid_sample_3d, warp
+from paramorph.warp import SAMPLING, compose, grid_sample_3d, integrate, warp
 
 SHAPE = (5, 6, 7)
 
@@ -99,3 +100,42 @@ def test_half_precision_volumes_are_sampled_in_float32():
     torch.testing.assert_close(
         warped.float(), warp(volume.half().float(), displacement), atol=1e-3, rtol=0
     )
+
+
+def smooth_field(size: int, largest: float, seed: int = 0) -> torch.Tensor:
+    """Random, smooth, and 0 at the border, so that nothing leaves the grid."""
+    noise = torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
+    field = F.interpolate(noise, (size,) * 3, mode="trilinear", align_corners=True)
+    field = F.avg_pool3d(field, 7, stride=1, padding=3)
+    window = torch.hann_window(size, periodic=False)
+    field = field * window[:, None, None] * window[:, None] * window
+    return largest * field / field.abs().max()
+
+
+def test_composed_displacement_warps_like_one_after_the_other():
+    first, second = smooth_field(24, 2.0, 0), smooth_field(24, 2.0, 1)
+    x = torch.stack(torch.meshgrid(*[torch.arange(24.0)] * 3, indexing="ij"))[None]
+    # Coordinates are a volume whose linear interpolation is exact.
+    expected = warp(x + first, second)
+    torch.testing.assert_close(x + compose(first, second), expected, atol=1e-4, rtol=0)
+    assert (compose(first, second) - compose(second, first)).abs().max() > 0.05
+
+
+def test_linear_velocity_integrates_to_the_matrix_exponential():
+    slope = np.array([[0.0, 0.3, 0.0], [-0.3, 0.1, 0.0], [0.05, 0.0, -0.2]])
+    centred = torch.stack(torch.meshgrid(*[torch.arange(-12.0, 13)] * 3, indexing="ij"))
+    velocity = torch.einsum("cd,dijk->cijk", torch.tensor(slope).float(), centred)[None]
+    exact = torch.tensor(expm(slope) - np.eye(3)).float()
+    exact = torch.einsum("cd,dijk->cijk", exact, centred)[None]
+    inside = (..., *[slice(7, 18)] * 3)
+    moved = integrate(velocity, 7)[inside] - exact[inside]
+    assert moved.abs().max() < 0.01 < exact[inside].abs().max() / 100
+
+
+def test_negative_velocity_gives_the_inverse():
+    velocity = smooth_field(32, 4.0)
+    there, back = integrate(velocity, 7), integrate(-velocity, 7)
+    assert there.abs().max() > 2
+    left = compose(there, back).abs()
+    assert left.max() < 0.2  # linear interpolation of curved fields, seven times
+    assert left.mean() < 0.01

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from medpy.metric.binary import assd as medpy_assd
 from medpy.metric.binary import dc as medpy_dice
+from monai.metrics import compute_hausdorff_distance
 
 from paramorph_rt.field import DisplacementField
-from paramorph_rt.metrics.deformation import nonpositive_jacobian_percent
+from paramorph_rt.metrics.deformation import nonpositive_jacobian_percent, sd_log_jacobian
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
 from paramorph_rt.metrics.similarity import ncc
 from paramorph_rt.metrics.summary import compare_images, compare_labels
-from paramorph_rt.metrics.surface import assd_mm
+from paramorph_rt.metrics.surface import surface_distances
 from paramorph_rt.preprocess import resample_to_grid
 from paramorph_rt.spaces import Grid
 from paramorph_rt.volume import Volume, load_labels
@@ -50,41 +51,61 @@ def test_mean_skips_labels_without_a_value():
     assert mean_over({1: None}, [1]) is None
 
 
-def test_assd_agrees_with_medpy():
+def monai_hd95(warped: np.ndarray, fixed: np.ndarray, spacing) -> float:
+    masks = (mask[np.newaxis, np.newaxis] for mask in (warped, fixed))
+    found = compute_hausdorff_distance(*masks, percentile=95, spacing=list(map(float, spacing)))
+    return found.item()
+
+
+def test_assd_agrees_with_medpy_and_hd95_with_monai():
     fixed, warped = shifted_pair()
-    found = assd_mm(fixed, warped, SPACING, [1, 2, 7])
-    for label, value in found.items():
-        expected = medpy_assd(warped == label, fixed == label, voxelspacing=SPACING)
-        assert value == pytest.approx(expected, rel=1e-6)
+    for label, found in surface_distances(fixed, warped, SPACING, [1, 2, 7]).items():
+        masks = warped == label, fixed == label
+        assert found.assd_mm == pytest.approx(medpy_assd(*masks, voxelspacing=SPACING), rel=1e-6)
+        assert found.hd95_mm == pytest.approx(monai_hd95(*masks, SPACING), rel=1e-6)
 
 
-def test_assd_of_parallel_plates_is_their_distance():
+def test_distances_of_parallel_plates_are_that_of_the_plates():
     fixed, warped = np.zeros((2, 5, 6, 12), np.uint8)
     fixed[..., 2], warped[..., 7] = 3, 3
-    assert assd_mm(fixed, warped, SPACING, [3]) == {3: 15.0}
+    assert surface_distances(fixed, warped, SPACING, [3]) == {3: (15.0, 15.0)}
 
 
-def test_assd_of_equal_maps_is_zero():
+def test_hd95_is_that_of_the_worse_direction_and_forgives_a_twentieth():
+    fixed, warped = np.zeros((2, 40, 3, 1), np.uint8)
+    fixed[:, 1], warped[:20, 1] = 1, 1
+    # From the longer line 20 of 40 voxels are 1 to 20 mm off; from the shorter none is.
+    expected = np.percentile([0] * 20 + list(range(1, 21)), 95)
+    found = surface_distances(fixed, warped, np.ones(3), [1])[1]
+    assert found.hd95_mm == pytest.approx(expected, rel=1e-6)
+    warped[:38, 1] = 1  # now only a twentieth is off
+    assert surface_distances(fixed, warped, np.ones(3), [1])[1].hd95_mm < 0.1
+
+
+def test_distances_of_equal_maps_are_zero():
     fixed, _ = shifted_pair()
-    assert assd_mm(fixed, fixed, SPACING, [1, 2, 7]) == {1: 0.0, 2: 0.0, 7: 0.0}
+    found = surface_distances(fixed, fixed, SPACING, [1, 2, 7])
+    assert found == {1: (0.0, 0.0), 2: (0.0, 0.0), 7: (0.0, 0.0)}
 
 
-def test_assd_of_a_missing_label_is_none():
+def test_a_missing_label_has_no_distances():
     fixed, _ = shifted_pair()
     nothing = np.zeros_like(fixed)
-    assert assd_mm(fixed, nothing, SPACING, [1, 9]) == {1: None, 9: None}
+    assert surface_distances(fixed, nothing, SPACING, [1, 9]) == {1: None, 9: None}
 
 
-def test_assd_of_real_labels_agrees_with_medpy(brains):
+def test_distances_of_real_labels_agree_with_medpy_and_monai(brains):
     fixed = load_labels(brains / "1004_labels.nii.gz")
     moving = load_labels(brains / "1003_labels.nii.gz")
     warped = resample_to_grid(moving, fixed.grid, interpolation="nearest")
     labels = sorted(present_labels(fixed.data) & present_labels(warped))
-    found = assd_mm(fixed.data, warped, fixed.grid.spacing, labels)
+    found = surface_distances(fixed.data, warped, fixed.grid.spacing, labels)
     for label in labels[:: len(labels) // 3]:
-        window = np.s_[:, :, :]
-        expected = medpy_assd(fixed.data[window] == label, warped[window] == label)
-        assert found[label] == pytest.approx(expected, rel=1e-5)
+        masks = warped == label, fixed.data == label
+        assert found[label].assd_mm == pytest.approx(medpy_assd(*masks), rel=1e-5)
+        assert found[label].hd95_mm == pytest.approx(
+            monai_hd95(*masks, fixed.grid.spacing), rel=1e-5
+        )
 
 
 def test_ncc_does_not_see_brightness_or_contrast():
@@ -115,6 +136,33 @@ def test_folded_half_is_half_of_the_voxels():
     assert nonpositive_jacobian_percent(DisplacementField(grid, vectors)) == 50.0
 
 
+def stretched(factors: np.ndarray, matrix: np.ndarray) -> DisplacementField:
+    """x ↦ matrix (x stretched along i by one factor per slab of ten voxels)."""
+    grid = Grid((10 * len(factors), 5, 6), np.eye(4))
+    lengths = np.repeat(factors, 10)
+    points = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1)
+    mapped = points.astype(np.float64)
+    mapped[..., 0] = (np.cumsum(lengths) - lengths)[:, None, None]
+    return DisplacementField(grid, (mapped @ matrix.T - points).astype(np.float32))
+
+
+def test_spread_of_log_jacobian_is_that_of_the_stretches_whatever_the_affine():
+    # Half of the voxels stretch by e, half by 1 / e, but for the one between them: SD 1.
+    factors = np.exp([1.0, -1.0])
+    affine = np.array([[1.2, 0.3, 0], [-0.2, 0.9, 0.1], [0, 0, 1.1]])
+    plain = sd_log_jacobian(stretched(factors, np.eye(3)))
+    assert plain == pytest.approx(1, abs=0.06)
+    assert sd_log_jacobian(stretched(factors, affine)) == pytest.approx(plain, rel=1e-4)
+    assert sd_log_jacobian(stretched(np.ones(2), affine)) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_fold_counts_as_the_logarithm_of_a_billionth():
+    # One tenth of the slabs runs backwards; the others keep their volume.
+    field = stretched(np.array([1.0] * 9 + [-1.0]), np.eye(3))
+    expected = np.std(np.log([1.0] * 9 + [1e-9]))
+    assert sd_log_jacobian(field) == pytest.approx(expected, rel=0.02)
+
+
 def test_summary_counts_a_lost_label_as_zero_overlap_without_a_distance():
     grid = centred_grid("RAS", (46, 52, 40))
     fixed = volume_of(head_labels, grid)
@@ -124,7 +172,8 @@ def test_summary_counts_a_lost_label_as_zero_overlap_without_a_distance():
     assert table["dice"]["before"]["mean"] == 1.0
     assert table["dice"]["after"]["labels"]["7"] == 0.0
     assert table["assd_mm"]["after"]["labels"]["7"] is None
-    assert table["assd_mm"]["after"]["mean"] == 0.0
+    assert table["hd95_mm"]["after"]["labels"]["7"] is None
+    assert table["assd_mm"]["after"]["mean"] == table["hd95_mm"]["after"]["mean"] == 0.0
     table = compare_labels(fixed, extra, {"after": extra.data})
     assert set(table["dice"]["after"]["labels"]) == {"1", "2", "7", "9"}
     assert table["dice"]["after"]["mean"] == 1.0  # over 2 and 7, which both maps have

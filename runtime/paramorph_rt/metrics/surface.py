@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -17,17 +17,30 @@ if TYPE_CHECKING:
     Box = tuple[np.ndarray, np.ndarray]  # first voxel, one past the last
 
 
-def assd_mm(
+class SurfaceDistances(NamedTuple):
+    """How far apart the surfaces of one label are in two maps, in mm.
+
+    A border voxel has one of its six neighbours outside the label; each is measured to the nearest
+    border voxel of the other map.
+
+    Attributes:
+        assd_mm: Average symmetric surface distance: the mean over the border voxels of both maps
+            together. This is MedPy's definition, not the mean of the two directed means.
+        hd95_mm: 95th percentile Hausdorff distance: the larger of the two directed percentiles.
+            This is MONAI's definition; MedPy takes the percentile of both directions together.
+    """
+
+    assd_mm: float
+    hd95_mm: float
+
+
+def surface_distances(
     fixed: Integer[np.ndarray, "i j k"],
     warped: Integer[np.ndarray, "i j k"],
     spacing: Float[np.ndarray, " 3"],
     labels: Iterable[int],
-) -> dict[int, float | None]:
-    """Average symmetric surface distance of each label, in mm.
-
-    The mean over the border voxels of both maps together of the distance to the nearest border
-    voxel of the other map; a border voxel has one of its six neighbours outside the label. This is
-    MedPy's definition, not the mean of the two directed means.
+) -> dict[int, SurfaceDistances | None]:
+    """Distances between the two surfaces of each label.
 
     Args:
         fixed: Label map.
@@ -36,28 +49,31 @@ def assd_mm(
         labels: Which labels to measure.
 
     Returns:
-        One value per label; None where either map lacks it, as there is no surface to measure to.
+        One entry per label; None where either map lacks it, as there is no surface to measure to.
     """
     fixed_boxes, warped_boxes = _boxes(fixed), _boxes(warped)
-    result: dict[int, float | None] = {}
+    result: dict[int, SurfaceDistances | None] = {}
     with itk_threads(1):  # starting threads takes longer than most of these small boxes
         for label in labels:
             if label not in fixed_boxes or label not in warped_boxes:
                 result[label] = None
                 continue
             window = _joint_window(fixed_boxes[label], warped_boxes[label])
-            result[label] = _assd(fixed[window] == label, warped[window] == label, spacing)
+            result[label] = _distances(fixed[window] == label, warped[window] == label, spacing)
     return result
 
 
-def _assd(
+def _distances(
     first: Bool[np.ndarray, "i j k"], second: Bool[np.ndarray, "i j k"], spacing: np.ndarray
-) -> float:
+) -> SurfaceDistances:
     # A voxel of background all around: the image's edge is a border, as in MedPy.
     borders = [_border(np.pad(mask, 1)) for mask in (first, second)]
     to_second = _distance_mm(borders[1], spacing)[borders[0]]
     to_first = _distance_mm(borders[0], spacing)[borders[1]]
-    return float(np.concatenate([to_second, to_first]).mean(dtype=np.float64))
+    return SurfaceDistances(
+        assd_mm=float(np.concatenate([to_second, to_first]).mean(dtype=np.float64)),
+        hd95_mm=float(max(np.percentile(to_second, 95), np.percentile(to_first, 95))),
+    )
 
 
 def _border(mask: Bool[np.ndarray, "i j k"]) -> Bool[np.ndarray, "i j k"]:

@@ -1,0 +1,104 @@
+"""What a training is judged by: overlap, surface distance, folds and similarity, on its grid."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from paramorph.checkpoint import WeightsInfo
+from paramorph.losses import LossConfig, loss_terms
+from paramorph.network import ParaMorph
+from paramorph.pictures import save_picture
+from paramorph.warp import warp
+from paramorph_rt.field import field_from_network
+from paramorph_rt.metrics.deformation import nonpositive_jacobian_percent
+from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
+from paramorph_rt.metrics.surface import surface_distances
+from paramorph_rt.spaces import Grid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from paramorph.data import Subject
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One pair, or the means over pairs; None where there are no labels in common."""
+
+    dice: float | None  # over all labels present in both maps
+    dice_before: float | None  # the same with a zero field: what affine alignment gives
+    assd_mm: float | None  # average symmetric surface distance over the same labels
+    assd_before_mm: float | None
+    nonpositive_jacobian_percent: float
+    similarity: float  # the training's similarity loss
+
+    @classmethod
+    def mean(cls, pairs: Sequence[Validation]) -> Validation:
+        means = {}
+        for name in (f.name for f in fields(cls)):
+            values = [getattr(p, name) for p in pairs if getattr(p, name) is not None]
+            means[name] = float(np.mean(values)) if values else None
+        return cls(**means)
+
+
+@torch.inference_mode()
+def validate_pair(
+    network: ParaMorph,
+    info: WeightsInfo,
+    loss: LossConfig,
+    moving: Subject,
+    fixed: Subject,
+    autocast: AbstractContextManager[None],
+    picture: Path | None = None,
+) -> Validation:
+    """Register `moving` to `fixed` on the network grid and measure; optionally draw a PNG."""
+    device = next(network.parameters()).device
+    source, target = (torch.from_numpy(s.image)[None, None].to(device) for s in (moving, fixed))
+    network.eval()
+    with autocast:
+        displacement = network(source, target).float()
+    network.train()
+    sampling = info.network.sampling
+    warped = warp(source, displacement, sampling)
+    grid = Grid(info.shape, np.diag([*info.spacing_mm, 1.0]))
+    field = field_from_network(displacement[0].cpu().numpy(), grid, sampling)
+    if picture is not None:
+        arrays = (volume[0, 0].cpu().numpy() for volume in (source, target, warped))
+        save_picture(picture, *arrays, displacement[0].cpu().numpy())
+    return Validation(
+        **_labels(moving, fixed, displacement, info),
+        nonpositive_jacobian_percent=nonpositive_jacobian_percent(field),
+        similarity=loss_terms(loss, warped, target, displacement)["similarity"].item(),
+    )
+
+
+def _labels(
+    moving: Subject, fixed: Subject, displacement: Tensor, info: WeightsInfo
+) -> dict[str, float | None]:
+    none = dict.fromkeys(("dice", "dice_before", "assd_mm", "assd_before_mm"))
+    if moving.labels is None or fixed.labels is None:
+        return none
+    common = present_labels(moving.labels) & present_labels(fixed.labels)
+    if not common:
+        return none
+    labels = torch.from_numpy(moving.labels.astype(np.float32))[None, None].to(displacement.device)
+    warped = warp(labels, displacement, info.network.sampling, "nearest")
+    result = {}
+    for suffix, maps in (
+        ("before", moving.labels),
+        ("", warped[0, 0].cpu().numpy().astype(moving.labels.dtype)),
+    ):
+        overlap = dice(fixed.labels, maps)
+        surfaces = surface_distances(fixed.labels, maps, np.array(info.spacing_mm), common)
+        distance = {label: d and d.assd_mm for label, d in surfaces.items()}
+        result["dice_before" if suffix else "dice"] = mean_over(overlap, common)
+        result["assd_before_mm" if suffix else "assd_mm"] = mean_over(distance, common)
+    return result
