@@ -1,0 +1,76 @@
+"""What a displacement field is worth: one code for the fields of all methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pairs import BenchmarkError
+from paramorph_rt.metrics.deformation import nonpositive_jacobian_percent, sd_log_jacobian
+from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
+from paramorph_rt.metrics.summary import compare_images, compare_labels
+from paramorph_rt.volume import Volume, check_same_grid, load_labels, load_volume
+from paramorph_rt.warp import warp_volume
+
+if TYPE_CHECKING:
+    from paramorph.data import SubjectFiles
+    from paramorph_rt.field import DisplacementField
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """Two images and their label maps, in memory."""
+
+    moving: Volume
+    fixed: Volume
+    moving_labels: Volume
+    fixed_labels: Volume
+
+
+def load_pair(moving: SubjectFiles, fixed: SubjectFiles) -> LabelledPair:
+    """Read two subjects that both have labels."""
+    assert moving.labels is not None
+    assert fixed.labels is not None
+    return LabelledPair(
+        load_volume(moving.image),
+        load_volume(fixed.image),
+        load_labels(moving.labels),
+        load_labels(fixed.labels),
+    )
+
+
+def evaluate(field: DisplacementField, pair: LabelledPair) -> dict[str, float | None]:
+    """Overlap, distance, likeness and regularity on the fixed image's own grid.
+
+    Args:
+        field: Complete, fixed → moving, on the grid of the fixed image.
+        pair: Its labels are warped by nearest neighbour.
+
+    Returns:
+        Mean Dice, ASSD and HD95 over the labels that both maps have; NCC; regularity.
+
+    Raises:
+        BenchmarkError: The field lies on another grid.
+    """
+    if not field.grid.matches(pair.fixed.grid):
+        raise BenchmarkError(
+            f"field: expected it on the grid of {pair.fixed.name} {pair.fixed.grid.shape}, got "
+            f"another of {field.grid.shape}; correct the method."
+        )
+    warped = warp_volume(pair.moving, field)
+    labels = warp_volume(pair.moving_labels, field, "nearest")
+    tables = compare_labels(pair.fixed_labels, pair.moving_labels, {"after": labels.data})
+    return {
+        **{name: table["after"]["mean"] for name, table in tables.items()},
+        "ncc": compare_images(pair.fixed, {"after": warped.data})["after"],
+        "nonpositive_jacobian_percent": nonpositive_jacobian_percent(field),
+        "sd_log_jacobian": sd_log_jacobian(field),
+    }
+
+
+def mean_dice(warped_labels: Volume, pair: LabelledPair) -> float | None:
+    """Mean Dice as `evaluate` takes it, of moving labels that a method warped itself."""
+    check_same_grid(pair.fixed, warped_labels)
+    common = present_labels(pair.fixed_labels.data) & present_labels(pair.moving_labels.data)
+    overlap = dice(pair.fixed_labels.data, warped_labels.data)
+    return mean_over({label: overlap.get(label, 0.0) for label in common}, common)
