@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,26 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "onnxruntime", "onnx", "SimpleITK", "nibabel", "numpy")
 
 
-def write_result(name: str, content: dict[str, Any]) -> Path:
-    """Write `results/NAME.json` with machine, versions and commit beside the content."""
+def write_result(name: str, content: dict[str, Any], packages: Sequence[str] = ()) -> Path:
+    """Write `results/NAME.json` with machine, versions and commit beside the content.
+
+    Args:
+        name: Of the file.
+        content: What was measured.
+        packages: Besides `PACKAGES`, whose versions matter.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**_origin(), **content}, indent=1) + "\n")
+    path.write_text(json.dumps({**_origin(packages), **content}, indent=1) + "\n")
     return path
 
 
-def _origin() -> dict[str, Any]:
+def _origin(packages: Sequence[str]) -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in (*PACKAGES, *packages)},
         "commit": subprocess.run(
             ["git", "describe", "--always", "--dirty"],
             cwd=Path(__file__).parent,

@@ -5,6 +5,7 @@ import pytest
 from medpy.metric.binary import assd as medpy_assd
 from medpy.metric.binary import dc as medpy_dice
 from monai.metrics import compute_hausdorff_distance
+from scipy.ndimage import find_objects
 
 from paramorph_rt.field import DisplacementField
 from paramorph_rt.metrics.deformation import nonpositive_jacobian_percent, sd_log_jacobian
@@ -98,10 +99,11 @@ def test_distances_of_real_labels_agree_with_medpy_and_monai(brains):
     fixed = load_labels(brains / "1004_labels.nii.gz")
     moving = load_labels(brains / "1003_labels.nii.gz")
     warped = resample_to_grid(moving, fixed.grid, interpolation="nearest")
-    labels = sorted(present_labels(fixed.data) & present_labels(warped))
+    labels = sorted(present_labels(fixed.data) & present_labels(warped))[::45]
     found = surface_distances(fixed.data, warped, fixed.grid.spacing, labels)
-    for label in labels[:: len(labels) // 3]:
-        masks = warped == label, fixed.data == label
+    for label in labels:
+        box = find_objects(((warped == label) | (fixed.data == label)).astype(int))[0]
+        masks = warped[box] == label, fixed.data[box] == label
         assert found[label].assd_mm == pytest.approx(medpy_assd(*masks), rel=1e-5)
         assert found[label].hd95_mm == pytest.approx(
             monai_hd95(*masks, fixed.grid.spacing), rel=1e-5

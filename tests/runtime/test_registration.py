@@ -160,12 +160,14 @@ def test_metrics_are_complete(labelled, tmp_path):
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["model"] == "known-displacement"
     assert set(metrics["ncc"]) == set(metrics["dice"]) == {"before", "affine", "after"}
-    assert set(metrics["assd_mm"]) == {"before", "after"}
+    assert set(metrics["assd_mm"]) == set(metrics["hd95_mm"]) == {"before", "after"}
     # Both images are the same head, so the known displacement makes everything worse.
     assert metrics["dice"]["before"]["mean"] > 0.95 > metrics["dice"]["after"]["mean"] > 0.5
     assert metrics["assd_mm"]["before"]["mean"] < 0.1 < metrics["assd_mm"]["after"]["mean"] < 4
     assert set(metrics["dice"]["after"]["labels"]) == {"1", "2", "7"}
+    assert metrics["hd95_mm"]["after"]["mean"] > metrics["assd_mm"]["after"]["mean"]
     assert metrics["nonpositive_jacobian_percent"] == 0.0
+    assert 0 < metrics["sd_log_jacobian"] < 1
     stages = ["load", "affine", "preprocess", "network", "warp", "metrics", "save"]
     assert list(metrics["seconds"]) == stages
     assert metrics["network_grid"]["spacing_growth"] >= 1
