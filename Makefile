@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEIGHTS := models/weights/brain-t1-small.safetensors
 BUNDLE := runtime/paramorph_rt/bundles/brain-t1-small
 
-.PHONY: demo test lint golden clean
+.PHONY: demo test lint plugin golden clean
 
 demo: $(BUNDLE)/manifest.json
 	$(BIN)/python examples/demo.py --out-dir demo --force
@@ -21,6 +21,17 @@ lint: $(VENV)/ready
 $(BUNDLE)/manifest.json: $(WEIGHTS) $(VENV)/ready
 	$(BIN)/python export/to_onnx.py --weights $(WEIGHTS) --out-dir $(BUNDLE) --force
 
+# Compilers and headers come as wheels; of kernel-lens only its copy of TensorRT's headers is wanted.
+plugin: $(VENV)/plugin-ready build/tensorrt/kernel_lens
+	$(BIN)/python export/build_plugin.py
+
+$(VENV)/plugin-ready: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --editable '.[plugin]'
+	touch $@
+
+build/tensorrt/kernel_lens: | $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --no-deps --target build/tensorrt kernel-lens==2.0.1
+
 # torch first and by number: a looser request brings gigabytes of CUDA libraries on Linux.
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,4 +40,4 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo $(BUNDLE)
+	rm -rf $(VENV) build demo $(BUNDLE)

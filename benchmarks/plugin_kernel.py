@@ -1,0 +1,242 @@
+"""The TensorRT plugin's kernel on a GPU: first right, then its speed against PyTorch and a copy.
+
+Needs a GPU, PyTorch with CUDA and nvcc; no TensorRT. Every contender is a CUDA graph of many
+launches on inputs that take turns, so that neither Python nor the card's cache is what is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import itertools
+import shutil
+import statistics
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from paramorph.warp import grid_sample_3d
+from record import write_result
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = list(itertools.product(["linear", "nearest"], ["border", "zeros"], [True, False]))
+WILD = [1e6, -1e6, 3e9, -3e9, 1e30, -1e30, torch.inf, -torch.inf]
+CACHE_BYTES = 512 << 20  # inputs that take turns fill more than any card's cache
+REPLAYS = 30
+
+
+def compile_kernel(nvcc: str, architecture: str) -> Path:
+    """The kernel as a shared library behind one C function."""
+    library = ROOT / "build" / "plugin_kernel.so"
+    library.parent.mkdir(exist_ok=True)
+    sources = [ROOT / "benchmarks" / "plugin_kernel.cu", ROOT / "export" / "plugin" / "kernel.cu"]
+    command = [nvcc, "-std=c++17", "-O3", f"-arch={architecture}", "-shared", "-Xcompiler", "-fPIC"]
+    command += ["-I", ROOT / "export" / "plugin", *sources, "-o", library]
+    found = shutil.which(nvcc)
+    if found is not None:  # NVIDIA's wheels keep the runtime in lib, where their nvcc does not look
+        command += ["-L", Path(found).parents[1] / "lib"]
+    subprocess.run(command, check=True)
+    return library
+
+
+class Kernel:
+    """The compiled kernel, called like `paramorph.warp.grid_sample_3d`."""
+
+    def __init__(self, library: Path) -> None:
+        self._run = ctypes.CDLL(str(library)).run
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        self._run.argtypes = [number, *[pointer] * 4, *[number] * 3, pointer]
+
+    def __call__(
+        self,
+        volume: torch.Tensor,
+        displacement: torch.Tensor,
+        interpolation: str = "linear",
+        padding: str = "border",
+        align_corners: bool = True,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if out is None:  # poisoned: a voxel that is not written shows
+            size = (*volume.shape[:2], *displacement.shape[2:])
+            out = volume.new_full(size, torch.nan)
+        assert volume.is_contiguous()
+        assert displacement.is_contiguous()
+        shape = (ctypes.c_int32 * 8)(*volume.shape, *displacement.shape[2:])
+        status = self._run(
+            volume.dtype == torch.float16,
+            volume.data_ptr(),
+            displacement.data_ptr(),
+            out.data_ptr(),
+            shape,
+            interpolation == "nearest",
+            padding == "zeros",
+            align_corners,
+            torch.cuda.current_stream().cuda_stream,
+        )
+        assert status == 0, f"the kernel failed with {status}"
+        return out
+
+
+def check(kernel: Kernel) -> float:
+    """Hold the kernel to PyTorch on the same GPU; the largest difference of the inexact cases."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    largest = 0.0
+    for dtype, options in itertools.product([torch.float32, torch.float16], OPTIONS):
+        # Exact: whole numbers, quarter voxels, axes of 2^k + 1 voxels; few enough voxels that the
+        # products of the weights fit float32. Then any displacement.
+        size = (9, 5, 17) if options[0] == "linear" else (33, 17, 65)
+        volume = torch.randint(0, 256, (2, 3, *size), device="cuda", generator=generator).to(dtype)
+        steps = torch.randint(-60, 61, (2, 3, *size), device="cuda", generator=generator)
+        displacement = steps / 4
+        wild = torch.tensor(WILD, device="cuda")[steps.abs() % len(WILD)]
+        displacement = torch.where(steps % 11 == 0, wild, displacement)
+        expected = grid_sample_3d(volume, displacement, *options)
+        assert torch.equal(kernel(volume, displacement, *options), expected), (dtype, options)
+        if options[0] == "nearest":
+            continue  # elsewhere ties fall either way, with PyTorch's rounding of positions
+        volume = torch.rand(2, 3, 41, 30, 50, device="cuda", generator=generator).to(dtype)
+        displacement = torch.randn(2, 3, 37, 43, 35, device="cuda", generator=generator) * 4
+        expected = grid_sample_3d(volume, displacement, *options)
+        difference = (kernel(volume, displacement, *options) - expected).abs().max().item()
+        # float32: PyTorch's positions pass through normalised coordinates; half: one rounding
+        assert difference < (1e-4 if dtype == torch.float32 else 1e-3), (dtype, options, difference)
+        largest = max(largest, difference)
+    return largest
+
+
+def smooth_displacement(batch: int, size: tuple[int, ...], voxels: float) -> torch.Tensor:
+    """As a registration's: up to so many voxels, varying over 16."""
+    coarse = torch.rand(batch, 3, *[max(2, n // 16) for n in size], device="cuda") * 2 - 1
+    return F.interpolate(coarse, size=size, mode="trilinear", align_corners=True) * voxels
+
+
+def microseconds(calls: list[Callable[[], object]]) -> float:
+    """Median time of one call, when all of them run one after another."""
+    for call in calls[:3]:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    times = []
+    for _ in range(REPLAYS + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) * 1000 / len(calls))
+    return statistics.median(times[3:])
+
+
+def grid_of(volume: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
+    """The grid that PyTorch samples, which the kernel never writes."""
+    axes = [torch.arange(n, device="cuda", dtype=torch.float32) for n in displacement.shape[2:]]
+    at = displacement + torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    last = torch.tensor(volume.shape[2:], device="cuda").reshape(3, 1, 1, 1) - 1
+    return (at * 2 / last - 1).flip(1).permute(0, 2, 3, 4, 1).contiguous()
+
+
+def measure(kernel: Kernel, shape: tuple[int, ...], voxels: float, noise: bool) -> dict:
+    """Microseconds of every contender for volumes of one shape (b, c, d, h, w)."""
+    batch, channels, *size = shape
+    count = batch * size[0] * size[1] * size[2]
+    # The fewest bytes: every tensor once. PyTorch with a ready grid moves as many.
+    moved = {4: count * (12 + 8 * channels), 2: count * (12 + 4 * channels)}
+    turns = max(4, CACHE_BYTES // moved[4])
+    displacements = [smooth_displacement(batch, tuple(size), voxels) for _ in range(turns)]
+    if noise:
+        displacements = [torch.randn_like(u) * voxels for u in displacements]
+    volumes = [torch.rand(shape, device="cuda") for _ in range(turns)]
+    halves = [v.half() for v in volumes]
+    grids = [grid_of(v, u) for v, u in zip(volumes, displacements, strict=True)]
+    outs, half_outs = [v.clone() for v in volumes], [v.clone() for v in halves]
+    each = range(turns)
+
+    def copies(moved_bytes: int) -> list[Callable[[], object]]:
+        buffers = [torch.rand(moved_bytes // 4, device="cuda") for _ in each]
+        half = moved_bytes // 8  # read one half, write the other
+        return [lambda b=b: b[half : 2 * half].copy_(b[:half]) for b in buffers]
+
+    contenders = {
+        "kernel fp32": [
+            lambda i=i: kernel(volumes[i], displacements[i], out=outs[i]) for i in each
+        ],
+        "kernel fp16": [
+            lambda i=i: kernel(halves[i], displacements[i], out=half_outs[i]) for i in each
+        ],
+        "kernel fp32 nearest": [
+            lambda i=i: kernel(volumes[i], displacements[i], "nearest", out=outs[i]) for i in each
+        ],
+        "torch grid_sample, grid given": [
+            lambda i=i: F.grid_sample(
+                volumes[i], grids[i], padding_mode="border", align_corners=True
+            )
+            for i in each
+        ],
+        "torch grid_sample from the displacement": [
+            lambda i=i: grid_sample_3d(volumes[i], displacements[i]) for i in each
+        ],
+        "copy of the bytes of fp32": copies(moved[4]),
+        "copy of the bytes of fp16": copies(moved[2]),
+    }
+    times = {name: microseconds(calls) for name, calls in contenders.items()}
+    return {
+        "shape": shape,
+        "displacement": f"{'noise of sd' if noise else 'smooth, up to'} {voxels:g} voxels",
+        "microseconds": times,
+        "fewest_bytes": moved,
+        "of_the_copys_rate": {
+            kind: times[f"copy of the bytes of {kind}"] / times[f"kernel {kind}"]
+            for kind in ("fp32", "fp16")
+        },
+        "times_as_fast_as_torch": times["torch grid_sample from the displacement"]
+        / times["kernel fp32"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nvcc", default="nvcc")
+    parser.add_argument("--architecture", default="native", help="nvcc's -arch")
+    parser.add_argument("--compile-only", action="store_true", help="needs no GPU")
+    args = parser.parse_args()
+
+    library = compile_kernel(args.nvcc, args.architecture)
+    if args.compile_only:
+        return
+    torch.manual_seed(0)
+    kernel = Kernel(library)
+    difference = check(kernel)
+    print(f"equals PyTorch where that is exact; elsewhere within {difference:.1e}")
+    cases = []
+    for shape, voxels, noise in [
+        ((1, 1, 160, 160, 96), 8, False),
+        ((1, 1, 160, 192, 160), 8, False),
+        ((1, 3, 160, 160, 96), 8, False),
+        ((1, 1, 160, 160, 96), 8, True),
+    ]:
+        case = measure(kernel, shape, voxels, noise)
+        cases.append(case)
+        print(f"{shape}, {case['displacement']}")
+        for name, value in case["microseconds"].items():
+            print(f"  {value:8.1f} µs  {name}")
+        rates = case["of_the_copys_rate"]
+        print(f"  of the copy's rate: fp32 {rates['fp32']:.2f}, fp16 {rates['fp16']:.2f}")
+    card = torch.cuda.get_device_properties(0)
+    result = {
+        "gpu": card.name,
+        "compute_capability": f"{card.major}.{card.minor}",
+        "cuda": torch.version.cuda,
+        "max_difference_inexact": difference,
+        "cases": cases,
+    }
+    print(write_result("plugin_kernel", result))
+
+
+if __name__ == "__main__":
+    main()
