@@ -159,6 +159,8 @@ def elastix_parameters():
     parameters = itk.ParameterObject.New()
     for kind in ("translation", "affine", "bspline"):
         parameters.AddParameterMap(parameters.GetDefaultParameterMap(kind))
+    # itk-elastix 0.25 crashes when its bending energy counts in several threads at once.
+    parameters.SetParameter(2, "UseMultiThreadingForMetrics", "false")
     return parameters
 
 
@@ -215,7 +217,9 @@ METHODS: dict[str, Callable[[Task, Report], DisplacementField]] = {
 }
 # Ways to run our network; another backend or precision is another entry.
 ENGINES: dict[str, Callable[[str | None, int], Registration]] = {
-    "onnxruntime:fp32": Registration,
+    "onnxruntime:fp32": lambda model, threads: Registration(model, threads, "onnxruntime", "fp32"),
+    "openvino:fp32": lambda model, threads: Registration(model, threads, "openvino", "fp32"),
+    "openvino:bf16": lambda model, threads: Registration(model, threads, "openvino", "bf16"),
 }
 
 
