@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import math
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import SimpleITK as sitk
 
 from .errors import AlignmentError
 from .preprocess import foreground_box, foreground_threshold, resample_to_grid
-from .spaces import Grid, affine_from_itk, to_sitk
+from .spaces import Grid, affine_from_itk, itk_affine, to_sitk
 from .threads import itk_threads
 from .volume import Volume
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+AffineKind = Literal["auto", "rigid", "similarity", "affine"]
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,12 @@ HISTOGRAM_BINS = 32
 ROTATION_RAD = math.radians(25)
 
 
-def align_affine(moving: Volume, fixed: Volume) -> Float[np.ndarray, "4 4"]:
+def align_affine(
+    moving: Volume,
+    fixed: Volume,
+    kind: AffineKind = "auto",
+    initial: Float[np.ndarray, "4 4"] | None = None,
+) -> Float[np.ndarray, "4 4"]:
     """Find the affine that makes the moving image most like the fixed one.
 
     Starts with the foregrounds' centres of gravity upon each other, then maximises Mattes mutual
@@ -44,6 +51,11 @@ def align_affine(moving: Volume, fixed: Volume) -> Float[np.ndarray, "4 4"]:
     Args:
         moving: Image on its own grid.
         fixed: Image on its own grid.
+        kind: Rotation and translation ("rigid"), with one scale ("similarity") or all 12
+            parameters ("affine"); "auto" decides as above.
+        initial: Fixed world mm → moving world mm (RAS), where the search starts instead of at the
+            centres of gravity and without trying rotations. The result contains it, so with
+            `kind` "rigid" it is rigid after `initial`, whatever that is.
 
     Returns:
         Fixed world mm → moving world mm (RAS). If the search made the images less alike, the
@@ -57,20 +69,23 @@ def align_affine(moving: Volume, fixed: Volume) -> Float[np.ndarray, "4 4"]:
     fine_mm, coarse_mm = size_mm / FINE_VOXELS, size_mm / COARSE_VOXELS
     fine_fixed, fine_moving = _shrunk(fixed, fine_mm), _shrunk(moving, fine_mm)
     coarse_fixed, coarse_moving = _shrunk(fine_fixed, coarse_mm), _shrunk(fine_moving, coarse_mm)
-    start = _centred_start(fine_moving, fine_fixed)
     cut_out = _is_cut_out(moving) or _is_cut_out(fixed)
+    if kind == "auto":
+        kind = "rigid" if cut_out else "affine"
+    start = _centred_start(fine_moving, fine_fixed, initial)
+    then = None if initial is None else itk_affine(initial)
     try:
         # Threads add up the histogram in any order; one gives the same bits every time, and on
         # the small copies it is faster as well.
         with itk_threads(1):
-            transform: sitk.Transform = (
-                _rotated(start, (0.0, 0.0, 0.0))
-                if cut_out
-                else _best_rotation(coarse_moving, coarse_fixed, start)
+            search = not (cut_out or then)
+            angles = _best_rotation(coarse_moving, coarse_fixed, start) if search else (0.0,) * 3
+            transform = _of_kind(kind, start, angles)
+            _climb(coarse_moving, coarse_fixed, transform, coarse_mm / 3, then)
+            _climb(fine_moving, fine_fixed, transform, fine_mm / 6, then)
+            before, after = (
+                _similarity(fine_moving, fine_fixed, t, then) for t in (start, transform)
             )
-            _climb(coarse_moving, coarse_fixed, transform, first_step_mm=coarse_mm / 3)
-            _climb(fine_moving, fine_fixed, transform, first_step_mm=fine_mm / 6)
-            before, after = (_similarity(fine_moving, fine_fixed, t) for t in (start, transform))
     except RuntimeError as err:
         raise AlignmentError(
             f"{moving.name}: expected an affine that aligns it with {fixed.name}, got no overlap "
@@ -84,7 +99,8 @@ def align_affine(moving: Volume, fixed: Volume) -> Float[np.ndarray, "4 4"]:
             *(moving.name, fixed.name, before, after),
         )
         transform = start
-    return affine_from_itk(transform)
+    found = affine_from_itk(transform)
+    return found if initial is None else initial @ found
 
 
 def _foreground_size_mm(volume: Volume) -> float:
@@ -119,12 +135,16 @@ def _shrunk(volume: Volume, spacing_mm: float) -> Volume:
     return Volume(resample_to_grid(volume, grid), grid, volume.name)
 
 
-def _centred_start(moving: Volume, fixed: Volume) -> sitk.AffineTransform:
-    fixed_centre, moving_centre = _itk_centre(fixed), _itk_centre(moving)
+def _centred_start(
+    moving: Volume, fixed: Volume, initial: Float[np.ndarray, "4 4"] | None
+) -> sitk.AffineTransform:
+    """No rotation; the translation of the centres, unless `initial` stands for it."""
+    fixed_centre = _itk_centre(fixed)
     start = sitk.AffineTransform(3)
     # Turning about the centre keeps rotation and translation independent in the search.
     start.SetCenter(fixed_centre.tolist())
-    start.SetTranslation((moving_centre - fixed_centre).tolist())
+    if initial is None:
+        start.SetTranslation((_itk_centre(moving) - fixed_centre).tolist())
     return start
 
 
@@ -135,26 +155,37 @@ def _itk_centre(volume: Volume) -> Float[np.ndarray, " 3"]:
     return np.array(image.TransformContinuousIndexToPhysicalPoint(index.tolist()))
 
 
-def _best_rotation(
-    moving: Volume, fixed: Volume, start: sitk.AffineTransform
-) -> sitk.AffineTransform:
+def _best_rotation(moving: Volume, fixed: Volume, start: sitk.AffineTransform) -> tuple[float, ...]:
     """The most similar of 27 rotations about the centre, for the search to climb from."""
-    candidates = []
-    for angles in product((0.0, -ROTATION_RAD, ROTATION_RAD), repeat=3):
-        candidate = sitk.AffineTransform(start)
-        candidate.SetMatrix(_rotated(start, angles).GetMatrix())
-        candidates.append(candidate)
-    return max(candidates, key=lambda candidate: _similarity(moving, fixed, candidate))
+    return max(
+        product((0.0, -ROTATION_RAD, ROTATION_RAD), repeat=3),
+        key=lambda angles: _similarity(moving, fixed, _of_kind("rigid", start, angles)),
+    )
 
 
-def _rotated(start: sitk.AffineTransform, angles_rad: tuple[float, ...]) -> sitk.Euler3DTransform:
-    """A rigid transform with the centre and translation of `start`."""
-    return sitk.Euler3DTransform(start.GetCenter(), *angles_rad, start.GetTranslation())
+def _of_kind(
+    kind: AffineKind, start: sitk.AffineTransform, angles_rad: tuple[float, ...]
+) -> sitk.Transform:
+    """A transform with the centre and translation of `start`, turned."""
+    rigid = sitk.Euler3DTransform(start.GetCenter(), *angles_rad, start.GetTranslation())
+    if kind == "rigid":
+        return rigid
+    result = sitk.AffineTransform(start) if kind == "affine" else sitk.Similarity3DTransform()
+    result.SetCenter(start.GetCenter())
+    result.SetTranslation(start.GetTranslation())
+    result.SetMatrix(rigid.GetMatrix())
+    return result
 
 
-def _climb(moving: Volume, fixed: Volume, transform: sitk.Transform, first_step_mm: float) -> None:
+def _climb(
+    moving: Volume,
+    fixed: Volume,
+    transform: sitk.Transform,
+    first_step_mm: float,
+    then: sitk.Transform | None,
+) -> None:
     """Improve `transform` in place at one level; steps are in mm of voxel movement."""
-    method = _metric(fixed)
+    method = _metric(fixed, then)
     # Shrinking the step slowly at each turn is what brings shears home: halving it, as is usual,
     # stops up to seven times farther away on a known affine, in nearly the same time.
     method.SetOptimizerAsRegularStepGradientDescent(
@@ -168,15 +199,20 @@ def _climb(moving: Volume, fixed: Volume, transform: sitk.Transform, first_step_
     method.Execute(to_sitk(fixed.data, fixed.grid), to_sitk(moving.data, moving.grid))
 
 
-def _similarity(moving: Volume, fixed: Volume, transform: sitk.Transform) -> float:
-    method = _metric(fixed)
+def _similarity(
+    moving: Volume, fixed: Volume, transform: sitk.Transform, then: sitk.Transform | None = None
+) -> float:
+    method = _metric(fixed, then)
     method.SetInitialTransform(transform)
     images = to_sitk(fixed.data, fixed.grid), to_sitk(moving.data, moving.grid)
     return -method.MetricEvaluate(*images)
 
 
-def _metric(fixed: Volume) -> sitk.ImageRegistrationMethod:
+def _metric(fixed: Volume, then: sitk.Transform | None) -> sitk.ImageRegistrationMethod:
+    """The similarity after a transform and, if given, another that stays."""
     method = sitk.ImageRegistrationMethod()
+    if then is not None:
+        method.SetMovingInitialTransform(then)
     method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
     method.SetInterpolator(sitk.sitkLinear)
     # Two voxels around the foreground show the metric its edge; more background only dilutes it.

@@ -35,6 +35,10 @@ class AlignmentError(ParamorphError, ValueError):
     """Two volumes that cannot be brought together."""
 
 
+class TransformError(ParamorphError, ValueError):
+    """A transform that cannot be read, written, joined or inverted."""
+
+
 class OutputError(ParamorphError, OSError):
     """Results that cannot be written where they were asked for."""
 

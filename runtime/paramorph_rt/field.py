@@ -41,17 +41,26 @@ class DisplacementField:
 
         Outside its own grid the field goes on with its border values, so nothing jumps.
         """
-        before, after = self._reach(grid)
-        padded = np.pad(self.vectors_mm, [*zip(before, after, strict=True), (0, 0)], mode="edge")
-        affine = self.grid.affine.copy()
-        affine[:3, 3] = self.grid.world(-before)
+        extended = self.extended_over(grid)
         resampler = sitk.ResampleImageFilter()
         resampler.SetSize(grid.shape)
         place(resampler, grid)
         resampler.SetInterpolator(sitk.sitkLinear)
-        image = to_sitk(padded, Grid(padded.shape[:3], affine))
-        vectors, _ = from_sitk(resampler.Execute(image))
+        vectors, _ = from_sitk(resampler.Execute(to_sitk(extended.vectors_mm, extended.grid)))
         return DisplacementField(grid, vectors)
+
+    def extended_over(self, grid: Grid, margin_mm: float = 0.0) -> DisplacementField:
+        """The field on its own grid, grown by border values until it covers another grid.
+
+        Args:
+            grid: What to cover.
+            margin_mm: How far beyond it to go.
+        """
+        before, after = self._reach(grid, margin_mm)
+        padded = np.pad(self.vectors_mm, [*zip(before, after, strict=True), (0, 0)], mode="edge")
+        affine = self.grid.affine.copy()
+        affine[:3, 3] = self.grid.world(-before)
+        return DisplacementField(Grid(padded.shape[:3], affine), padded)
 
     def composed_with_affine(self, affine: Float[np.ndarray, "4 4"]) -> DisplacementField:
         """Follow the field by an affine: the displacement of ``x ↦ affine(x + u(x))``.
@@ -89,13 +98,14 @@ class DisplacementField:
             determinant[:, :, start:stop] = slab[:, :, start - lo : stop - lo]
         return determinant
 
-    def _reach(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    def _reach(self, grid: Grid, margin_mm: float) -> tuple[np.ndarray, np.ndarray]:
         """How many voxels this grid lacks before and after each axis to cover another grid."""
         corners = np.array(list(product(*[(0, n - 1) for n in grid.shape])))
         to_index = np.linalg.inv(self.grid.affine)
         index = grid.world(corners) @ to_index[:3, :3].T + to_index[:3, 3]
-        before = np.ceil(np.maximum(0, -index.min(axis=0)))
-        after = np.ceil(np.maximum(0, index.max(axis=0) - np.array(self.grid.shape) + 1))
+        margin = margin_mm / self.grid.spacing
+        before = np.ceil(np.maximum(0, margin - index.min(axis=0)))
+        after = np.ceil(np.maximum(0, margin + index.max(axis=0) - np.array(self.grid.shape) + 1))
         return before.astype(int), after.astype(int)
 
 

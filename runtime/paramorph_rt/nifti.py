@@ -31,6 +31,39 @@ def read_nifti(path: Path) -> nib.Nifti1Image:
         VolumeError: The file is missing, no NIfTI, damaged or truncated, or its header promises
             other than a 3-D volume of real numbers that could be in the file.
     """
+    image = open_nifti(path)
+    _check_voxels(path, image)
+    if len(image.shape) < 3 or min(image.shape) < 1 or any(n != 1 for n in image.shape[3:]):
+        raise VolumeError(
+            f"{path.name}: expected a 3-D volume, got shape {image.shape}; "
+            "split a series, or stack slices, first."
+        )
+    return _complete(path, image)
+
+
+def read_vector_nifti(path: Path) -> nib.Nifti1Image:
+    """Read a NIfTI of one vector of three per voxel: shape (X, Y, Z, 3) or (X, Y, Z, 1, 3).
+
+    Raises:
+        VolumeError: As `read_nifti`, but for the shape.
+    """
+    image = open_nifti(path)
+    _check_voxels(path, image)
+    shape = image.shape
+    if shape[3:] not in ((3,), (1, 3)) or min(shape) < 1:
+        raise VolumeError(
+            f"{path.name}: expected a displacement field of shape (X, Y, Z, 3) or (X, Y, Z, 1, 3), "
+            f"got shape {shape}; check that it is the right file."
+        )
+    return _complete(path, image)
+
+
+def open_nifti(path: Path) -> nib.Nifti1Image:
+    """Read the header alone.
+
+    Raises:
+        VolumeError: The file is missing or no NIfTI.
+    """
     if not path.is_file():
         raise VolumeError(f"{path}: expected a NIfTI file, found none; check the path.")
     if not path.name.endswith((".nii", ".nii.gz")):
@@ -38,7 +71,6 @@ def read_nifti(path: Path) -> nib.Nifti1Image:
             f"{path.name}: expected a NIfTI file (.nii or .nii.gz), got another file type; "
             "convert it first."
         )
-    compressed = path.name.endswith(".gz")
     try:
         image = nib.load(path)
         # `nib.load` believes a NIfTI-named file to be other things if its header says so.
@@ -49,7 +81,13 @@ def read_nifti(path: Path) -> nib.Nifti1Image:
             f"{path.name}: expected a NIfTI file, got an unreadable header "
             f"({_first_line(err)}); check that the file is complete and of that type."
         ) from err
-    _check_header(path, image, compressed)
+    return image
+
+
+def _complete(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The same image with all its bytes, which the header must have promised."""
+    compressed = path.name.endswith(".gz")
+    _check_size(path, image, compressed)
     promised = _promised_bytes(image)
     try:
         # One byte more than promised, so that gzip meets the end and verifies its checksum.
@@ -68,30 +106,41 @@ def read_nifti(path: Path) -> nib.Nifti1Image:
     return type(image).from_bytes(content)
 
 
-def write_nifti(path: str | Path, data: np.ndarray, grid: Grid, intent: str = "none") -> None:
-    """Write an array in its own dtype; its first three axes lie on `grid`."""
+def write_nifti(
+    path: str | Path, data: np.ndarray, grid: Grid, intent: str | int = "none", **header: object
+) -> None:
+    """Write an array in its own dtype; its first three axes lie on `grid`.
+
+    Args:
+        path: .nii or .nii.gz.
+        data: Three axes or more.
+        grid: Where the voxels are.
+        intent: NIfTI intent, by nibabel's name or by number.
+        header: Further header fields by their NIfTI names.
+    """
     image = nib.Nifti1Image(data, grid.affine, dtype=data.dtype)
     image.header.set_intent(intent)
     # Both codes, because readers differ in which of the two they prefer.
     image.set_sform(grid.affine, code="scanner")
     image.set_qform(grid.affine, code="scanner")
     image.header.set_xyzt_units("mm", "sec")
+    for field, value in header.items():
+        image.header[field] = value
     nib.save(image, path)  # nibabel compresses .gz at level 1: faster, little larger
 
 
-def _check_header(path: Path, image: nib.Nifti1Image, compressed: bool) -> None:
-    shape, dtype = image.shape, image.get_data_dtype()
+def _check_voxels(path: Path, image: nib.Nifti1Image) -> None:
+    dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
         kind = "colour" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
         raise VolumeError(
             f"{path.name}: expected one real number per voxel, got {kind} voxels; "
             "convert it to a greyscale image first."
         )
-    if len(shape) < 3 or min(shape) < 1 or any(n != 1 for n in shape[3:]):
-        raise VolumeError(
-            f"{path.name}: expected a 3-D volume, got shape {shape}; "
-            "split a series, or stack slices, first."
-        )
+
+
+def _check_size(path: Path, image: nib.Nifti1Image, compressed: bool) -> None:
+    shape = image.shape
     voxels = int(np.prod([int(n) for n in shape], dtype=object))
     capacity = path.stat().st_size * (MAX_GZIP_RATIO if compressed else 1)
     if voxels > MAX_VOXELS or _promised_bytes(image) > capacity:

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from .bundle import InputSpec
     from .volume import Volume
 
-Interpolation = Literal["linear", "nearest"]
-INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor}
+Interpolation = Literal["linear", "nearest", "bspline"]
+INTERPOLATORS = {
+    "linear": sitk.sitkLinear,
+    "nearest": sitk.sitkNearestNeighbor,
+    "bspline": sitk.sitkBSpline,  # cubic
+}
 # Full width at half maximum of a Gaussian, in standard deviations.
 _FWHM = 2.355
 
@@ -125,18 +129,20 @@ def resample_to_grid(
     """
     transform = np.eye(4) if affine is None else affine
     image = to_sitk(volume.data, volume.grid)
-    outside = 0.0
-    if interpolation == "linear":
-        outside = float(volume.data.min())
-    if interpolation == "linear" and smooth:
+    if interpolation != "nearest" and smooth:
         image = _without_aliases(image, _step_in_voxels(volume.grid, grid, transform))
     resampler = sitk.ResampleImageFilter()
     resampler.SetSize(grid.shape)
     place(resampler, grid)
     resampler.SetTransform(itk_affine(transform))
     resampler.SetInterpolator(INTERPOLATORS[interpolation])
-    resampler.SetDefaultPixelValue(outside)
+    resampler.SetDefaultPixelValue(outside_value(volume, interpolation))
     return sitk.GetArrayFromImage(resampler.Execute(image)).T
+
+
+def outside_value(volume: Volume, interpolation: Interpolation) -> float:
+    """What a sample outside the volume is: its minimum (air, whatever its number), or label 0."""
+    return 0.0 if interpolation == "nearest" else float(volume.data.min())
 
 
 def normalise(

@@ -1,7 +1,7 @@
 """Grids of voxels in the world, and the only place that flips an axis sign.
 
 World coordinates are RAS+ millimetres (nibabel, NIfTI) everywhere in this package; ITK speaks
-LPS+. All conversions between the two are here.
+LPS+, and FSL millimetres along an image's own axes. All conversions between them are here.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ class Grid:
     def world(self, index: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
         """Map voxel indices to world mm (RAS)."""
         return np.asarray(index, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def positions(self) -> Float[np.ndarray, "i j k 3"]:
+        """World mm (RAS) of every voxel."""
+        return self.world(np.moveaxis(np.indices(self.shape, dtype=np.float64), 0, -1))
 
     def matches(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
         """Whether both grids have the same voxels in the same places.
@@ -139,7 +143,19 @@ def affine_from_itk(transform: sitk.Transform) -> Float[np.ndarray, "4 4"]:
     return flip_affine(lps)
 
 
-def place(image: sitk.Image | sitk.ResampleImageFilter, grid: Grid) -> None:
+def fsl_from_world(grid: Grid) -> Float[np.ndarray, "4 4"]:
+    """World mm (RAS) → FSL's coordinates of an image.
+
+    They are voxel indices × spacing, and the first axis runs backwards unless the affine is
+    left-handed (FSL calls that radiological).
+    """
+    scaled = np.diag([*grid.spacing, 1.0])
+    if np.linalg.det(grid.affine[:3, :3]) > 0:
+        scaled[0] = (-grid.spacing[0], 0.0, 0.0, (grid.shape[0] - 1) * grid.spacing[0])
+    return scaled @ np.linalg.inv(grid.affine)
+
+
+def place(image: sitk.Image | sitk.ImageFilter, grid: Grid) -> None:
     """Give an ITK image, or a resampling filter's output, the geometry of `grid`."""
     origin, direction = flip_vectors(grid.affine[:3, 3]), _FLIP @ grid.directions
     for name, value in (

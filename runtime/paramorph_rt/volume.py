@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import VolumeError
-from .nifti import read_nifti, write_nifti
+from .nifti import read_nifti, read_vector_nifti, write_nifti
 from .spaces import Grid
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def load_volume(path: str | Path) -> Volume:
     path = Path(path)
     image = read_nifti(path)
     data = image.get_fdata(dtype=np.float32, caching="unchanged")
-    volume = Volume(_squeezed(data), _grid(path, image), path.name)
+    volume = Volume(_squeezed(data), grid_of(path, image), path.name)
     check_image(volume)
     return volume
 
@@ -71,9 +71,42 @@ def load_labels(path: str | Path) -> Volume:
     if data.dtype.kind == "f":
         data = _whole_numbers(data, path.name)
     # ITK and fast NumPy want the machine's own byte order.
-    labels = Volume(data.astype(data.dtype.newbyteorder("=")), _grid(path, image), path.name)
+    labels = Volume(data.astype(data.dtype.newbyteorder("=")), grid_of(path, image), path.name)
     check_labels(labels)
     return labels
+
+
+def load_grid(path: str | Path) -> Grid:
+    """Read where the voxels of an image or label map are, whatever is in them.
+
+    Raises:
+        VolumeError: As `load_volume`, except for the voxels' values.
+    """
+    path = Path(path)
+    grid = grid_of(path, read_nifti(path))
+    check_grid(grid, path.name)
+    return grid
+
+
+def load_vectors(
+    path: str | Path,
+) -> tuple[Float[np.ndarray, "i j k 3"], Grid, nib.Nifti1Header]:
+    """Read a file of one vector per voxel as float32, unconverted: the header says what they are.
+
+    Raises:
+        VolumeError: The file is missing, damaged, not such a NIfTI, or its grid or values cannot
+            be used.
+    """
+    path = Path(path)
+    image = read_vector_nifti(path)
+    grid = grid_of(path, image)
+    check_grid(grid, path.name)
+    vectors = image.get_fdata(dtype=np.float32, caching="unchanged")
+    if not np.isfinite(vectors).all():
+        raise VolumeError(
+            f"{path.name}: expected finite vectors, got NaN or Inf; replace them first."
+        )
+    return vectors.reshape((*grid.shape, 3), order="A"), grid, image.header
 
 
 def save_volume(path: str | Path, volume: Volume) -> None:
@@ -91,6 +124,41 @@ def save_labels(path: str | Path, labels: Volume) -> None:
     write_nifti(path, labels.data, labels.grid, intent="label")
 
 
+def grid_of(path: Path, image: nib.Nifti1Image) -> Grid:
+    """The grid of an image that was read.
+
+    Raises:
+        VolumeError: The affine is not finite.
+    """
+    if not np.isfinite(image.affine).all():
+        raise VolumeError(
+            f"{path.name}: expected a finite affine, got {image.affine.tolist()}; "
+            "repair the header."
+        )
+    return Grid(image.shape[:3], image.affine)
+
+
+def check_grid(grid: Grid, name: str) -> None:
+    """Refuse a grid with too few voxels, or with a singular or sheared affine."""
+    if min(grid.shape) < MIN_SIDE:
+        raise VolumeError(
+            f"{name}: expected at least {MIN_SIDE} voxels on every axis, "
+            f"got shape {grid.shape}; pass a volume, not a slice."
+        )
+    spacing = grid.spacing
+    if spacing.min() < 1e-6 or abs(np.linalg.det(grid.directions)) < 1e-6:
+        raise VolumeError(
+            f"{name}: expected an invertible affine, got a singular one with spacing "
+            f"{spacing.round(6).tolist()}; repair the header."
+        )
+    cosines = np.abs(grid.directions.T @ grid.directions - np.eye(3))
+    if cosines.max() > MAX_SHEAR:
+        raise VolumeError(
+            f"{name}: expected perpendicular voxel axes, got a sheared affine (cosine "
+            f"{cosines.max():.4f}); resample it to a plain grid first."
+        )
+
+
 def check_image(volume: Volume) -> None:
     """Refuse an image that cannot be registered.
 
@@ -98,7 +166,7 @@ def check_image(volume: Volume) -> None:
         VolumeError: Too few voxels, a singular or sheared affine, values that are not finite, or
             the same value everywhere.
     """
-    _check_grid(volume)
+    check_grid(volume.grid, volume.name)
     low, high = float(volume.data.min()), float(volume.data.max())  # NaN and Inf show in these
     if not np.isfinite([low, high]).all():
         bad = int(volume.data.size - np.isfinite(volume.data).sum())
@@ -115,7 +183,7 @@ def check_image(volume: Volume) -> None:
 
 def check_labels(labels: Volume) -> None:
     """Refuse a label map without any label, or with a grid that `check_image` would refuse."""
-    _check_grid(labels)
+    check_grid(labels.grid, labels.name)
     if not labels.data.any():
         raise VolumeError(
             f"{labels.name}: expected at least one label besides 0, got none; "
@@ -140,35 +208,6 @@ def check_same_grid(volume: Volume, labels: Volume) -> None:
 
 def _squeezed(data: Shaped[np.ndarray, "i j k ..."]) -> Shaped[np.ndarray, "i j k"]:
     return data.reshape(data.shape[:3], order="A")
-
-
-def _grid(path: Path, image: nib.Nifti1Image) -> Grid:
-    if not np.isfinite(image.affine).all():
-        raise VolumeError(
-            f"{path.name}: expected a finite affine, got {image.affine.tolist()}; "
-            "repair the header."
-        )
-    return Grid(image.shape[:3], image.affine)
-
-
-def _check_grid(volume: Volume) -> None:
-    if min(volume.grid.shape) < MIN_SIDE:
-        raise VolumeError(
-            f"{volume.name}: expected at least {MIN_SIDE} voxels on every axis, "
-            f"got shape {volume.grid.shape}; pass a volume, not a slice."
-        )
-    spacing = volume.grid.spacing
-    if spacing.min() < 1e-6 or abs(np.linalg.det(volume.grid.directions)) < 1e-6:
-        raise VolumeError(
-            f"{volume.name}: expected an invertible affine, got a singular one with spacing "
-            f"{spacing.round(6).tolist()}; repair the header."
-        )
-    cosines = np.abs(volume.grid.directions.T @ volume.grid.directions - np.eye(3))
-    if cosines.max() > MAX_SHEAR:
-        raise VolumeError(
-            f"{volume.name}: expected perpendicular voxel axes, got a sheared affine (cosine "
-            f"{cosines.max():.4f}); resample it to a plain grid first."
-        )
 
 
 def _whole_numbers(data: Float[np.ndarray, "i j k"], name: str) -> Integer[np.ndarray, "i j k"]:

@@ -54,6 +54,35 @@ def test_cut_out_of_a_body_is_aligned_rigidly():
     np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-6)
 
 
+def test_similarity_is_a_rotation_with_one_scale():
+    truth = turned(12) @ np.diag([1.1, 1.1, 1.1, 1.0])
+    fixed = volume_of(head, centred_grid("oblique", (58, 62, 56)), "fixed")
+    moving = Volume(fixed.data, Grid(fixed.grid.shape, truth @ fixed.grid.affine), "moving")
+    found = align_affine(moving, fixed, "similarity")
+    across = found[:3, :3] @ found[:3, :3].T
+    np.testing.assert_allclose(across, np.eye(3) * across[0, 0], atol=1e-9)
+    np.testing.assert_allclose(found[:3, :3], truth[:3, :3], atol=0.02)
+
+
+def test_search_starts_at_the_initial_transform():
+    """Turned by 120 degrees, which is beyond the search itself, and sheared."""
+    initial = turned(120)
+    initial[0, 2], initial[:3, 3] = 0.2, (60.0, -40.0, 20.0)
+    truth = initial @ turned(4)
+    fixed = volume_of(head, centred_grid("RAS", (58, 62, 56)), "fixed")
+    backward = np.linalg.inv(truth)
+    moving = volume_of(
+        head,
+        centred_grid("LAS", (80, 80, 70), centre=truth[:3, 3]),
+        "moving",
+        through=lambda points: points @ backward[:3, :3].T + backward[:3, 3],
+    )
+    found = align_affine(moving, fixed, "rigid", initial)
+    np.testing.assert_allclose(found, truth, atol=0.7)
+    after = np.linalg.inv(initial) @ found
+    np.testing.assert_allclose(after[:3, :3] @ after[:3, :3].T, np.eye(3), atol=1e-9)
+
+
 @pytest.mark.parametrize(("moving", "fixed"), [("1003", "1004"), ("1101", "1116")])
 def test_real_brains_come_together(brains, moving, fixed):
     affine = align_affine(

@@ -12,7 +12,9 @@ import pytest
 
 import paramorph_rt
 from paramorph_rt.cli import main
-from paramorph_rt.volume import save_labels, save_volume
+from paramorph_rt.field import DisplacementField
+from paramorph_rt.transforms import itk
+from paramorph_rt.volume import load_grid, save_labels, save_volume
 
 from .phantoms import (
     centred_grid,
@@ -72,6 +74,19 @@ def test_json_goes_to_stdout_and_progress_to_stderr(files, capsys):
     assert "network: " in captured.err
 
 
+def test_backend_and_precision_are_recorded(files, capsys):
+    chosen = ("--backend", "onnxruntime", "--precision", "fp32")
+    assert infer(files, "--no-affine", "--json", *chosen) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert (metrics["backend"], metrics["precision"]) == ("onnxruntime-cpu", "fp32")
+
+
+def test_precision_that_the_backend_lacks_is_one_sentence(files, capsys):
+    assert infer(files, "--backend", "onnxruntime", "--precision", "bf16") == 1
+    assert capsys.readouterr().err.startswith("paramorph-rt: onnxruntime: expected precision fp32")
+    assert not files["--out-dir"].exists()
+
+
 def test_table_is_for_people(files, capsys):
     assert infer(files, "--no-affine") == 0
     printed = capsys.readouterr().out
@@ -89,6 +104,31 @@ def test_second_run_needs_force(files, capsys):
     assert "network" not in error  # refused before the work
     assert (files["--out-dir"] / "warped.nii.gz").stat() == before
     assert infer(files, "--force") == 0
+
+
+def test_more_results_on_request(files, tmp_path, capsys):
+    save_volume(tmp_path / "t2.nii.gz", volume_of(head, centred_grid("SPR", (30, 30, 30))))
+    itk.write_affine(tmp_path / "start.tfm", np.eye(4))
+    options = ["--inverse", "--affine", "rigid", "--initial-transform", tmp_path / "start.tfm"]
+    options += ["--output-grid", "moving", "--interpolation", "bspline"]
+    options += ["--also", tmp_path / "t2.nii.gz", "--also-labels", files["--moving-labels"]]
+    assert infer(files, *map(str, options)) == 0
+    assert "inverse off by" in capsys.readouterr().out
+    out = files["--out-dir"]
+    error = json.loads((out / "metrics.json").read_text())["inverse_consistency_mm"]
+    assert 0 <= error["mean"] <= error["p99"] <= error["max"] < 0.1
+    matrix = itk.read_affine(out / "affine.tfm")[:3, :3]
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-9)
+    moving = load_grid(files["--moving"])
+    along = {"t2.nii.gz", "moving_labels.nii.gz"}
+    assert {path.name for path in (out / "also_warped").iterdir()} == along
+    for name in ("warped.nii.gz", *(f"also_warped/{name}" for name in along)):
+        assert load_grid(out / name).matches(moving)
+    labels = [out / "warped_labels.nii.gz", out / "also_warped/moving_labels.nii.gz"]
+    np.testing.assert_array_equal(*(nib.load(path).get_fdata() for path in labels))
+    assert infer(files, "--force") == 0
+    assert not (out / "also_warped").exists()
+    assert not (out / "inverse_displacement.nii.gz").exists()
 
 
 def spoil_nan(files):
@@ -165,7 +205,33 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(files, capsys, case):
     assert not list(files["--out-dir"].parent.glob(".paramorph*"))
 
 
-@pytest.mark.parametrize("arguments", [[], ["infer"], ["infer", "--threads", "0"], ["other"]])
+def test_field_is_no_initial_transform(files, tmp_path, capsys):
+    grid = load_grid(files["--fixed"])
+    field = DisplacementField(grid, np.zeros((*grid.shape, 3), np.float32))
+    itk.write_displacement(tmp_path / "field.nii.gz", field)
+    assert infer(files, "--initial-transform", str(tmp_path / "field.nii.gz")) == 1
+    assert "pass its affine part" in capsys.readouterr().err
+
+
+def test_two_files_of_one_name_cannot_be_warped_along(files, capsys):
+    assert infer(files, "--also", *[str(files["--moving"])] * 2) == 1
+    assert "moving.nii.gz: expected a .nii or .nii.gz file name" in capsys.readouterr().err
+    assert not files["--out-dir"].exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["infer"],
+        ["infer", "--threads", "0"],
+        ["infer", "--affine", "rigid", "--no-affine"],
+        ["transform"],
+        ["transform", "apply", "t.tfm", "--out", "w.nii"],
+        ["transform", "invert", "a.tfm", "b.tfm", "--out", "c.tfm"],
+        ["other"],
+    ],
+)
 def test_wrong_usage_is_exit_code_two(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
@@ -188,7 +254,9 @@ def test_help_of_infer_names_every_option():
     result = run_python("-m", "paramorph_rt", "infer", "--help")
     for option in (
         *("--moving", "--fixed", "--out-dir", "--model", "--moving-labels", "--fixed-labels"),
-        *("--no-affine", "--threads", "--force", "--json"),
+        *("--no-affine", "--threads", "--force", "--json", "--affine", "--initial-transform"),
+        *("--inverse", "--output-grid", "--interpolation", "--also", "--also-labels"),
+        *("--backend", "--precision"),
     ):
         assert option in result.stdout
 

@@ -49,6 +49,17 @@ def test_force_replaces_our_files_and_leaves_others(tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "old"
 
 
+def test_force_replaces_what_was_warped_along(tmp_path):
+    (tmp_path / "also_warped").mkdir()
+    (tmp_path / "also_warped/old.nii.gz").write_text("old")
+    with pytest.raises(OutputError, match="got also_warped; pass --force"):
+        check_outputs(tmp_path, force=False)
+    with staged_outputs(tmp_path, force=True) as staging:
+        (staging / "also_warped").mkdir()
+        (staging / "also_warped/new.nii.gz").write_text("new")
+    assert names(tmp_path / "also_warped") == {"new.nii.gz"}
+
+
 def test_failure_leaves_earlier_results(tmp_path):
     (tmp_path / "metrics.json").write_text("old")
     full = OSError(28, "No space left on device")

@@ -181,6 +181,64 @@ def test_folds_are_counted(tmp_path):
     assert 1 < result.metrics["nonpositive_jacobian_percent"] < 30
 
 
+def test_results_on_another_grid_are_samples_of_the_same_field(bundle_path):
+    moving, fixed = pair_on("LPS-oblique")
+    labels = volume_of(head_labels, moving.grid, "moving labels")
+    finer = centred_grid("SPR", (33, 35, 37), (0.7, 0.8, 0.9))
+    register = Registration(bundle_path)
+    there = register(moving, fixed, labels, affine=False)
+    here = register(moving, fixed, labels, affine=False, output_grid=finer)
+    assert here.warped.grid is here.warped_labels.grid is here.displacement.grid is finer
+    index = nib.affines.apply_affine(np.linalg.inv(fixed.grid.affine), world_points(finer))
+    index = np.moveaxis(index, -1, 0)
+    for c in range(3):
+        expected = map_coordinates(there.displacement.vectors_mm[..., c], index, order=1)
+        # Two linear interpolations against one, of a field with 15 mm long waves.
+        np.testing.assert_allclose(here.displacement.vectors_mm[..., c], expected, atol=0.1)
+    for result in (here, there):
+        result.metrics.pop("seconds")
+    assert here.metrics == there.metrics
+
+
+def test_inverse_maps_the_moving_image_back(bundle_path):
+    moving, fixed = pair_on("oblique-LAS")
+    result = Registration(bundle_path)(moving, fixed, affine=False, inverse=True)
+    assert result.inverse.grid is moving.grid
+    x = world_points(moving.grid) + result.inverse.vectors_mm
+    index = nib.affines.apply_affine(np.linalg.inv(fixed.grid.affine), x)
+    inside = ((index >= 0) & (index <= np.array(fixed.grid.shape) - 1)).all(axis=-1)
+    index = np.moveaxis(index[inside], -1, 0)
+    vectors = np.moveaxis(result.displacement.vectors_mm, -1, 0)
+    u = np.stack([map_coordinates(component, index, order=1) for component in vectors], axis=-1)
+    error = np.linalg.norm(x[inside] + u - world_points(moving.grid)[inside], axis=-1)
+    assert error.max() < 0.02
+    assert result.metrics["inverse_consistency_mm"]["max"] <= error.max() + 1e-3
+
+
+def test_initial_transform_alone_is_the_affine(zero_bundle_path):
+    moving, fixed = pair_on("RAS-LPS")
+    far = np.eye(4)
+    far[:3, 3] = (500, -300, 200)
+    moved_away = Volume(moving.data, Grid(moving.grid.shape, far @ moving.grid.affine))
+    result = Registration(zero_bundle_path)(moved_away, fixed, affine=False, initial=far)
+    np.testing.assert_array_equal(result.affine, far)
+    assert result.metrics["ncc"]["after"] > 0.97
+
+
+@pytest.mark.parametrize(("interpolation", "order"), [("linear", 1), ("bspline", 3)])
+def test_images_along_take_the_interpolation(bundle_path, interpolation, order):
+    moving, fixed = pair_on("RAS-RAS")
+    other = volume_of(head, centred_grid("LAS", (60, 64, 50), (0.9, 1.0, 1.1)), "t2.nii.gz")
+    result = Registration(bundle_path)(
+        moving, fixed, affine=False, interpolation=interpolation, also=[other]
+    )
+    x = world_points(fixed.grid) + result.displacement.vectors_mm
+    index = np.moveaxis(nib.affines.apply_affine(np.linalg.inv(other.grid.affine), x), -1, 0)
+    expected = map_coordinates(other.data, index, order=order, mode="mirror")
+    inner = fixed.data > 20
+    np.testing.assert_allclose(result.also["t2.nii.gz"].data[inner], expected[inner], atol=0.02)
+
+
 def test_labels_are_optional(zero_bundle_path, tmp_path):
     result = Registration(zero_bundle_path)(*pair_on("RAS-RAS"), affine=False)
     assert result.warped_labels is None

@@ -8,11 +8,14 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import BackendError
+from . import check_displacement
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from jaxtyping import Float
+
+    from . import Precision
 
 
 class OnnxRuntimeBackend:
@@ -27,6 +30,7 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime-cpu"
+    precision: Precision = "fp32"
 
     def __init__(self, network_path: Path, threads: int | None = None) -> None:
         options = ort.SessionOptions()
@@ -61,13 +65,7 @@ class OnnxRuntimeBackend:
                 f"{self._path.name}: expected a displacement for shape {moving.shape}, got "
                 f"{_reason(err)}; check that the bundle was exported for this shape."
             ) from err
-        if displacement.shape != (1, 3, *fixed.shape) or not np.isfinite(displacement).all():
-            raise BackendError(
-                f"{self._path.name}: expected finite displacements of shape "
-                f"{(1, 3, *fixed.shape)}, got shape {displacement.shape} or values that are not "
-                "finite; verify the bundle and the input images."
-            )
-        return displacement[0]
+        return check_displacement(displacement, fixed.shape, self._path)
 
 
 def _reason(err: Exception) -> str:

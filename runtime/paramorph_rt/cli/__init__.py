@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ParamorphError
-from . import infer
+from . import infer, transform
 
-COMMANDS = (infer,)
+COMMANDS = (infer, transform)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,1 +1,44 @@
-"""Reading and writing transforms: one file format per module."""
+"""Reading and writing transforms: one file format per module, all maps from fixed to moving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import TransformError
+from ..field import DisplacementField
+from ..spaces import Grid
+
+# Fixed world mm → moving world mm (RAS): a 4×4 affine, or a displacement field.
+Transform = np.ndarray | DisplacementField
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Grids of the two images that a transform connects.
+
+    Some formats measure in an image's own axes, or record where it lies; a file of theirs means
+    nothing without. Reading or writing one asks here for what it needs.
+
+    Attributes:
+        fixed: Grid of the fixed image, if known.
+        moving: Grid of the moving image, if known.
+    """
+
+    fixed: Grid | None = None
+    moving: Grid | None = None
+
+    def grid(self, role: str, path: object) -> Grid:
+        """The grid of the "fixed" or "moving" image.
+
+        Raises:
+            TransformError: It is not known.
+        """
+        grid: Grid | None = getattr(self, role)
+        if grid is None:
+            raise TransformError(
+                f"{path}: expected the {role} image, which this format refers to, got none; "
+                f"pass --{role}."
+            )
+        return grid

@@ -1,73 +1,135 @@
-"""ITK and ANTs transforms: displacement fields in NIfTI, affines as ITK text.
+"""ITK and ANTs: displacement fields in NIfTI, affines in .tfm, .txt or .mat, either in .h5.
 
-ITK's world is LPS; both kinds of file map a point of the fixed image to the moving one.
+ITK's world is LPS; all of these files map a point of the fixed image to the moving one.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import VolumeError
+from ..compose import compose, itk_transform
+from ..errors import TransformError
 from ..field import DisplacementField
 from ..nifti import write_nifti
-from ..spaces import Grid, affine_from_itk, flip_vectors, itk_affine
+from ..spaces import affine_from_itk, flip_vectors, from_sitk, itk_affine
+from ..volume import load_vectors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from jaxtyping import Float
 
+    from . import Images, Transform
+
+FIELD_SUFFIXES = (".nii", ".nii.gz", ".h5")
+AFFINE_SUFFIXES = (".tfm", ".txt", ".mat", ".h5")
+VECTOR_INTENT = 1007
+
+
+def read(path: Path, images: Images) -> Transform:
+    """Read a field or an affine; a composite file becomes one transform. Needs no image."""
+    if path.name.endswith((".nii", ".nii.gz")):
+        return read_displacement(path)
+    return compose(_parts(read_itk(path), path))
+
+
+def write(path: Path, transform: Transform, images: Images) -> None:
+    """Write a field (.nii, .nii.gz, .h5) or an affine (.tfm, .txt, .mat, .h5). Needs no image."""
+    if isinstance(transform, DisplacementField) and path.name.endswith(".h5"):
+        sitk.WriteTransform(itk_transform([transform]), str(path))
+    elif isinstance(transform, DisplacementField):
+        write_displacement(path, transform)
+    else:
+        write_affine(path, transform)
+
 
 def write_displacement(path: Path, field: DisplacementField) -> None:
     """Write a field as ITK reads it: float32 (X, Y, Z, 1, 3), vector intent, LPS mm."""
     vectors = flip_vectors(field.vectors_mm.astype(np.float32, copy=False))
-    write_nifti(path, vectors[:, :, :, np.newaxis, :], field.grid, intent="vector")
+    write_nifti(
+        path,
+        vectors[:, :, :, np.newaxis, :],
+        field.grid,
+        intent="vector",
+        descrip="ITK displacement in LPS mm, from this grid into the image to be warped",
+    )
 
 
 def read_displacement(path: Path) -> DisplacementField:
-    """Read a field that ITK, ANTs or `write_displacement` wrote.
+    """Read a field that ITK, ANTs or `write_displacement` wrote as NIfTI.
 
     Raises:
-        VolumeError: The file is not a 5-D NIfTI of three-component vectors.
+        VolumeError: The file is damaged, or no NIfTI of three-component vectors.
+        TransformError: Its header says that it is no ITK field.
     """
-    try:
-        image = nib.Nifti1Image.from_filename(path)
-    except (OSError, nib.filebasedimages.ImageFileError) as err:
-        raise VolumeError(
-            f"{path}: expected an ITK displacement field, got no readable NIfTI; check the path."
-        ) from err
-    if image.ndim != 5 or image.shape[3:] != (1, 3) or image.header["intent_code"] != 1007:
-        raise VolumeError(
-            f"{path}: expected an ITK displacement field of shape (X, Y, Z, 1, 3) with vector "
-            f"intent, got shape {image.shape}; convert it first."
+    vectors, grid, header = load_vectors(path)
+    if header["dim"][0] != 5 or header["intent_code"] != VECTOR_INTENT:
+        raise TransformError(
+            f"{path.name}: expected an ITK displacement field of shape (X, Y, Z, 1, 3) with vector "
+            f"intent {VECTOR_INTENT}, got shape {header.get_data_shape()} with intent "
+            f"{header['intent_code']}; say with --from what it is."
         )
-    vectors = image.get_fdata(dtype=np.float32, caching="unchanged")[:, :, :, 0, :]
-    return DisplacementField(Grid(image.shape[:3], image.affine), flip_vectors(vectors))
+    return DisplacementField(grid, flip_vectors(vectors))
 
 
 def write_affine(path: Path, affine: Float[np.ndarray, "4 4"]) -> None:
-    """Write fixed world → moving world (RAS) as an ITK text transform."""
+    """Write fixed world → moving world (RAS) in the form that the file's suffix names."""
     sitk.WriteTransform(itk_affine(affine), str(path))
 
 
 def read_affine(path: Path) -> Float[np.ndarray, "4 4"]:
-    """Read a linear ITK text transform as fixed world → moving world (RAS).
+    """Read a linear ITK transform as fixed world → moving world (RAS).
 
     Raises:
-        VolumeError: The file is no linear ITK transform.
+        TransformError: The file is no linear ITK transform.
     """
+    transform = read_itk(path)
+    if not transform.IsLinear():
+        raise TransformError(
+            f"{path.name}: expected a linear transform, got {transform.GetName()}; pass an affine."
+        )
+    return affine_from_itk(transform)
+
+
+def read_itk(path: Path) -> sitk.Transform:
+    """Read any transform file of ITK.
+
+    Raises:
+        TransformError: ITK cannot, or it is not for three dimensions.
+    """
+    if not path.is_file():
+        raise TransformError(f"{path}: expected a transform, found none; check the path.")
     try:
         transform = sitk.ReadTransform(str(path))
     except RuntimeError as err:
-        raise VolumeError(
-            f"{path}: expected an ITK transform, got something unreadable; check the file."
+        raise TransformError(
+            f"{path.name}: expected an ITK transform, got something unreadable; check the file, "
+            "or say with --from what it is."
         ) from err
-    if not transform.IsLinear():
-        raise VolumeError(
-            f"{path}: expected a linear transform, got {transform.GetName()}; pass an affine."
+    if transform.GetDimension() != 3:
+        raise TransformError(
+            f"{path.name}: expected a transform of three dimensions, got "
+            f"{transform.GetDimension()}; check that it is the right file."
         )
-    return affine_from_itk(transform)
+    return transform
+
+
+def _parts(transform: sitk.Transform, path: Path) -> list[Transform]:
+    """The transforms that a point of the fixed image passes, in that order."""
+    if transform.GetTransformEnum() == sitk.sitkComposite:
+        composite = sitk.CompositeTransform(transform)
+        numbers = reversed(range(composite.GetNumberOfTransforms()))  # ITK applies the last first
+        return [part for n in numbers for part in _parts(composite.GetNthTransform(n), path)]
+    if transform.GetTransformEnum() == sitk.sitkDisplacementField:
+        image = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
+        vectors, grid = from_sitk(image)
+        return [DisplacementField(grid, vectors.astype(np.float32))]
+    if not transform.IsLinear():
+        raise TransformError(
+            f"{path.name}: expected displacement fields and linear transforms, got "
+            f"{transform.GetName()}; turn it into a displacement field with its own software."
+        )
+    return [affine_from_itk(transform)]

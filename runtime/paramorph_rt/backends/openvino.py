@@ -1,0 +1,105 @@
+"""OpenVINO on the CPU: the network in float32 or bfloat16, its warps in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import BackendError
+from . import check_displacement
+from .openvino_graph import Part, ov, parts_from_onnx
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxtyping import Float
+
+    from . import Precision
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoBackend:
+    """A bundle's ONNX file, compiled for this CPU.
+
+    Args:
+        network_path: A verified ONNX file.
+        threads: None uses all cores.
+        precision: Of the network; the displacement is float32 either way.
+
+    Raises:
+        BackendError: OpenVINO refuses the network, or this CPU lacks the precision.
+    """
+
+    name = "openvino-cpu"
+
+    def __init__(
+        self, network_path: Path, threads: int | None = None, precision: Precision = "fp32"
+    ) -> None:
+        self.precision = precision
+        self._path = network_path
+        core = ov.Core()
+        if precision == "bf16" and not has_bf16(core):
+            raise BackendError(
+                "openvino: expected a CPU that computes in bf16, got "
+                f"{core.get_property('CPU', 'FULL_DEVICE_NAME')}; choose --precision fp32."
+            )
+        # Pinned threads would crowd on the same cores as those of another process.
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        try:
+            parts, self._output = parts_from_onnx(self._path, "displacement")
+            self._steps = [_Step(core, part, precision, options) for part in parts]
+        except Exception as err:  # OpenVINO's frontends derive their errors from Exception directly
+            version = ov.__version__.split("-")[0]
+            raise BackendError(
+                f"{self._path.name}: expected a network that OpenVINO {version} compiles, got "
+                f"{_reason(err)}; choose --backend onnxruntime."
+            ) from err
+
+    def run(
+        self, moving: Float[np.ndarray, "i j k"], fixed: Float[np.ndarray, "i j k"]
+    ) -> Float[np.ndarray, "3 i j k"]:
+        """See `Backend.run`."""
+        values = {"moving": moving[np.newaxis, np.newaxis], "fixed": fixed[np.newaxis, np.newaxis]}
+        try:
+            for step in self._steps:
+                values |= step(values)
+        except Exception as err:
+            raise BackendError(
+                f"{self._path.name}: expected a displacement for shape {moving.shape}, got "
+                f"{_reason(err)}; check that the bundle was exported for this shape."
+            ) from err
+        return check_displacement(values[self._output], fixed.shape, self._path)
+
+
+def has_bf16(core: ov.Core | None = None) -> bool:
+    """Whether this CPU has instructions for bfloat16."""
+    return "BF16" in (core or ov.Core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class _Step:
+    """A part, compiled: reads some of the values by name and gives others."""
+
+    def __init__(
+        self, core: ov.Core, part: Part, precision: Precision, options: dict[str, Any]
+    ) -> None:
+        hint = _HINTS["fp32" if part.is_warp else precision]
+        self._inputs, self._outputs = part.inputs, part.outputs
+        options = {**options, "INFERENCE_PRECISION_HINT": hint}
+        self._compiled = core.compile_model(part.model, "CPU", options)
+
+    def __call__(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        # A new request each time, so that its memory goes when it has been read.
+        request = self._compiled.create_infer_request()
+        feeds = {number: values[name] for number, name in enumerate(self._inputs)}
+        results = request.infer(feeds, share_inputs=True, share_outputs=True)
+        return {name: results[number] for number, name in enumerate(self._outputs)}
+
+
+def _reason(err: Exception) -> str:
+    """The last line of what OpenVINO says; those before name its own source files."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return (lines or [type(err).__name__])[-1].strip(".- ")

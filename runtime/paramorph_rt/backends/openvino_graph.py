@@ -1,0 +1,206 @@
+"""A bundle's graph in parts that OpenVINO compiles, which can sample images but not volumes.
+
+The graph is cut at its GridSample3D nodes. A warp is a part by itself, of elementary operators, so
+it can stay in float32 whatever the network's precision: bfloat16 would round the coordinates.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import MissingDependencyError
+
+try:
+    import openvino as ov
+    import openvino.opset13 as ops
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.onnx import ConversionExtension
+    from openvino.passes import ConstantFolding, Manager
+except ImportError as err:
+    raise MissingDependencyError(
+        f"openvino: expected the package of version 2025 or newer, got {err}; pip install "
+        "'paramorph-rt[openvino]', or choose --backend onnxruntime."
+    ) from err
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SAMPLING = {"interpolation": "linear", "padding": "border", "align_corners": 1}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model whose inputs other parts compute, or the caller gives.
+
+    Attributes:
+        model: Its inputs and outputs are in the order of the names below.
+        inputs: Names of the values that it reads.
+        outputs: Names of the values that it computes.
+        is_warp: Whether it samples a volume, and nothing else.
+    """
+
+    model: ov.Model
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    is_warp: bool = False
+
+
+def parts_from_onnx(path: Path, output: str) -> tuple[list[Part], str]:
+    """Read a graph and cut it into parts, in the order to run them.
+
+    Args:
+        path: ONNX file.
+        output: What to compute; whatever it does not depend on is left out.
+
+    Returns:
+        The parts, whose first inputs go by their names in the file; and the name that `output` has
+        among the parts' values.
+
+    Raises:
+        Exception: OpenVINO cannot read the graph (its errors have no other base).
+        RuntimeError: A warp inside the network by other rules than `SAMPLING`.
+    """
+    frontend = FrontEndManager().load_by_framework("onnx")
+    frontend.add_extension(ConversionExtension("GridSample3D", "paramorph", _GridSample3D.of_node))
+    whole = frontend.convert(frontend.load(str(path)))
+    model = ov.Model([whole.output(output)], whole.get_parameters())
+    # All shapes are static, so what computes them would only travel from part to part.
+    folding = Manager()
+    folding.register_pass(ConstantFolding())
+    folding.run_passes(model)
+    return _cut(model)
+
+
+def warp_model(shape: tuple[int, ...]) -> ov.Model:
+    """``warped(p) = volume(p + displacement(p))``: trilinear, outside the volume its border.
+
+    Args:
+        shape: Of the volume, (1, c, d, h, w); the displacement is (1, 3, d, h, w), in voxels.
+    """
+    size = shape[2:]
+    volume = ops.parameter(list(shape), np.float32)
+    displacement = ops.parameter([1, 3, *size], np.float32)
+    corner = _float(0)  # index of the voxel before the sampled point along all axes, once flattened
+    fractions = []  # how far beyond it the point lies along each axis, 0 to 1
+    for axis, component in enumerate(ops.split(displacement, _int(1), 3).outputs()):
+        n = size[axis]
+        index = np.arange(n).reshape([n if axis == other else 1 for other in range(-2, 3)])
+        at = ops.clamp(ops.add(component, _float(index)), 0.0, n - 1.0)
+        before = ops.minimum(ops.floor(at), _float(n - 2))
+        fractions.append(ops.subtract(at, before))
+        # Exact in float32 up to 2^24 voxels.
+        corner = ops.add(ops.multiply(corner, _float(n)), before)
+    corner = ops.reshape(ops.convert(corner, "i32"), _int([-1]), False)
+    flat = ops.reshape(volume, _int([shape[1], -1]), False)
+    steps = zip((size[1] * size[2], size[2], 1), fractions, strict=True)
+    warped = ops.reshape(_interpolated(flat, corner, list(steps)), _int(shape), False)
+    return ov.Model([warped], [volume, displacement])
+
+
+def _interpolated(flat: ov.Node, corner: ov.Node, steps: list[tuple[int, ov.Node]]) -> ov.Node:
+    """Values (c, voxels) between the corner and one step further along each axis.
+
+    Args:
+        flat: Volume (c, voxels).
+        corner: Index of the first voxel to interpolate from.
+        steps: Of each axis, to the next voxel's index, and how much of that voxel to take.
+    """
+    if not steps:
+        return ops.gather(flat, corner, _int(1))
+    (step, fraction), *others = steps
+    before = _interpolated(flat, corner, others)
+    after = _interpolated(flat, ops.add(corner, _int(step, np.int32)), others)
+    weight = ops.reshape(fraction, _int([1, -1]), False)
+    return ops.add(before, ops.multiply(ops.subtract(after, before), weight))
+
+
+class _GridSample3D(ov.Op):
+    """Marks in a graph where it is cut; never compiled."""
+
+    def __init__(self, inputs: list[ov.Output], sampling: dict[str, Any]) -> None:
+        super().__init__(self)
+        self.sampling = sampling
+        self.set_arguments(inputs)
+        self.constructor_validate_and_infer_types()
+
+    @classmethod
+    def of_node(cls, node: Any) -> list[ov.Output]:
+        """What the frontend makes of the ONNX node."""
+        sampling = {name: node.get_attribute(name, usual) for name, usual in SAMPLING.items()}
+        return cls([node.get_input(0), node.get_input(1)], sampling).outputs()
+
+    def validate_and_infer_types(self) -> None:
+        """Like the volume."""
+        self.set_output_type(0, self.get_input_element_type(0), self.get_input_partial_shape(0))
+
+    def part(self) -> Part:
+        """The warp that this stands for."""
+        volume, displacement = (port.get_source_output() for port in self.inputs())
+        shape = tuple(volume.get_shape())
+        if self.sampling != SAMPLING or tuple(displacement.get_shape()) != (1, 3, *shape[2:]):
+            rules = ", ".join(f"{name} {value}" for name, value in self.sampling.items())
+            raise RuntimeError(f"a warp with {rules} inside the network")
+        names = _name(volume), _name(displacement)
+        return Part(warp_model(shape), names, (_name(self.output(0)),), is_warp=True)
+
+
+def _cut(model: ov.Model) -> tuple[list[Part], str]:
+    """The warps and what lies between them; and the name of the model's only output.
+
+    A node's stage is the number of warps that lie before it, one after the other. All nodes of a
+    stage make one part, which reads what it needs of earlier ones.
+    """
+    stages: dict[str, int] = {}
+    read: dict[int, dict[str, ov.Node]] = defaultdict(dict)  # stage → name → parameter
+    given: dict[int, dict[str, ov.Output]] = defaultdict(dict)  # stage → name → what others read
+    warps: dict[int, list[Part]] = defaultdict(list)
+    read[0] = {_name(node.output(0)): node for node in model.get_parameters()}
+
+    def stage_after(source: ov.Output) -> int:
+        node = source.get_node()
+        return stages[node.get_name()] + isinstance(node, _GridSample3D)
+
+    for node in model.get_ordered_ops():
+        sources = [port.get_source_output() for port in node.inputs()]
+        stage = stages[node.get_name()] = max(map(stage_after, sources), default=0)
+        is_warp, is_result = isinstance(node, _GridSample3D), node.get_type_name() == "Result"
+        if is_warp:
+            warps[stage].append(node.part())
+        for port, source in zip(node.inputs(), sources, strict=True):
+            origin, name = source.get_node(), _name(source)
+            kind, earlier = origin.get_type_name(), stages[origin.get_name()]
+            if not (is_warp or is_result):
+                if kind == "Constant" or earlier == stage:
+                    continue
+                if name not in read[stage]:
+                    read[stage][name] = ops.parameter(source.get_shape(), source.get_element_type())
+                port.replace_source_output(read[stage][name].output(0))
+            if kind != "Parameter" and not isinstance(origin, _GridSample3D):
+                given[earlier][name] = source
+    parts = []
+    for stage in sorted(given | warps):
+        if given[stage]:
+            inner = ov.Model(list(given[stage].values()), list(read[stage].values()))
+            parts.append(Part(inner, tuple(read[stage]), tuple(given[stage])))
+        parts += warps[stage]
+    return parts, name
+
+
+def _name(source: ov.Output) -> str:
+    """One of its own for every output in a model; of a parameter, that in the ONNX file."""
+    node = source.get_node()
+    if node.get_type_name() == "Parameter":
+        return node.get_friendly_name()
+    return f"{node.get_name()}:{source.get_index()}"
+
+
+def _float(value: Any) -> ov.Node:
+    return ops.constant(np.asarray(value, np.float32))
+
+
+def _int(value: Any, kind: type = np.int64) -> ov.Node:
+    return ops.constant(np.asarray(value, kind))

@@ -1,0 +1,199 @@
+"""`paramorph-rt transform`: apply, invert, compose and convert transforms of any known format."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..transforms import Images, Transform
+
+# Those of `transforms.formats` and `preprocess`, which would load NumPy for `--help`.
+FORMATS = ("itk", "fsl", "niftyreg", "freesurfer")
+INTERPOLATIONS = ("linear", "nearest", "bspline")
+
+_ORDER = """
+A transform maps points of the fixed image to the moving one. Several are read as ANTs reads its -t:
+a point of the fixed image passes them from left to right, so a field stands before its affine,
+1Warp.nii.gz 0GenericAffine.mat. [FILE,1] is the inverse of an affine."""
+
+_ACTIONS = {
+    "apply": """warp an image or a label map
+
+example:
+  paramorph-rt transform apply OUT/displacement.nii.gz --moving t2.nii.gz --fixed atlas.nii.gz \\
+      --out t2_on_atlas.nii.gz
+""",
+    "invert": """turn a transform round, so that it maps moving to fixed
+
+The inverse of a field lies on the grid of --moving; its error is printed.
+
+examples:
+  paramorph-rt transform invert OUT/affine.tfm --out back.tfm
+  paramorph-rt transform invert OUT/displacement.nii.gz --moving m.nii.gz --out back.nii.gz
+""",
+    "compose": """join transforms into one
+
+Affines alone make an affine. A field lies on the grid of --fixed, or else on that of the first.
+
+example:
+  paramorph-rt transform compose 1Warp.nii.gz 0GenericAffine.mat --out complete.nii.gz
+""",
+    "convert": """write a transform in another format
+
+example:
+  paramorph-rt transform convert OUT/displacement.nii.gz --to fsl --moving m.nii.gz \\
+      --out warp.nii.gz
+""",
+}
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declare the options of all actions."""
+    parser = subparsers.add_parser(
+        "transform",
+        help="apply, invert, compose or convert transforms",
+        description="Work with the transforms of ITK, ANTs, FSL, NiftyReg and FreeSurfer.",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    runs: dict[str, Callable[[argparse.Namespace], None]] = {
+        "apply": _apply,
+        "invert": _invert,
+        "compose": _compose,
+        "convert": _convert,
+    }
+    for name, text in _ACTIONS.items():
+        summary, _, rest = text.partition("\n")
+        action = actions.add_parser(
+            name,
+            help=summary,
+            description=f"{summary}\n{_ORDER}",
+            epilog=rest.strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        several = name in ("apply", "compose")
+        add = action.add_argument
+        add("transforms", nargs="+" if several else 1, metavar="TRANSFORM", help="FILE or [FILE,1]")
+        needed = name == "apply"
+        add("--fixed", type=Path, required=needed, metavar="NII", help="image that it starts from")
+        add("--moving", type=Path, required=needed, metavar="NII", help="image that it leads to")
+        add("--out", type=Path, required=True, metavar="FILE", help="result")
+        add("--from", dest="source", choices=FORMATS, help="format (default: the file tells)")
+        if name == "apply":
+            choices = {"choices": INTERPOLATIONS, "default": "linear"}
+            add("--interpolation", help="nearest for label maps (default: linear)", **choices)
+        else:
+            add("--to", default="itk", choices=FORMATS, help="format of --out (default: itk)")
+        add("--force", action="store_true", help="replace an existing --out")
+        action.set_defaults(run=run, action=runs[name])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the action and say what was written."""
+    args.action(args)
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _apply(args: argparse.Namespace) -> None:
+    from ..compose import apply_transforms
+    from ..outputs import check_file, staged_file
+    from ..volume import load_grid, load_labels, load_volume, save_volume
+
+    check_file(args.out, args.force, (".nii", ".nii.gz"))
+    load = load_labels if args.interpolation == "nearest" else load_volume
+    moving, grid = load(args.moving), load_grid(args.fixed)
+    warped = apply_transforms(moving, _read(args), grid, args.interpolation)
+    with staged_file(args.out) as path:
+        save_volume(path, warped)
+
+
+def _invert(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from ..inverse import consistency_mm, invert_field
+    from ..outputs import check_file
+    from ..transforms import Images
+    from ..volume import load_volume
+
+    check_file(args.out, args.force)
+    (transform,), images = _read(args), _images(args)
+    back = Images(fixed=images.moving, moving=images.fixed)
+    if isinstance(transform, np.ndarray):
+        _write(args, np.linalg.inv(transform), back)
+        return
+    images.grid("moving", args.transforms[0])
+    moving = load_volume(args.moving)
+    inverse = invert_field(transform, moving.grid)
+    _write(args, inverse.field, back)
+    if error := consistency_mm(inverse, moving, transform.grid):
+        print(
+            f"there and back within the moving foreground: {error['mean']:.3f} mm off on average, "
+            f"{error['p99']:.3f} mm at the 99th percentile, {error['max']:.3f} mm at most"
+        )
+
+
+def _compose(args: argparse.Namespace) -> None:
+    from ..compose import compose
+    from ..outputs import check_file
+
+    check_file(args.out, args.force)
+    images = _images(args)
+    _write(args, compose(_read(args), images.fixed), images)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from ..outputs import check_file
+
+    check_file(args.out, args.force)
+    (transform,) = _read(args)
+    _write(args, transform, _images(args))
+
+
+def _images(args: argparse.Namespace) -> Images:
+    from ..transforms import Images
+    from ..volume import load_grid
+
+    return Images(*(path and load_grid(path) for path in (args.fixed, args.moving)))
+
+
+def _read(args: argparse.Namespace) -> list[Transform]:
+    """The transforms in order, each inverted if the ANTs notation [FILE,1] asks for it."""
+    import numpy as np
+
+    from ..errors import TransformError
+    from ..transforms import Images
+    from ..transforms.formats import read_transform
+
+    if args.source == "fsl" and len(args.transforms) > 1:
+        raise TransformError(
+            "transforms: expected one at a time in FSL's coordinates, as the images between two "
+            "are unknown, got several; convert each to itk first."
+        )
+    images = _images(args) if len(args.transforms) == 1 else Images()
+    transforms = []
+    for word in args.transforms:
+        notation = re.fullmatch(r"\[(.+),([01])\]", word)
+        name, inverted = notation.groups() if notation else (word, "0")
+        transform = read_transform(Path(name), args.source, images)
+        if inverted == "1":
+            if not isinstance(transform, np.ndarray):
+                raise TransformError(
+                    f"{word}: expected an affine to invert on the way, got a field; run "
+                    "paramorph-rt transform invert first."
+                )
+            transform = np.linalg.inv(transform)
+        transforms.append(transform)
+    return transforms
+
+
+def _write(args: argparse.Namespace, transform: Transform, images: Images) -> None:
+    from ..outputs import staged_file
+    from ..transforms.formats import check_suffix, write_transform
+
+    check_suffix(args.out, transform, args.to)
+    with staged_file(args.out) as path:
+        write_transform(path, transform, args.to, images)

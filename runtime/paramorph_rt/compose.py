@@ -1,0 +1,110 @@
+"""Several transforms as one: composed into one file, or applied with one interpolation.
+
+A list of transforms is read as ANTs reads its ``-t``: a point of the fixed image passes them from
+left to right, ``x_moving = t[-1](… t[1](t[0](x_fixed)))``. Beyond its grid a field moves nothing,
+as in ITK.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk
+
+from .errors import TransformError
+from .field import DisplacementField
+from .preprocess import INTERPOLATORS, outside_value
+from .spaces import from_sitk, itk_affine, place, to_sitk
+from .volume import Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
+
+    from .preprocess import Interpolation
+    from .spaces import Grid
+    from .transforms import Transform
+
+
+def compose(transforms: Sequence[Transform], grid: Grid | None = None) -> Transform:
+    """Join transforms into one.
+
+    Args:
+        transforms: In the order in which a fixed point passes them; at least one.
+        grid: Of the resulting field; None takes the first transform's own, if it is a field.
+
+    Returns:
+        An affine if all are affines, else a field.
+
+    Raises:
+        TransformError: A grid is needed and not given.
+    """
+    first, others = transforms[0], transforms[1:]
+    affines = [transform for transform in others if isinstance(transform, np.ndarray)]
+    if len(affines) == len(others):
+        affine = _product(affines)
+        if isinstance(first, np.ndarray):
+            return affine @ first
+        if grid is None:
+            return first.composed_with_affine(affine) if affines else first
+    if isinstance(first, DisplacementField):
+        grid = grid or first.grid
+    if grid is None:
+        raise TransformError(
+            "composition: expected to know where the field shall lie, as the first transform is an "
+            "affine, got no image; pass --fixed."
+        )
+    to_field = sitk.TransformToDisplacementFieldFilter()
+    to_field.SetSize(grid.shape)
+    place(to_field, grid)
+    to_field.SetOutputPixelType(sitk.sitkVectorFloat32)
+    vectors, _ = from_sitk(to_field.Execute(itk_transform(transforms)))
+    return DisplacementField(grid, vectors)
+
+
+def apply_transforms(
+    moving: Volume,
+    transforms: Sequence[Transform],
+    grid: Grid,
+    interpolation: Interpolation = "linear",
+) -> Volume:
+    """Resample a volume through a list of transforms, interpolating its voxels once.
+
+    Args:
+        moving: Image or labels on its own grid.
+        transforms: In the order in which a fixed point passes them.
+        grid: Of the result, in the fixed world.
+        interpolation: "nearest" for label maps.
+
+    Returns:
+        Volume on `grid`, dtype of `moving`; outside the moving image its minimum, 0 for "nearest".
+    """
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize(grid.shape)
+    place(resampler, grid)
+    resampler.SetTransform(itk_transform(transforms))
+    resampler.SetInterpolator(INTERPOLATORS[interpolation])
+    resampler.SetDefaultPixelValue(outside_value(moving, interpolation))
+    warped = resampler.Execute(to_sitk(moving.data, moving.grid))
+    return Volume(from_sitk(warped)[0], grid, moving.name)
+
+
+def _product(affines: Sequence[np.ndarray]) -> Float[np.ndarray, "4 4"]:
+    product = np.eye(4)
+    for affine in affines:
+        product = affine @ product
+    return product
+
+
+def itk_transform(transforms: Sequence[Transform]) -> sitk.CompositeTransform:
+    """The same list for ITK, which applies the last of its own list first."""
+    return sitk.CompositeTransform([_as_itk(transform) for transform in reversed(transforms)])
+
+
+def _as_itk(transform: Transform) -> sitk.Transform:
+    if isinstance(transform, np.ndarray):
+        return itk_affine(transform)
+    vectors = transform.vectors_mm.astype(np.float64)
+    return sitk.DisplacementFieldTransform(to_sitk(vectors, transform.grid))

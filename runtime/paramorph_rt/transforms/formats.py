@@ -1,0 +1,110 @@
+"""Any transform file: which format it is in, and the module that reads or writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import TransformError
+from ..field import DisplacementField
+from ..nifti import open_nifti
+from . import Images, Transform, freesurfer, fsl, itk, niftyreg
+from .matrix import check_affine
+
+FORMATS: dict[str, ModuleType] = {
+    "itk": itk,
+    "fsl": fsl,
+    "niftyreg": niftyreg,
+    "freesurfer": freesurfer,
+}
+
+
+def read_transform(
+    path: Path, format: str | None = None, images: Images | None = None
+) -> Transform:
+    """Read an affine or a field as a map from fixed to moving (RAS).
+
+    Args:
+        path: Transform file.
+        format: A name of `FORMATS`; None asks the file.
+        images: What some formats refer to.
+
+    Raises:
+        TransformError: The format cannot be told, the file is not of it, or an image is missing.
+        VolumeError: A damaged NIfTI or MGH file.
+    """
+    transform = FORMATS[format or format_of(path)].read(path, images or Images())
+    if not isinstance(transform, DisplacementField):
+        check_affine(transform, path.name)
+    return transform
+
+
+def write_transform(
+    path: Path, transform: Transform, format: str = "itk", images: Images | None = None
+) -> None:
+    """Write an affine or a field, a map from fixed to moving (RAS).
+
+    Args:
+        path: Its suffix must be one of the format's.
+        transform: Affine or field.
+        format: A name of `FORMATS`.
+        images: What some formats refer to.
+
+    Raises:
+        TransformError: A suffix of another kind of file, or an image is missing.
+    """
+    check_suffix(path, transform, format)
+    FORMATS[format].write(path, transform, images or Images())
+
+
+def check_suffix(path: Path, transform: Transform, format: str) -> None:
+    """Refuse a name that readers of the format would take for something else."""
+    module = FORMATS[format]
+    is_field = isinstance(transform, DisplacementField)
+    suffixes = module.FIELD_SUFFIXES if is_field else module.AFFINE_SUFFIXES
+    kind = "a field" if is_field else "an affine"
+    if not path.name.endswith(suffixes):
+        raise TransformError(
+            f"{path.name}: expected {' or '.join(suffixes)} for {kind} in the "
+            f"{format} format, got another suffix; rename it or choose another --to."
+        )
+
+
+def format_of(path: Path) -> str:
+    """Tell the format from suffix and header.
+
+    Raises:
+        TransformError: Nothing in the file tells.
+    """
+    if path.name.endswith((".nii", ".nii.gz")):
+        return _format_of_nifti(path)
+    if path.name.endswith((".mgz", ".mgh", ".lta")):
+        return "freesurfer"
+    if path.name.endswith((".tfm", ".h5")):
+        return "itk"
+    if not path.is_file():
+        raise TransformError(f"{path}: expected a transform, found none; check the path.")
+    with path.open("rb") as stream:
+        start = stream.read(64)
+    # ITK's .mat is binary MATLAB; FSL's is text.
+    if start.startswith(b"#Insight Transform File") or b"\0" in start:
+        return "itk"
+    raise TransformError(
+        f"{path.name}: expected a file that tells its format, got plain text; "
+        "pass --from fsl or --from niftyreg."
+    )
+
+
+def _format_of_nifti(path: Path) -> str:
+    header = open_nifti(path).header
+    intent = int(header["intent_code"])
+    if header["intent_name"].item() == niftyreg.INTENT_NAME:
+        return "niftyreg"
+    if intent == itk.VECTOR_INTENT:
+        return "itk"
+    if 2006 <= intent <= 2016:  # the range that NIfTI gives to FSL
+        return "fsl"
+    raise TransformError(
+        f"{path.name}: expected a displacement field that tells its format, got NIfTI intent "
+        f"{intent}; say with --from what it is."
+    )

@@ -1,0 +1,56 @@
+"""Plain text of a 4×4 matrix, as FSL and NiftyReg keep affines; they differ in what it means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import TransformError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxtyping import Float
+
+
+def read_matrix(path: Path) -> Float[np.ndarray, "4 4"]:
+    """Read four rows of four numbers.
+
+    Raises:
+        TransformError: The file holds something else, or a matrix without an inverse.
+    """
+    if not path.is_file():
+        raise TransformError(f"{path}: expected a transform, found none; check the path.")
+    try:
+        matrix = np.loadtxt(path, dtype=np.float64, ndmin=2)
+    except ValueError as err:  # UnicodeDecodeError is one, too
+        raise TransformError(
+            f"{path.name}: expected four rows of four numbers, got other text; check that it is "
+            "the right file."
+        ) from err
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise TransformError(
+            f"{path.name}: expected four rows of four numbers, got shape {matrix.shape}; check "
+            "that it is the right file."
+        )
+    check_affine(matrix, path.name)
+    return matrix
+
+
+def write_matrix(path: Path, matrix: Float[np.ndarray, "4 4"]) -> None:
+    """Write four rows of four numbers, with all the digits of a double."""
+    np.savetxt(path, matrix, fmt="%.17g")
+
+
+def check_affine(matrix: Float[np.ndarray, "4 4"], name: str) -> None:
+    """Refuse a matrix that maps space onto less than space.
+
+    Raises:
+        TransformError: The last row is not 0 0 0 1, or there is no inverse.
+    """
+    if not np.allclose(matrix[3], (0, 0, 0, 1)) or abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
+        raise TransformError(
+            f"{name}: expected an invertible affine with last row 0 0 0 1, got "
+            f"{matrix.round(6).tolist()}; check that it is the right file."
+        )

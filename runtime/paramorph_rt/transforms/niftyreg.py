@@ -1,0 +1,60 @@
+"""NiftyReg: deformation and displacement fields in NIfTI, affines as text.
+
+Its world is the header's (RAS), and both map the reference (fixed) to the floating (moving) image.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import TransformError
+from ..field import DisplacementField
+from ..nifti import write_nifti
+from ..volume import load_vectors
+from .matrix import read_matrix, write_matrix
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from . import Images, Transform
+
+FIELD_SUFFIXES = (".nii", ".nii.gz")
+AFFINE_SUFFIXES = (".txt",)
+INTENT_NAME = b"NREG_TRANS"
+# intent_p1 of its files; the others are velocities and control points.
+DEFORMATION, DISPLACEMENT = 0, 1
+
+
+def read(path: Path, images: Images) -> Transform:
+    """Read a field or an affine. Needs no image."""
+    if not path.name.endswith(FIELD_SUFFIXES):
+        return read_matrix(path)
+    vectors, grid, header = load_vectors(path)
+    kind = int(header["intent_p1"])
+    if header["intent_name"].item() != INTENT_NAME or kind not in (DEFORMATION, DISPLACEMENT):
+        raise TransformError(
+            f"{path.name}: expected a NiftyReg deformation or displacement field, got intent "
+            f"{header['intent_name'].item().decode('latin-1')!r} of kind {kind}; turn control "
+            "points or velocities into a field by reg_transform -ref FIXED -def FILE FIELD."
+        )
+    if kind == DEFORMATION:
+        vectors = (vectors - grid.positions()).astype(np.float32)
+    return DisplacementField(grid, vectors)
+
+
+def write(path: Path, transform: Transform, images: Images) -> None:
+    """Write a displacement field or an affine. Needs no image."""
+    if not isinstance(transform, DisplacementField):
+        write_matrix(path, transform)
+        return
+    write_nifti(
+        path,
+        transform.vectors_mm[:, :, :, np.newaxis, :].astype(np.float32, copy=False),
+        transform.grid,
+        intent="vector",
+        intent_name=INTENT_NAME,
+        intent_p1=DISPLACEMENT,
+        descrip="NiftyReg displacement in RAS mm, from this grid into the image to be warped",
+    )

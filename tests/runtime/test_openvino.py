@@ -1,0 +1,138 @@
+"""Graphs and warps with known answers in OpenVINO; networks are in tests/export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+from scipy.ndimage import map_coordinates
+
+from paramorph_rt.errors import BackendError
+
+from .phantoms import smooth_displacement_vox
+
+ov = pytest.importorskip("openvino", reason="needs openvino, of the extra openvino")
+
+from paramorph_rt.backends.openvino import OpenVinoBackend, has_bf16  # noqa: E402
+from paramorph_rt.backends.openvino_graph import warp_model  # noqa: E402
+
+needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="needs a CPU with bf16")
+
+#: Two warps, of which the second samples a field by what the first gave. `own` is computed before
+#: the first warp and read after both; `warped` is not asked for.
+TWO_WARPS = """
+    own = Mul (fixed, fixed)
+    first = Add (field, own)
+    once = paramorph.GridSample3D (moving, first)
+    thrice = Concat <axis: int = 1> (once, own, once)
+    second = Mul (thrice, scale)
+    moved = paramorph.GridSample3D (first, second)
+    sum = Add (second, moved)
+    displacement = Sub (sum, own)
+    warped = paramorph.GridSample3D
+        <padding: string = "zeros", align_corners: int = 0> (moving, displacement)
+"""
+#: A warp between two convolutions, which bfloat16 is for.
+WARP_BETWEEN = """
+    field = Conv (fixed, last_axis)
+    once = paramorph.GridSample3D (moving, field)
+    displacement = Conv (once, all_axes)
+    warped = Add (moving, fixed)
+"""
+WEIGHTS = {
+    "last_axis": np.reshape([0, 0, 1], (3, 1, 1, 1, 1)),
+    "all_axes": np.ones((3, 1, 1, 1, 1)),
+}
+
+
+def write_graph(path: Path, body: str, shape: tuple[int, ...], **constants) -> Path:
+    d, h, w = shape
+    model = parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 20, "paramorph" : 1]>
+        known (float[1,1,{d},{h},{w}] moving, float[1,1,{d},{h},{w}] fixed)
+            => (float[1,3,{d},{h},{w}] displacement, float[1,1,{d},{h},{w}] warped)
+        {{ {body} }}""")
+    for name, value in constants.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+    onnx.save(model, path)
+    return path
+
+
+def sampled(volume: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """Each channel of `volume` (c, i, j, k) at p + displacement(p), by SciPy."""
+    at = displacement + np.indices(volume.shape[1:])
+    return np.stack([map_coordinates(v, at, order=1, mode="nearest") for v in volume])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_warp_is_trilinear_and_goes_on_with_the_border(channels):
+    generator = np.random.default_rng(1)
+    shape = (5, 6, 7)
+    volume = generator.random((channels, *shape), np.float32)
+    displacement = generator.normal(0, 4, (3, *shape)).astype(np.float32)
+    displacement[:, 0] = 0  # exactly on voxels, the last ones too
+    displacement[:, 1] = np.round(displacement[:, 1])
+    compiled = ov.Core().compile_model(
+        warp_model((1, channels, *shape)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    warped = compiled([volume[None], displacement[None]])[0][0]
+    np.testing.assert_allclose(warped, sampled(volume, displacement), atol=1e-5)
+
+
+def test_graph_is_cut_where_volumes_are_sampled(tmp_path):
+    shape = (9, 10, 11)
+    generator = np.random.default_rng(2)
+    moving, fixed = generator.random((2, *shape), np.float32)
+    field = smooth_displacement_vox(shape)
+    path = write_graph(tmp_path / "g.onnx", TWO_WARPS, shape, field=field[None], scale=[3.0])
+    own = fixed**2
+    first = field + own
+    once = sampled(moving[None], first)[0]
+    second = 3 * np.stack([once, own, once])
+    expected = second + sampled(first, second) - own
+    backend = OpenVinoBackend(path, threads=1)
+    for _ in range(2):
+        np.testing.assert_allclose(backend.run(moving, fixed), expected, atol=1e-4)
+    assert (backend.name, backend.precision) == ("openvino-cpu", "fp32")
+
+
+@needs_bf16
+def test_coordinates_stay_float32_in_bf16(tmp_path):
+    """bfloat16 knows whole numbers only from 128 on: a quarter of a voxel would be lost."""
+    shape = (4, 4, 192)
+    moving = np.tile(np.float32([0, 1]), (4, 4, 96))  # its samples are exact in bfloat16
+    path = write_graph(tmp_path / "g.onnx", WARP_BETWEEN, shape, **WEIGHTS)
+    backend = OpenVinoBackend(path, threads=1, precision="bf16")
+    found = backend.run(moving, np.full(shape, 0.25, np.float32))
+    expected = np.where(moving == 0, 0.25, 0.75)
+    expected[..., -1] = 1  # the border
+    np.testing.assert_allclose(found, np.stack(3 * [expected]), atol=1e-3)
+    assert backend.precision == "bf16"
+
+
+def test_cpu_without_bf16(tmp_path, monkeypatch):
+    monkeypatch.setattr("paramorph_rt.backends.openvino.has_bf16", lambda core: False)
+    with pytest.raises(BackendError, match=r"computes in bf16, got .*; choose --precision fp32"):
+        OpenVinoBackend(tmp_path / "g.onnx", precision="bf16")
+
+
+@pytest.mark.parametrize(
+    "options",
+    ['padding: string = "zeros"', "align_corners: int = 0", 'interpolation: string = "nearest"'],
+)
+def test_other_rules_of_sampling_inside_the_network_are_refused(tmp_path, options):
+    body = WARP_BETWEEN.replace("GridSample3D", f"GridSample3D <{options}>")
+    path = write_graph(tmp_path / "g.onnx", body, (4, 5, 6), **WEIGHTS)
+    with pytest.raises(BackendError, match=r"g.onnx: expected a network .* inside the network"):
+        OpenVinoBackend(path)
+
+
+def test_operator_that_openvino_does_not_know(tmp_path):
+    body = WARP_BETWEEN.replace("Conv (", "paramorph.Unheard (")
+    path = write_graph(tmp_path / "g.onnx", body, (4, 5, 6), **WEIGHTS)
+    with pytest.raises(BackendError, match=r"compiles, got .*Unheard") as caught:
+        OpenVinoBackend(path)
+    assert "\n" not in str(caught.value)
