@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 # accuracy; a finer one takes longer and aligned brains no better.
 COARSE_VOXELS, FINE_VOXELS = 25, 50
 HISTOGRAM_BINS = 32
+# Two cut-outs have to share this much of the smaller one after the search.
+SMALLEST_OVERLAP = 0.6
 # The search itself finds its way from about 25 degrees off.
 ROTATION_RAD = math.radians(25)
 
@@ -69,10 +71,14 @@ def align_affine(
     fine_mm, coarse_mm = size_mm / FINE_VOXELS, size_mm / COARSE_VOXELS
     fine_fixed, fine_moving = _shrunk(fixed, fine_mm), _shrunk(moving, fine_mm)
     coarse_fixed, coarse_moving = _shrunk(fine_fixed, coarse_mm), _shrunk(fine_moving, coarse_mm)
-    cut_out = _is_cut_out(moving) or _is_cut_out(fixed)
+    moving_centre = _itk_centre(fine_moving)
+    cut_outs = _is_cut_out(moving), _is_cut_out(fixed)
+    cut_out = any(cut_outs)
+    if all(cut_outs):
+        fine_moving, coarse_moving = _surrounded(fine_moving), _surrounded(coarse_moving)
     if kind == "auto":
         kind = "rigid" if cut_out else "affine"
-    start = _centred_start(fine_moving, fine_fixed, initial)
+    start = _centred_start(moving_centre, fine_fixed, initial)
     then = None if initial is None else itk_affine(initial)
     try:
         # Threads add up the histogram in any order; one gives the same bits every time, and on
@@ -100,7 +106,20 @@ def align_affine(
         )
         transform = start
     found = affine_from_itk(transform)
-    return found if initial is None else initial @ found
+    complete = found if initial is None else initial @ found
+    overlap = max(
+        _share_inside(moving.grid, fixed.grid, complete),
+        _share_inside(fixed.grid, moving.grid, np.linalg.inv(complete)),
+    )
+    if all(cut_outs) and overlap < SMALLEST_OVERLAP:
+        log.warning(
+            "%s: the affine search left it only %.0f %% in common with %s, so only their centres "
+            "are aligned; check the result.",
+            *(moving.name, 100 * overlap, fixed.name),
+        )
+        found = affine_from_itk(start)
+        complete = found if initial is None else initial @ found
+    return complete
 
 
 def _foreground_size_mm(volume: Volume) -> float:
@@ -135,8 +154,32 @@ def _shrunk(volume: Volume, spacing_mm: float) -> Volume:
     return Volume(resample_to_grid(volume, grid), grid, volume.name)
 
 
+def _surrounded(volume: Volume) -> Volume:
+    """The volume inside a wide frame of its median.
+
+    Mutual information counts what lies inside both images, and a small overlap is easily alike: the
+    frame makes leaving the moving image cost something. The fixed image has none, so its edge
+    cannot match the frame's.
+    """
+    width = [n // 2 for n in volume.data.shape]
+    outside = float(np.median(volume.data))
+    data = np.pad(volume.data, [(w, w) for w in width], constant_values=outside)
+    affine = volume.grid.affine.copy()
+    affine[:3, 3] = volume.grid.world(-np.array(width))
+    return Volume(data, Grid(data.shape, affine), volume.name)
+
+
+def _share_inside(moving: Grid, fixed: Grid, affine: Float[np.ndarray, "4 4"]) -> float:
+    """Share of the fixed grid's voxels that lie inside the moving one, after the affine."""
+    index = np.stack(np.meshgrid(*[np.arange(0, n, 4) for n in fixed.shape], indexing="ij"), -1)
+    to_index = np.linalg.inv(moving.affine) @ affine
+    at = fixed.world(index.reshape(-1, 3)) @ to_index[:3, :3].T + to_index[:3, 3]
+    inside = (at >= -0.5) & (at <= np.array(moving.shape) - 0.5)
+    return float(inside.all(axis=1).mean())
+
+
 def _centred_start(
-    moving: Volume, fixed: Volume, initial: Float[np.ndarray, "4 4"] | None
+    moving_centre: Float[np.ndarray, " 3"], fixed: Volume, initial: Float[np.ndarray, "4 4"] | None
 ) -> sitk.AffineTransform:
     """No rotation; the translation of the centres, unless `initial` stands for it."""
     fixed_centre = _itk_centre(fixed)
@@ -144,7 +187,7 @@ def _centred_start(
     # Turning about the centre keeps rotation and translation independent in the search.
     start.SetCenter(fixed_centre.tolist())
     if initial is None:
-        start.SetTranslation((_itk_centre(moving) - fixed_centre).tolist())
+        start.SetTranslation((moving_centre - fixed_centre).tolist())
     return start
 
 

@@ -25,7 +25,7 @@ class OpenVinoBackend:
 
     Args:
         network_path: A verified ONNX file.
-        threads: None uses all cores.
+        threads: None lets OpenVINO choose.
         precision: Of the network; the displacement is float32 either way.
 
     Raises:
