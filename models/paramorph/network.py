@@ -60,11 +60,12 @@ class ParaMorph(nn.Module):
                 f"network input: expected an axis longer than {SIZE_MULTIPLE} for several passes, "
                 f"got {tuple(moving.shape[2:])}; pad or resample the volumes."
             )
-        of_moving, of_fixed = _halves(self._encode(torch.cat([moving, fixed])))
-        displacement = self._one_way(of_moving, of_fixed, moving, fixed)
+        features = self._encode(torch.cat([moving, fixed]))
+        displacement = self._one_way(features, moving, fixed)
         for _ in range(self.config.passes - 1):
             warped = warp(moving, displacement)
-            further = self._one_way(self._encode(warped), of_fixed, warped, fixed)
+            features = _with_moving(self._encode(warped), features)  # fixed's stay as they are
+            further = self._one_way(features, warped, fixed)
             displacement = compose(displacement, further)
         return displacement
 
@@ -92,19 +93,14 @@ class ParaMorph(nn.Module):
             if isinstance(block, (NeXtBlock, NeXtDown, SwinBlock, ConvBlock)):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
-    def _one_way(
-        self,
-        of_moving: list[Features],
-        of_fixed: list[Features],
-        moving: Volumes,
-        fixed: Volumes,
-    ) -> Displacement:
-        """One pass, from the features of both volumes."""
+    def _one_way(self, features: list[Features], moving: Volumes, fixed: Volumes) -> Displacement:
+        """One pass, from the features of both volumes: moving's half of the batch, then fixed's."""
+        *finer, coarsest = features
         skips = []
-        for m, f, cross in zip(of_moving[:3], of_fixed[:3], self.cross_attentions, strict=False):
-            both = Features(torch.cat([m.tokens, f.tokens]), m.size)
+        for both, cross in zip(finer, self.cross_attentions, strict=False):
             skips.append(cross(both, _swapped(both)).volume().chunk(2))
-        attended = self.cross_attentions[-1](of_moving[-1], of_fixed[-1])  # fixed's is never used
+        moving_half, fixed_half = (Features(t, coarsest.size) for t in coarsest.tokens.chunk(2))
+        attended = self.cross_attentions[-1](moving_half, fixed_half)  # fixed's is never used
         half, full = self.long_skips(torch.cat([moving, fixed], dim=1))
         return self._decode(attended.volume(), [*reversed(skips), (half,), (full,)])
 
@@ -119,10 +115,12 @@ class ParaMorph(nn.Module):
         return self.encoder(volumes)
 
 
-def _halves(scales: list[Features]) -> tuple[list[Features], list[Features]]:
-    """The two halves of a batch: moving's features and fixed's."""
-    pairs = [[Features(t, f.size) for t in f.tokens.chunk(2)] for f in scales]
-    return [moving for moving, _ in pairs], [fixed for _, fixed in pairs]
+def _with_moving(moving: list[Features], both: list[Features]) -> list[Features]:
+    """Features of both volumes with other ones in moving's half of the batch."""
+    return [
+        Features(torch.cat([m.tokens, b.tokens.chunk(2)[1]]), b.size)
+        for m, b in zip(moving, both, strict=True)
+    ]
 
 
 def _swapped(features: Features) -> Features:

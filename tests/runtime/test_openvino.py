@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,18 @@ def test_graph_is_cut_where_volumes_are_sampled(tmp_path):
         found = backend.run(np.asarray(moving, order=order), np.asarray(fixed, order=order))
         np.testing.assert_allclose(found, expected, atol=1e-4)
     assert (backend.name, backend.precision) == ("openvino-cpu", "fp32")
+
+
+def test_several_threads_may_run_the_network(tmp_path):
+    shape = (32, 33, 34)
+    field = smooth_displacement_vox(shape)
+    path = write_graph(tmp_path / "g.onnx", TWO_WARPS, shape, field=field[None], scale=[3.0])
+    backend = OpenVinoBackend(path, threads=1)
+    pairs = np.random.default_rng(3).random((8, 2, *shape), np.float32)
+    expected = [backend.run(*pair) for pair in pairs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda pair: backend.run(*pair), pairs))
+    np.testing.assert_array_equal(found, expected)
 
 
 @needs_bf16

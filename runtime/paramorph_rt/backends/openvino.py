@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,10 @@ class OpenVinoBackend:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
             parts, self._output = parts_from_onnx(self._path, "displacement")
-            self._steps = [_Step(core, part, precision, options) for part in parts]
+            with ThreadPoolExecutor() as pool:
+                self._steps = list(
+                    pool.map(lambda part: _Step(core, part, precision, options), parts)
+                )
         except Exception as err:  # OpenVINO's frontends derive their errors from Exception directly
             version = ov.__version__.split("-")[0]
             raise BackendError(
@@ -92,7 +96,7 @@ class _Step:
         self._compiled = core.compile_model(part.model, "CPU", options)
 
     def __call__(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        # A new request each time, so that its memory goes when it has been read.
+        # A new request each time, so that several threads may run the network.
         request = self._compiled.create_infer_request()
         feeds = {number: values[name] for number, name in enumerate(self._inputs)}
         results = request.infer(feeds, share_inputs=True, share_outputs=True)

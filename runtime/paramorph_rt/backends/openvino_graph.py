@@ -17,6 +17,7 @@ from ..errors import MissingDependencyError
 try:
     import openvino as ov
     import openvino.opset13 as ops
+    from openvino import Op
     from openvino.frontend import FrontEndManager
     from openvino.frontend.onnx import ConversionExtension
     from openvino.passes import ConstantFolding, Manager
@@ -84,7 +85,7 @@ def warp_model(shape: tuple[int, ...]) -> ov.Model:
     size = shape[2:]
     volume = ops.parameter(list(shape), np.float32)
     displacement = ops.parameter([1, 3, *size], np.float32)
-    corner = _float(0)  # index of the voxel before the sampled point along all axes, once flattened
+    corner = _int(0, np.int32)  # index, in the flat volume, of the voxel before the sampled point
     fractions = []  # how far beyond it the point lies along each axis, 0 to 1
     for axis, component in enumerate(ops.split(displacement, _int(1), 3).outputs()):
         n = size[axis]
@@ -92,9 +93,8 @@ def warp_model(shape: tuple[int, ...]) -> ov.Model:
         at = ops.clamp(ops.add(component, _float(index)), 0.0, n - 1.0)
         before = ops.minimum(ops.floor(at), _float(n - 2))
         fractions.append(ops.subtract(at, before))
-        # Exact in float32 up to 2^24 voxels.
-        corner = ops.add(ops.multiply(corner, _float(n)), before)
-    corner = ops.reshape(ops.convert(corner, "i32"), _int([-1]), False)
+        corner = ops.add(ops.multiply(corner, _int(n, np.int32)), ops.convert(before, "i32"))
+    corner = ops.reshape(corner, _int([-1]), False)
     flat = ops.reshape(volume, _int([shape[1], -1]), False)
     steps = zip((size[1] * size[2], size[2], 1), fractions, strict=True)
     warped = ops.reshape(_interpolated(flat, corner, list(steps)), _int(shape), False)
@@ -118,7 +118,7 @@ def _interpolated(flat: ov.Node, corner: ov.Node, steps: list[tuple[int, ov.Node
     return ops.add(before, ops.multiply(ops.subtract(after, before), weight))
 
 
-class _GridSample3D(ov.Op):
+class _GridSample3D(Op):
     """Marks in a graph where it is cut; never compiled."""
 
     def __init__(self, inputs: list[ov.Output], sampling: dict[str, Any]) -> None:
@@ -159,6 +159,8 @@ def _cut(model: ov.Model) -> tuple[list[Part], str]:
     given: dict[int, dict[str, ov.Output]] = defaultdict(dict)  # stage → name → what others read
     warps: dict[int, list[Part]] = defaultdict(list)
     read[0] = {_name(node.output(0)): node for node in model.get_parameters()}
+    (result,) = model.get_results()
+    output = _name(result.input(0).get_source_output())
 
     def stage_after(source: ov.Output) -> int:
         node = source.get_node()
@@ -187,7 +189,7 @@ def _cut(model: ov.Model) -> tuple[list[Part], str]:
             inner = ov.Model(list(given[stage].values()), list(read[stage].values()))
             parts.append(Part(inner, tuple(read[stage]), tuple(given[stage])))
         parts += warps[stage]
-    return parts, name
+    return parts, output
 
 
 def _name(source: ov.Output) -> str:
