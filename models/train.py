@@ -91,10 +91,10 @@ def run(args: argparse.Namespace) -> None:
         augmentation=config.augmentation,
         fabric=fabric,
     )
-    if config.run.init:
-        trainer.start_from(config.run.init)
     if args.resume and trainer.resume():
         fabric.print(f"resumed at step {trainer.step}")
+    elif config.run.init:
+        trainer.start_from(config.run.init)
     if fabric.is_global_zero:
         _record(config, args.config)
     trainer.run()

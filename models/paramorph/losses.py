@@ -221,6 +221,12 @@ class LossConfig:
             raise OptionError(f"label_count: expected at least 1, got {self.label_count}.")
 
 
+def similarity(config: LossConfig, warped: Volumes, fixed: Volumes) -> Loss:
+    """The similarity that `config` names, with its window."""
+    term = SIMILARITIES[config.similarity]
+    return term(warped, fixed, **({"window": config.ncc_window} if term is local_ncc else {}))
+
+
 def loss_terms(
     config: LossConfig, warped: Volumes, fixed: Volumes, displacement: Displacement
 ) -> dict[str, Loss]:
@@ -228,9 +234,7 @@ def loss_terms(
 
     The labels' term is not among them: add `label_dice_loss` under the name `labels`.
     """
-    similarity = SIMILARITIES[config.similarity]
-    window = {"window": config.ncc_window} if similarity is local_ncc else {}
-    terms = {"similarity": similarity(warped, fixed, **window)}
+    terms = {"similarity": similarity(config, warped, fixed)}
     regularity = {
         "smoothness": gradient_smoothness,
         "bending": bending_energy,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from paramorph.checkpoint import WeightsInfo
-from paramorph.losses import LossConfig, loss_terms
+from paramorph.losses import LossConfig, similarity
 from paramorph.network import ParaMorph
 from paramorph.pictures import save_picture
 from paramorph.warp import warp
@@ -24,6 +24,7 @@ from paramorph_rt.spaces import Grid
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from jaxtyping import Integer
     from torch import Tensor
 
     from paramorph.data import Subject
@@ -59,7 +60,17 @@ def validate_pair(
     autocast: AbstractContextManager[None],
     picture: Path | None = None,
 ) -> Validation:
-    """Register `moving` to `fixed` on the network grid and measure; optionally draw a PNG."""
+    """Register `moving` to `fixed` on the network grid and measure.
+
+    Args:
+        network: Set to evaluation for this, and to training afterwards.
+        info: The grid, its spacing, the sampling.
+        loss: Names the similarity.
+        moving: On the network grid, like `fixed`.
+        fixed: On the network grid.
+        autocast: Precision of the network.
+        picture: A PNG to draw; None draws none.
+    """
     device = next(network.parameters()).device
     source, target = (torch.from_numpy(s.image)[None, None].to(device) for s in (moving, fixed))
     network.eval()
@@ -74,31 +85,33 @@ def validate_pair(
         arrays = (volume[0, 0].cpu().numpy() for volume in (source, target, warped))
         save_picture(picture, *arrays, displacement[0].cpu().numpy())
     return Validation(
-        **_labels(moving, fixed, displacement, info),
+        **_label_metrics(moving, fixed, displacement, info),
         nonpositive_jacobian_percent=nonpositive_jacobian_percent(field),
-        similarity=loss_terms(loss, warped, target, displacement)["similarity"].item(),
+        similarity=similarity(loss, warped, target).item(),
     )
 
 
-def _labels(
+def _label_metrics(
     moving: Subject, fixed: Subject, displacement: Tensor, info: WeightsInfo
 ) -> dict[str, float | None]:
-    none = dict.fromkeys(("dice", "dice_before", "assd_mm", "assd_before_mm"))
+    """Overlap and surface distance (mm) of the labels in common, before and after the warp."""
     if moving.labels is None or fixed.labels is None:
-        return none
+        return dict.fromkeys(("dice", "dice_before", "assd_mm", "assd_before_mm"))
     common = present_labels(moving.labels) & present_labels(fixed.labels)
-    if not common:
-        return none
     labels = torch.from_numpy(moving.labels.astype(np.float32))[None, None].to(displacement.device)
     warped = warp(labels, displacement, info.network.sampling, "nearest")
-    result = {}
-    for suffix, maps in (
-        ("before", moving.labels),
-        ("", warped[0, 0].cpu().numpy().astype(moving.labels.dtype)),
-    ):
-        overlap = dice(fixed.labels, maps)
-        surfaces = surface_distances(fixed.labels, maps, np.array(info.spacing_mm), common)
-        distance = {label: d and d.assd_mm for label, d in surfaces.items()}
-        result["dice_before" if suffix else "dice"] = mean_over(overlap, common)
-        result["assd_before_mm" if suffix else "assd_mm"] = mean_over(distance, common)
-    return result
+    spacing = np.array(info.spacing_mm)
+
+    def measure(maps: Integer[np.ndarray, "d h w"]) -> tuple[float | None, float | None]:
+        surfaces = surface_distances(fixed.labels, maps, spacing, common)
+        distances = {label: found and found.assd_mm for label, found in surfaces.items()}
+        return mean_over(dice(fixed.labels, maps), common), mean_over(distances, common)
+
+    dice_before, assd_before_mm = measure(moving.labels)
+    dice_after, assd_mm = measure(warped[0, 0].cpu().numpy().astype(moving.labels.dtype))
+    return {
+        "dice": dice_after,
+        "dice_before": dice_before,
+        "assd_mm": assd_mm,
+        "assd_before_mm": assd_before_mm,
+    }
