@@ -37,10 +37,11 @@ def run(args: argparse.Namespace) -> None:
     network, info = load_weights(args.weights)
     shape = tuple(args.shape) if args.shape else info.shape
     manifest = write_bundle(args.out_dir, network, info, args.weights, shape, args.force)
-    measured = manifest["verification"]
+    (entry,) = manifest["networks"]
+    measured = entry["verification"]
     print(
         f"{args.out_dir}: {manifest['name']} at {'×'.join(map(str, shape))}, "
-        f"{manifest['nodes']} nodes, traced in {manifest['provenance']['export_seconds']} s; "
+        f"{entry['nodes']} nodes, traced in {manifest['provenance']['export_seconds']} s; "
         f"ONNX Runtime differs from PyTorch by at most {measured['max_difference_vox']:.1e} voxel "
         f"(displacements up to {measured['max_displacement_vox']:.1f})"
     )

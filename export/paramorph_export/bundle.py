@@ -18,11 +18,13 @@ from paramorph_export.errors import ExportError
 from paramorph_export.grid_sample import STANDARD_OPSET
 from paramorph_export.trace import INPUTS, OUTPUTS, onnx_from_network
 from paramorph_export.verify import verify
-from paramorph_rt.bundle import FORMAT, FORMAT_VERSION, MANIFEST, NETWORK
+from paramorph_rt.bundle import FORMAT, FORMAT_VERSION, MANIFEST
 
 if TYPE_CHECKING:
     from paramorph.checkpoint import WeightsInfo
     from paramorph.network import ParaMorph
+
+NETWORK = "registration.onnx"
 
 
 def write_bundle(
@@ -85,11 +87,18 @@ def write_bundle(
                 "direction": "fixed-to-moving",
             },
             "sampling": {"convention": info.network.sampling, **SAMPLING[info.network.sampling]},
-            "precision": "fp32",
             "opset": STANDARD_OPSET,
-            "nodes": len(model.graph.node),
+            "networks": [
+                {
+                    "file": NETWORK,
+                    "precision": "fp32",
+                    "shape": list(shape),
+                    "nodes": len(model.graph.node),
+                    "verification": measured,
+                }
+            ],
+            "engines": [],
             "files": {NETWORK: {"sha256": sha256_of(path), "bytes": path.stat().st_size}},
-            "verification": measured,
             "provenance": {
                 "weights": weights.name,
                 "weights_sha256": sha256_of(weights),

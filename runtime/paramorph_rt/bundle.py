@@ -1,4 +1,4 @@
-"""A model bundle: a folder with a manifest and a network, verified before anything reads it.
+"""A model bundle: a folder with a manifest, networks and engines, verified before it is used.
 
 This module is the only one that knows what a bundle's folder looks like inside.
 """
@@ -16,11 +16,12 @@ from typing import Any
 from .errors import BundleError
 
 MANIFEST = "manifest.json"
-NETWORK = "registration.onnx"
 FORMAT = "paramorph-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DEFAULT_NAME = "brain-t1-small"
 SAMPLING_CONVENTIONS = ("exact", "reference")
+PRECISIONS = ("fp32", "fp16", "bf16")
+FLAVOURS = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,37 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class NetworkEntry:
+    """An ONNX file of the bundle; its inputs and outputs are float32 at every precision."""
+
+    file: str
+    precision: str  # one of `PRECISIONS`, of the convolutions and matrix products
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """A compiled engine of the bundle, for the library version that built it and no other."""
+
+    file: str
+    flavour: str  # one of `FLAVOURS`
+    version: str  # of the library, in full
+    compute_capability: str  # of the GPUs that it was built for, such as "8.6"
+    precision: str
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class Bundle:
-    """A verified bundle.
+    """A bundle whose manifest can be trusted; its files are verified by `verified_path`.
 
     Attributes:
         name: What the manifest calls the model.
         folder: Where it lies.
         inputs: Grid and intensities that the network expects.
         sampling: "exact" (a zero displacement is the identity), or "reference" (see `field`).
+        networks: ONNX files, at least one, of the grid's shape and perhaps of others.
+        engines: What was built from them.
         manifest: Everything else, as written by the export.
     """
 
@@ -64,12 +88,42 @@ class Bundle:
     folder: Path
     inputs: InputSpec
     sampling: str
+    networks: tuple[NetworkEntry, ...]
+    engines: tuple[EngineEntry, ...]
     manifest: Mapping[str, Any]
 
-    @property
-    def network_path(self) -> Path:
-        """The ONNX file."""
-        return self.folder / NETWORK
+    def network(self, precision: str = "fp32") -> NetworkEntry:
+        """The network of a precision, at the shape of the bundle's grid.
+
+        Raises:
+            BundleError: There is none.
+        """
+        shape = self.inputs.grid.shape
+        for entry in self.networks:
+            if (entry.precision, entry.shape) == (precision, shape):
+                return entry
+        raise BundleError(
+            f"{self.name}: expected a network of precision {precision} at {shape}, got "
+            f"{', '.join(f'{e.precision} at {e.shape}' for e in self.networks)}; export the bundle "
+            f"with --precision {precision}, or choose another precision."
+        )
+
+    def verified_path(self, file: str) -> Path:
+        """A file of the bundle, hashed; for networks and engines right before they are opened.
+
+        Raises:
+            BundleError: It is missing, or its size or SHA-256 is not the one recorded.
+        """
+        entry = self.manifest["files"][file]
+        path = self.folder / file
+        with path.open("rb") as stream:
+            actual = hashlib.file_digest(stream, "sha256").hexdigest()
+        if actual != entry["sha256"]:
+            raise BundleError(
+                f"{path}: expected SHA-256 {entry['sha256'][:12]}…, got {actual[:12]}…: the file "
+                "was altered; copy the bundle again from a source that you trust."
+            )
+        return path
 
 
 def default_bundle_path() -> Path:
@@ -91,11 +145,11 @@ def default_bundle_path() -> Path:
 
 
 def load_bundle(path: str | Path) -> Bundle:
-    """Read a manifest and verify every file that it lists.
+    """Read a manifest; check it, and that every file it lists is there in its size.
 
     Raises:
         BundleError: No bundle there, an unknown format, a missing or malformed entry, or a file
-            whose size or SHA-256 is not the one recorded.
+            that is missing, of another size, or outside the bundle.
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
@@ -115,28 +169,26 @@ def load_bundle(path: str | Path) -> Bundle:
                 ),
             ),
             sampling=_one_of(SAMPLING_CONVENTIONS, manifest["sampling"]["convention"]),
+            networks=tuple(_network(entry) for entry in manifest["networks"]),
+            engines=tuple(_engine(entry) for entry in manifest["engines"]),
             manifest=manifest,
         )
         _one_of(("voxel",), manifest["displacement"]["unit"])
         _one_of(("axis",), manifest["displacement"]["channel_order"])
         _one_of(("fixed-to-moving",), manifest["displacement"]["direction"])
-        files = {
-            str(name): (str(entry["sha256"]), int(entry["bytes"]))
-            for name, entry in manifest["files"].items()
-        }
+        sizes = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
+        named = {e.file for e in bundle.networks} | {e.file for e in bundle.engines}
+        unlisted = named - set(sizes)
+        if unlisted or not bundle.networks:
+            raise ValueError(f"files {sorted(sizes)} without {sorted(unlisted) or 'a network'}")
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         what = f"no entry {err}" if isinstance(err, KeyError) else str(err)
         raise BundleError(
             f"{folder / MANIFEST}: expected the entries of format version {FORMAT_VERSION}, got "
             f"{what}; export the bundle again."
         ) from err
-    if NETWORK not in files:
-        raise BundleError(
-            f"{folder / MANIFEST}: expected {NETWORK} among its files, got {sorted(files)}; "
-            "export the bundle again."
-        )
-    for name, (sha256, size) in files.items():
-        _verify(folder, name, sha256, size)
+    for name, size in sizes.items():
+        _check_file(folder, name, size)
     return bundle
 
 
@@ -163,7 +215,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _verify(folder: Path, name: str, sha256: str, size: int) -> None:
+def _check_file(folder: Path, name: str, size: int) -> None:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"{name}: expected a path inside the bundle, got one outside; refuse it.")
@@ -173,13 +225,23 @@ def _verify(folder: Path, name: str, sha256: str, size: int) -> None:
         raise BundleError(
             f"{path}: expected {size} bytes, got {path.stat().st_size}; copy the bundle again."
         )
-    with path.open("rb") as stream:
-        actual = hashlib.file_digest(stream, "sha256").hexdigest()
-    if actual != sha256:
-        raise BundleError(
-            f"{path}: expected SHA-256 {sha256[:12]}…, got {actual[:12]}…: the file was altered; "
-            "copy the bundle again from a source that you trust."
-        )
+
+
+def _network(entry: Mapping[str, Any]) -> NetworkEntry:
+    return NetworkEntry(
+        str(entry["file"]), _one_of(PRECISIONS, entry["precision"]), _three(entry["shape"], int)
+    )
+
+
+def _engine(entry: Mapping[str, Any]) -> EngineEntry:
+    return EngineEntry(
+        str(entry["file"]),
+        _one_of(FLAVOURS, entry["flavour"]),
+        str(entry["version"]),
+        str(entry["compute_capability"]),
+        _one_of(PRECISIONS, entry["precision"]),
+        _three(entry["shape"], int),
+    )
 
 
 def _three(values: Any, kind: type) -> tuple:

@@ -95,11 +95,13 @@ def test_manifest_says_all_that_the_runtime_needs(bundle, weights):
         "orientation": "LPS",
     }
     assert manifest["intensity"]["upper_percentile"] == 99.0
-    assert manifest["precision"] == "fp32"
+    (entry,) = manifest["networks"]
+    assert (entry["file"], entry["precision"]) == (NETWORK, "fp32")
+    assert entry["shape"] == manifest["grid"]["shape"]
     assert manifest["files"][NETWORK]["sha256"] == sha256_of(bundle / NETWORK)
     assert manifest["provenance"]["weights_sha256"] == sha256_of(weights)
     assert manifest["provenance"]["data"] == "none"
-    assert manifest["verification"]["max_difference_vox"] <= 1e-3
+    assert entry["verification"]["max_difference_vox"] <= 1e-3
     assert load_bundle(bundle).inputs.grid.shape == SHAPE
 
 
@@ -111,7 +113,7 @@ def test_runtime_warps_as_the_network_does(tmp_path, sampling, to_onnx):
     bundle = load_bundle(tmp_path / "b")
     generator = torch.Generator().manual_seed(3)
     moving, fixed = torch.rand(2, 1, 1, *SHAPE, generator=generator)
-    displacement = OnnxRuntimeBackend(bundle.network_path, 1).run(
+    displacement = OnnxRuntimeBackend(bundle.verified_path(bundle.network().file), 1).run(
         moving[0, 0].numpy(), fixed[0, 0].numpy()
     )
     network, _ = load_weights(weights)

@@ -105,10 +105,9 @@ def write_bundle(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, folder / "registration.onnx")
-    content = (folder / "registration.onnx").read_bytes()
     manifest = {
         "format": "paramorph-bundle",
-        "format_version": 1,
+        "format_version": 2,
         "name": "known-displacement",
         "network": {},
         "grid": {
@@ -130,17 +129,23 @@ def write_bundle(
             "direction": "fixed-to-moving",
         },
         "sampling": {"convention": "exact", "align_corners": True, "padding": "border"},
-        "precision": "fp32",
         "opset": 20,
-        "files": {
-            "registration.onnx": {
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "bytes": len(content),
-            }
-        },
+        "networks": [{"file": "registration.onnx", "precision": "fp32", "shape": list(shape)}],
+        "engines": [],
+        "files": {},
     }
     write_manifest(folder, manifest)
+    replace_file(folder, "registration.onnx", (folder / "registration.onnx").read_bytes())
     return folder
+
+
+def replace_file(folder: Path, name: str, content: bytes) -> None:
+    """A file of a bundle, and what its manifest says of it."""
+    (folder / name).write_bytes(content)
+    manifest = read_manifest(folder)
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    manifest["files"][name] = entry
+    write_manifest(folder, manifest)
 
 
 def read_manifest(folder: Path) -> dict:

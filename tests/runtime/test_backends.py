@@ -12,7 +12,7 @@ from paramorph_rt.backends import BACKENDS, choose_backend
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.errors import BackendError, MissingDependencyError
 
-from .phantoms import NETWORK_SHAPE, smooth_displacement_vox, write_bundle
+from .phantoms import NETWORK_SHAPE, replace_file, smooth_displacement_vox, write_bundle
 
 ZEROS = np.zeros(NETWORK_SHAPE, np.float32)
 
@@ -46,8 +46,9 @@ def test_input_of_another_shape(bundle_path, engine):
 
 
 def test_file_that_is_no_network(bundle_path, tmp_path, engine):
-    bundle = load_bundle(write_bundle(tmp_path / "bundle", smooth_displacement_vox()))
-    bundle.network_path.write_bytes(b"nothing")
+    folder = write_bundle(tmp_path / "bundle", smooth_displacement_vox())
+    replace_file(folder, "registration.onnx", b"nothing")
+    bundle = load_bundle(folder)
     with pytest.raises(
         BackendError, match=r"registration.onnx: expected a network that O"
     ) as caught:

@@ -26,7 +26,8 @@ def test_bundle_says_what_the_network_expects(bundle_path):
     assert bundle.inputs.grid.orientation == "RAS"
     assert bundle.inputs.intensity.upper_percentile == 100.0
     assert bundle.sampling == "exact"
-    assert bundle.network_path.is_file()
+    assert bundle.network().shape == NETWORK_SHAPE
+    assert bundle.verified_path(bundle.network().file).is_file()
 
 
 def test_no_bundle_there(tmp_path):
@@ -44,7 +45,7 @@ def test_manifest_is_no_json(folder):
     ("path", "value", "match"),
     [
         (["format"], "other", 'expected the format "paramorph-bundle"'),
-        (["format_version"], 2, "expected format version 1, got 2"),
+        (["format_version"], 1, "expected format version 2, got 1"),
         (["grid", "shape"], [20, 24], "three positive numbers"),
         (["grid", "spacing_mm"], [1, 1, 0], "three positive numbers"),
         (["grid", "orientation"], "RLS", "an orientation such as"),
@@ -52,7 +53,10 @@ def test_manifest_is_no_json(folder):
         (["displacement", "unit"], "mm", "'mm' where one of voxel"),
         (["displacement", "direction"], "moving-to-fixed", "one of fixed-to-moving"),
         (["intensity", "lower_percentile"], "low", "could not convert"),
-        (["files", "registration.onnx", "sha256"], "0" * 64, "SHA-256 000000000000"),
+        (["networks", 0, "precision"], "fp8", "'fp8' where one of fp32, fp16, bf16"),
+        (["networks", 0, "file"], "other.onnx", r"without \['other.onnx'\]"),
+        (["networks"], [], "without a network"),
+        (["engines"], [{"file": "engine"}], "got no entry 'flavour'"),
         (["files", "registration.onnx", "bytes"], 7, "expected 7 bytes"),
         (["files", "other.bin"], {"sha256": "", "bytes": 1}, "expected this file of the bundle"),
         (["files", "../../secret"], {"sha256": "", "bytes": 1}, "a path inside the bundle"),
@@ -70,7 +74,9 @@ def test_wrong_entry(folder, path, value, match):
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("key", ["name", "grid", "intensity", "sampling", "displacement", "files"])
+@pytest.mark.parametrize(
+    "key", ["name", "grid", "intensity", "sampling", "displacement", "networks", "engines", "files"]
+)
 def test_missing_entry(folder, key):
     manifest = read_manifest(folder)
     del manifest[key]
@@ -83,7 +89,7 @@ def test_network_that_is_not_listed(folder):
     manifest = read_manifest(folder)
     manifest["files"] = {}
     write_manifest(folder, manifest)
-    with pytest.raises(BundleError, match=r"expected registration.onnx among its files"):
+    with pytest.raises(BundleError, match=r"without \['registration.onnx'\]"):
         load_bundle(folder)
 
 
@@ -92,8 +98,8 @@ def test_altered_network(folder):
     content = bytearray(network.read_bytes())
     content[100] ^= 1
     network.write_bytes(content)
-    with pytest.raises(BundleError, match="the file was altered"):
-        load_bundle(folder)
+    with pytest.raises(BundleError, match=r"expected SHA-256 \w{12}…, .* the file was altered"):
+        load_bundle(folder).verified_path("registration.onnx")
 
 
 def test_link_out_of_the_bundle(folder, tmp_path):

@@ -107,10 +107,11 @@ def check_displacement(
 
 def _load(name: str, bundle: Bundle, precision: Precision, threads: int | None) -> Backend:
     """One of `BACKENDS`; each imports its engine only here."""
+    path = bundle.verified_path(bundle.network().file)
     if name == "openvino":
         from .openvino import OpenVinoBackend
 
-        return OpenVinoBackend(bundle.network_path, threads, precision)
+        return OpenVinoBackend(path, threads, precision)
     from .onnxruntime import OnnxRuntimeBackend
 
     if precision != OnnxRuntimeBackend.precision:
@@ -118,7 +119,7 @@ def _load(name: str, bundle: Bundle, precision: Precision, threads: int | None) 
             f"onnxruntime: expected precision {OnnxRuntimeBackend.precision}, got {precision}; "
             "choose --backend openvino (pip install 'paramorph-rt[openvino]')."
         )
-    return OnnxRuntimeBackend(bundle.network_path, threads)
+    return OnnxRuntimeBackend(path, threads)
 
 
 def _check_known(what: str, given: str, known: tuple[str, ...]) -> None:
