@@ -21,13 +21,13 @@ from typing import Any
 from evaluation import LabelledPair, evaluate, load_pair, mean_dice
 from isolated import run_isolated
 from methods import ENGINES, FIELD, METHODS, OWN_LABELS, REPORT, Task
-from pairs import BenchmarkError, labelled_pairs
+from pairs import BenchmarkError, add_pair_options, labelled_pairs
 from paramorph.data import SubjectFiles
 from paramorph_rt.bundle import default_bundle_path, load_bundle
 from paramorph_rt.errors import MissingDependencyError, ParamorphError, exit_code
 from paramorph_rt.transforms.itk import read_displacement
 from paramorph_rt.volume import load_labels
-from record import write_result
+from record import weights_sha256, write_page, write_result
 from report import accuracy_picture, accuracy_table
 
 TITLES = {
@@ -174,19 +174,14 @@ def run(args: argparse.Namespace) -> None:
         packages=[PEERS[c.method] for c in asked if c.method in PEERS],
     )
     table = accuracy_table(json.loads(path.read_text()), path.stem)
-    path.with_suffix(".md").write_text(table)
     accuracy_picture(rows, path.with_suffix(".svg"))
-    print(table)
-    print(path)
+    write_page(path, table)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("folder", type=Path, help="NAME_*.nii.gz with NAME_labels.nii.gz")
-    add(
-        "--pairs", type=Path, metavar="CSV", help="columns moving,fixed (default: each to the next)"
-    )
+    add_pair_options(parser)
     add("--methods", default=",".join(METHODS), help="which of them (default: %(default)s)")
     add("--ours", default="onnxruntime:fp32", help=f"backend:precision,… of {', '.join(ENGINES)}")
     add("--model", action="append", metavar="BUNDLE[:LABEL]", help="(default: the shipped one)")
@@ -223,12 +218,9 @@ def _check_installed(method: str, package: str) -> None:
         ) from err
 
 
-def _provenance(model: str) -> dict[str, str]:
-    manifest = load_bundle(model).manifest
-    return {
-        "name": manifest["name"],
-        "weights_sha256": manifest.get("provenance", {}).get("weights_sha256"),
-    }
+def _provenance(model: str) -> dict[str, str | None]:
+    bundle = load_bundle(model)
+    return {"name": bundle.name, "weights_sha256": weights_sha256(bundle)}
 
 
 def _plain_name(folder: Path) -> str:

@@ -24,14 +24,14 @@ import numpy as np
 
 from evaluation import LabelledPair, load_pair, mean_dice
 from methods import ENGINES, peak_mb
-from pairs import BenchmarkError, labelled_pairs
+from pairs import BenchmarkError, add_pair_options, labelled_pairs
 from paramorph_rt.affine import align_affine
 from paramorph_rt.bundle import Bundle, default_bundle_path, load_bundle
 from paramorph_rt.errors import ParamorphError, exit_code
 from paramorph_rt.field import field_from_network
 from paramorph_rt.preprocess import PreparedPair, prepare_pair
 from paramorph_rt.warp import warp_volume
-from record import write_result
+from record import weights_sha256, write_page, write_result
 from report import markdown_table
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def prepared_cases(folder: Path, bundle: Bundle, table: Path | None) -> list[Cas
     cases = []
     for moving, fixed in labelled_pairs(folder, table):
         pair = load_pair(moving, fixed)
-        affine = align_affine(pair.moving, pair.fixed)
+        affine = align_affine(pair.moving, pair.fixed).affine
         prepared = prepare_pair(pair.moving, pair.fixed, affine, bundle.inputs)
         cases.append(Case(f"{moving.name} → {fixed.name}", pair, affine, prepared))
     return cases
@@ -206,7 +206,7 @@ def run(args: argparse.Namespace) -> None:
         {
             "threads": args.threads,
             "model": bundle.name,
-            "weights_sha256": bundle.manifest.get("provenance", {}).get("weights_sha256"),
+            "weights_sha256": weights_sha256(bundle),
             "passes": bundle.manifest["network"].get("passes", 1),
             "shape": list(bundle.inputs.grid.shape),
             "pairs": [case.name for case in cases],
@@ -215,18 +215,13 @@ def run(args: argparse.Namespace) -> None:
         packages=["openvino"],
     )
     page = table(json.loads(path.read_text()), path.stem)
-    path.with_suffix(".md").write_text(page)
-    print(page)
-    print(path)
+    write_page(path, page)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("folder", type=Path, help="NAME_*.nii.gz with NAME_labels.nii.gz")
-    add(
-        "--pairs", type=Path, metavar="CSV", help="columns moving,fixed (default: each to the next)"
-    )
+    add_pair_options(parser)
     add("--engines", default=",".join(ENGINES), help="the first is compared with (%(default)s)")
     add("--model", type=Path, metavar="BUNDLE", help="(default: the shipped one)")
     add("--runs", type=int, default=20, help="of each, after one per pair (default: %(default)s)")

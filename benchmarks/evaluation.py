@@ -62,7 +62,7 @@ def evaluate(field: DisplacementField, pair: LabelledPair) -> dict[str, float | 
     tables = compare_labels(pair.fixed_labels, pair.moving_labels, {"after": labels.data})
     return {
         **{name: table["after"]["mean"] for name, table in tables.items()},
-        "ncc": compare_images(pair.fixed, {"after": warped.data})["after"],
+        "ncc": compare_images(pair.fixed, {"after": warped.data}, ["ncc"])["ncc"]["after"],
         "nonpositive_jacobian_percent": nonpositive_jacobian_percent(field),
         "sd_log_jacobian": sd_log_jacobian(field),
     }

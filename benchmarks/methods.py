@@ -96,7 +96,7 @@ def affine(task: Task, report: Report) -> DisplacementField:
     """The affine alignment that precedes our network."""
     moving, fixed = load_volume(task.moving), load_volume(task.fixed)
     with report.registering():
-        to_moving = align_affine(moving, fixed)
+        to_moving = align_affine(moving, fixed).affine
     return _identity(fixed.grid).composed_with_affine(to_moving)
 
 
@@ -172,7 +172,7 @@ def demons(task: Task, report: Report) -> DisplacementField:
     """
     moving, fixed = load_volume(task.moving), load_volume(task.fixed)
     with report.registering():
-        to_moving = align_affine(moving, fixed)
+        to_moving = align_affine(moving, fixed).affine
         aligned = to_sitk(resample_to_grid(moving, fixed.grid, to_moving), fixed.grid)
         target = to_sitk(fixed.data, fixed.grid)
         matched = sitk.HistogramMatching(aligned, target, 1024, 7, True)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluation import LabelledPair, load_pair, mean_dice
-from pairs import labelled_pairs
+from pairs import add_pair_options, labelled_pairs
 from paramorph import ParaMorph
 from paramorph.checkpoint import WeightsInfo, load_weights, sha256_of
 from paramorph.config import check_shape
@@ -33,7 +33,7 @@ from record import write_result
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("weights", type=Path)
-    p.add_argument("folder", type=Path, help="NAME_*.nii.gz with NAME_labels.nii.gz")
+    add_pair_options(p)
     p.add_argument("--passes", type=int, default=3)
     p.add_argument("--shape", type=int, nargs=3, help="other grid than the weights', voxels")
     p.add_argument("--spacing", type=float, nargs=3, help="of that grid, mm")
@@ -52,7 +52,7 @@ def fields_after_passes(
     shapes: list[tuple[int, int, int]],
 ) -> list[DisplacementField]:
     """The complete field after each pass; pass k runs in `shapes[k]` voxels."""
-    affine = align_affine(pair.moving, pair.fixed)
+    affine = align_affine(pair.moving, pair.fixed).affine
     prepared = prepare_pair(pair.moving, pair.fixed, affine, spec)
     moving, fixed = (torch.from_numpy(a)[None, None] for a in (prepared.moving, prepared.fixed))
     scale = torch.tensor(
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     first = check_shape(tuple(args.first_shape or shape))
     shapes = [first] + [shape] * (args.passes - 1)
     rows = []
-    for moving, fixed in labelled_pairs(args.folder):
+    for moving, fixed in labelled_pairs(args.folder, args.pairs):
         pair = load_pair(moving, fixed)
         fields = fields_after_passes(network, info, pair, spec, shapes)
         rows.append(

@@ -9,7 +9,10 @@ import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paramorph_rt.bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "onnxruntime", "onnx", "SimpleITK", "nibabel", "numpy")
@@ -27,6 +30,18 @@ def write_result(name: str, content: dict[str, Any], packages: Sequence[str] = (
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({**_origin(packages), **content}, indent=1) + "\n")
     return path
+
+
+def write_page(result: Path, page: str) -> None:
+    """Write a result's Markdown page beside its JSON, and print both."""
+    result.with_suffix(".md").write_text(page)
+    print(page)
+    print(result)
+
+
+def weights_sha256(bundle: Bundle) -> str | None:
+    """Of the weights that a bundle was exported from."""
+    return bundle.manifest.get("provenance", {}).get("weights_sha256")
 
 
 def _origin(packages: Sequence[str]) -> dict[str, Any]:

@@ -20,14 +20,14 @@ import SimpleITK as sitk
 from nilearn import datasets
 
 from evaluation import LabelledPair, load_pair
-from pairs import BenchmarkError, labelled_pairs
+from pairs import BenchmarkError, add_pair_options, labelled_pairs
 from paramorph.data import SubjectFiles
 from paramorph_rt import Registration
 from paramorph_rt.errors import ParamorphError, exit_code
 from paramorph_rt.field import DisplacementField
 from paramorph_rt.spaces import Grid, to_sitk
 from paramorph_rt.volume import Volume, load_volume
-from record import write_result
+from record import weights_sha256, write_page, write_result
 from report import markdown_table
 from troubles import TROUBLES, same_places
 
@@ -170,25 +170,20 @@ def run(args: argparse.Namespace) -> None:
         f"robustness-{args.name or bundle.name}",
         {
             "model": bundle.name,
-            "weights_sha256": bundle.manifest.get("provenance", {}).get("weights_sha256"),
+            "weights_sha256": weights_sha256(bundle),
             "summary": summary,
             "rows": rows,
         },
         packages=["nilearn"],
     )
     table = _page(json.loads(path.read_text()), path.stem)
-    path.with_suffix(".md").write_text(table)
-    print(table)
-    print(path)
+    write_page(path, table)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("folder", type=Path, help="NAME_*.nii.gz with NAME_labels.nii.gz")
-    add(
-        "--pairs", type=Path, metavar="CSV", help="columns moving,fixed (default: each to the next)"
-    )
+    add_pair_options(parser)
     add("--model", type=Path, metavar="BUNDLE", help="(default: the shipped one)")
     add("--neonate", type=Path, metavar="DIR", help="NAME_T1w_brain, _T2w_brain, _Segmentation")
     add("--name", help="of the result files (default: the model's)")

@@ -39,14 +39,19 @@ def run(args: argparse.Namespace) -> None:
     split, spec, cache = load_split(config.data), config.input_spec, config.cache
     started = time.perf_counter()
     prepare_subjects(
-        [*split.training, *split.validation], split.reference, spec, cache, config.data.workers
+        [*split.training, *split.validation],
+        split.reference,
+        spec,
+        cache,
+        config.data.workers,
+        affine=config.data.affine,
     )
     seconds = time.perf_counter() - started
     grid = spec.grid
     print(
         f"{len(split.training)} subjects to train on and {len(split.validation)} to validate on, "
         f"ready in {seconds:.1f} s\n"
-        f"aligned to: {split.reference.name}\n"
+        f"{'aligned to' if config.data.affine else 'grid of'}: {split.reference.name}\n"
         f"grid: {_by(grid.shape)} voxels of {_by(grid.spacing_mm)} mm, {grid.orientation}\n"
         f"cache: {cache}"
     )

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
             config.input_spec,
             config.cache,
             config.data.workers,
+            affine=config.data.affine,
         )
     training, validation = subjects[: len(split.training)], subjects[len(split.training) :]
     trainer = Trainer(

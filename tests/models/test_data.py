@@ -17,6 +17,8 @@ from paramorph.data import (
 )
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
 from paramorph_rt.errors import AlignmentError, VolumeError
+from paramorph_rt.preprocess import network_grid_for, resample_to_grid
+from paramorph_rt.volume import load_labels, load_volume
 
 SPEC = InputSpec(GridSpec((32, 32, 32), (2.0, 2.0, 2.0), "RAS"), IntensitySpec(0.0, 100.0))
 SILENT = len  # takes a line and says nothing
@@ -76,6 +78,19 @@ def test_subjects_are_aligned_to_the_reference(folder, tmp_path):
         both = (a.labels == label) & (b.labels == label)
         sizes = (a.labels == label).sum() + (b.labels == label).sum()
         assert 2 * both.sum() / sizes > overlap
+
+
+def test_subjects_may_stay_where_they_are(folder, tmp_path):
+    files = find_subjects(folder)
+    aligned = prepare_subjects(files, files[0], SPEC, tmp_path / "cache", report=SILENT)
+    stayed = prepare_subjects(
+        files, files[0], SPEC, tmp_path / "cache", report=SILENT, affine=False
+    )
+    assert np.array_equal(stayed[0].image, aligned[0].image)  # the reference itself
+    grid = network_grid_for(load_volume(files[0].image), SPEC)
+    labels = resample_to_grid(load_labels(files[1].labels), grid, None, "nearest")
+    assert np.array_equal(stayed[1].labels, labels)
+    assert not np.array_equal(stayed[1].labels, aligned[1].labels)
 
 
 def test_a_second_run_only_reads(folder, tmp_path, monkeypatch):
@@ -193,7 +208,8 @@ def test_subjects_with_equal_file_names_are_told_apart(folder, tmp_path):
 def test_a_subject_that_misses_the_grid_is_named(folder, tmp_path, monkeypatch):
     far_away = np.eye(4)
     far_away[0, 3] = 1000.0  # mm
-    monkeypatch.setattr(preparation, "align_affine", lambda moving, fixed: far_away)
+    found = SimpleNamespace(affine=far_away)
+    monkeypatch.setattr(preparation, "align_affine", lambda moving, fixed: found)
     files = find_subjects(folder)
     with pytest.raises(AlignmentError, match=r"b_t1\.nii\.gz: expected to lie upon .*a_t1"):
         prepare_subjects(files, files[0], SPEC, tmp_path / "cache", report=SILENT)
@@ -205,9 +221,10 @@ def test_caches_of_earlier_versions_stay_valid(tmp_path):
         (tmp_path / name).write_bytes(name.encode())
     files = SubjectFiles("s", tmp_path / "image", tmp_path / "labels")
     reference = SubjectFiles("r", tmp_path / "reference", None)
-    assert preparation._fingerprint(files, reference, SPEC) == "e97e50d9031e6b7f"
+    assert preparation._fingerprint(files, reference, SPEC, True) == "e97e50d9031e6b7f"
+    assert preparation._fingerprint(files, reference, SPEC, False) != "e97e50d9031e6b7f"
     with_labels = replace(files, keep_labels=(1,))
-    assert preparation._fingerprint(with_labels, reference, SPEC) != "e97e50d9031e6b7f"
+    assert preparation._fingerprint(with_labels, reference, SPEC, True) != "e97e50d9031e6b7f"
 
 
 def test_a_damaged_cache_file_is_named(folder, tmp_path):

@@ -23,6 +23,7 @@ class DataConfig:
     root: str = option("", "folder of the data, or the CSV file")
     validation_root: str = option("", "folder of validation data; layout folder only")
     reference: str = option("", "subject that all are aligned to; empty: the first to train on")
+    affine: bool = option(True, "align to it affinely; false: all lie in one world as they are")
     workers: int = option(0, "processes that prepare subjects; 0: one per core")
     cache: str = option("", "folder of prepared subjects; empty: cache in the run folder")
 

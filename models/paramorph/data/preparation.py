@@ -45,6 +45,7 @@ def prepare_subjects(
     cache: str | Path,
     workers: int = 1,
     report: Callable[[str], None] = print,
+    affine: bool = True,
 ) -> list[Subject]:
     """Subjects on the network grid, by the same steps as the runtime takes with a moving image.
 
@@ -60,6 +61,7 @@ def prepare_subjects(
         cache: Folder, made if missing; several runs may share it.
         workers: Processes; 0 is one per core, 1 works in this process with all threads of ITK.
         report: Called with a line for every subject that is prepared, as it is done.
+        affine: Align; without, subjects must lie upon the reference in the world.
 
     Raises:
         VolumeError: A file that cannot be trusted, by its path.
@@ -68,7 +70,7 @@ def prepare_subjects(
             before any of these errors is kept.
     """
     subjects, cache = list(subjects), Path(cache)
-    paths = [cache / f"{s.name}-{_fingerprint(s, reference, spec)}.npz" for s in subjects]
+    paths = [cache / f"{s.name}-{_fingerprint(s, reference, spec, affine)}.npz" for s in subjects]
     missing = {p: s for p, s in zip(paths, subjects, strict=True) if not p.exists()}
     if missing:
         try:
@@ -79,7 +81,7 @@ def prepare_subjects(
             checks = [(files,) for files in dict.fromkeys((reference, *missing.values()))]
             for _ in _each(pool, _check, checks):
                 pass
-            jobs = [(path, files, reference, spec) for path, files in missing.items()]
+            jobs = [(path, files, reference, spec, affine) for path, files in missing.items()]
             for _, files, *_ in _each(pool, _prepare_into, jobs):
                 report(f"prepared {files.name}")
     return [_read_npz(path, s.name) for path, s in zip(paths, subjects, strict=True)]
@@ -90,14 +92,14 @@ def _check(files: SubjectFiles) -> None:
 
 
 def _prepare_into(
-    path: Path, files: SubjectFiles, reference: SubjectFiles, spec: InputSpec
+    path: Path, files: SubjectFiles, reference: SubjectFiles, spec: InputSpec, affine: bool
 ) -> None:
     fixed = _load_image(reference.image)
     volume, labels = _load(files)
-    is_reference = files.image.samefile(reference.image)
-    affine = np.eye(4) if is_reference else align_affine(volume, fixed)
+    stays = not affine or files.image.samefile(reference.image)
+    to_moving = np.eye(4) if stays else align_affine(volume, fixed).affine
     grid = network_grid_for(fixed, spec)
-    aligned = resample_to_grid(volume, grid, affine)
+    aligned = resample_to_grid(volume, grid, to_moving)
     if not (aligned > foreground_threshold(volume.data)).any():
         raise AlignmentError(
             f"{volume.name}: expected to lie upon {fixed.name} once aligned, got no common voxel; "
@@ -107,7 +109,7 @@ def _prepare_into(
     image = normalise(aligned, *percentiles).astype(np.float16)  # 11 bits: more than a scanner has
     arrays = {"image": image}
     if labels is not None:
-        arrays["labels"] = resample_to_grid(labels, grid, affine, "nearest")
+        arrays["labels"] = resample_to_grid(labels, grid, to_moving, "nearest")
     _write_npz(path, arrays)
 
 
@@ -193,8 +195,12 @@ def _worker_count(workers: int, jobs: int) -> int:
     return min(workers or os.cpu_count() or 1, jobs)
 
 
-def _fingerprint(files: SubjectFiles, reference: SubjectFiles, spec: InputSpec) -> str:
+def _fingerprint(
+    files: SubjectFiles, reference: SubjectFiles, spec: InputSpec, affine: bool
+) -> str:
     digest = hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode())
+    if not affine:
+        digest.update(b"no affine")
     if files.keep_labels:
         digest.update(json.dumps(files.keep_labels).encode())
     for path in (files.image, files.labels, reference.image):
