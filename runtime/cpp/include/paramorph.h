@@ -1,0 +1,126 @@
+/* Deformable registration of two 3-D volumes by a TensorRT engine of a ParaMorph bundle.
+ *
+ * Volumes are C-order float32 arrays (D, H, W): D, H, W are the axes i, j, k of the network grid,
+ * so voxel (i, j, k) lies at index (i * H + j) * W + k. Both are on that grid, affinely aligned, in
+ * [0, 1]; README.md says how they get there. The displacement is (3, D, H, W) in voxels, from fixed
+ * to moving; channel c moves along axis c. With sampling "exact",
+ *
+ *     warped(p) = moving(p + displacement(p))
+ *
+ * No function throws, prints or ends the program. Most return a status; when it is not
+ * PARAMORPH_OK, paramorph_last_error() is a sentence that says what was expected, what came and
+ * what to do.
+ *
+ * Threads: different engines may be used at the same time from different threads. Calls on one
+ * engine wait for each other; only paramorph_close must come after all others have returned. The
+ * calling thread's current CUDA context is left as it was found.
+ */
+#ifndef PARAMORPH_H
+#define PARAMORPH_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum paramorph_status {
+    PARAMORPH_OK = 0,
+    PARAMORPH_INVALID_ARGUMENT = 1,   /* the call itself is wrong */
+    PARAMORPH_BUNDLE_ERROR = 2,       /* a bundle that is missing, altered, of an unknown format */
+    PARAMORPH_NO_ENGINE = 3,          /* the bundle has none for this machine or this request */
+    PARAMORPH_MISSING_DEPENDENCY = 4, /* TensorRT or the NVIDIA driver is not on this machine */
+    PARAMORPH_BACKEND_ERROR = 5,      /* CUDA or TensorRT failed, or the result is not finite */
+    PARAMORPH_OUT_OF_MEMORY = 6,      /* of the host; of the GPU it is a backend error */
+    PARAMORPH_INTERNAL_ERROR = 7      /* ours */
+} paramorph_status;
+
+/* An engine on a GPU, with all the memory that it needs. */
+typedef struct paramorph_engine paramorph_engine;
+
+/* What to open; all zeros is the automatic choice. */
+typedef struct paramorph_options {
+    int32_t device;               /* number of the GPU */
+    int32_t shape[3];             /* D, H, W of the engine; zeros: those of the bundle's grid */
+    const char* precision;        /* "fp32", "fp16", "bf16"; NULL: first in the manifest */
+    const char* tensorrt_library; /* TensorRT's shared library; NULL: the loader finds it by name */
+    const char* plugin_library;   /* for engines with the GridSample3D plugin; NULL: none */
+} paramorph_options;
+
+/* What was opened; the text lives as long as the engine. */
+typedef struct paramorph_info {
+    const char* name;               /* of the model */
+    const char* file;               /* of the engine, within the bundle */
+    const char* flavour;            /* "tensorrt" or "tensorrt-rtx" */
+    const char* version;            /* of the TensorRT library, such as "1.7.1.116" */
+    const char* compute_capability; /* of the GPU, such as "8.6" */
+    const char* device;             /* the GPU's name */
+    const char* precision;          /* of the convolutions and matrix products */
+    const char* orientation;        /* closest anatomical directions of the axes, such as "RAS" */
+    const char* sampling;           /* "exact", or "reference": (p + u) n / (n - 1) - 0.5 is read */
+    int32_t shape[3];               /* D, H, W in voxels */
+    int32_t has_warped;             /* 0: the engine gives the displacement alone */
+    double spacing_mm[3];           /* that the network was trained at */
+    double lower_percentile;        /* of the intensities above the minimum; becomes 0 */
+    double upper_percentile;        /* becomes 1 */
+    int64_t device_memory;          /* bytes: activations and buffers, without the weights */
+} paramorph_info;
+
+/* Version of this library, such as "0.1.0". */
+const char* paramorph_version(void);
+
+/* The TensorRT whose headers it was compiled with, such as "tensorrt-rtx 1.7". */
+const char* paramorph_built_for(void);
+
+/* The sentence of this thread's last failed call; "" before there was one. Valid until the next. */
+const char* paramorph_last_error(void);
+
+/* Loads the engine of a bundle that fits this library, the TensorRT found, the GPU and the options.
+ *
+ * The manifest's format version is checked, that the engine's file lies inside the bundle, that it
+ * has the SHA-256 recorded, and that this very TensorRT version built it for this GPU. An engine is
+ * code: open bundles from sources that you trust.
+ *
+ * bundle: its folder, as the C library opens paths.
+ * options: NULL is all zeros.
+ * engine: set to NULL on failure.
+ */
+paramorph_status paramorph_open(const char* bundle, const paramorph_options* options,
+                                paramorph_engine** engine);
+
+/* Waits for what was enqueued, then frees the engine and its memory. NULL is allowed. */
+void paramorph_close(paramorph_engine* engine);
+
+paramorph_status paramorph_describe(const paramorph_engine* engine, paramorph_info* info);
+
+/* Registers volumes in host memory on the engine's own stream; returns when the result is there.
+ *
+ * warped: NULL if it is not wanted.
+ * PARAMORPH_BACKEND_ERROR also if the displacement is not finite; the outputs then hold it.
+ */
+paramorph_status paramorph_register(paramorph_engine* engine, const float* moving,
+                                    const float* fixed, float* displacement, float* warped);
+
+/* The same for volumes in memory of the engine's GPU, in the order of a stream; does not wait.
+ *
+ * The work starts when everything enqueued on `stream` before has finished, and when earlier work
+ * of the same engine has, on whichever stream. The result is there for what is enqueued on `stream`
+ * afterwards; the host may read it after synchronising. Until then all arrays must stay as they
+ * are. Values are not checked.
+ *
+ * moving, fixed, displacement, warped: aligned to 256 bytes, as cudaMalloc does; not overlapping.
+ * stream: a cudaStream_t or CUstream of the engine's GPU (its primary context), or
+ *     paramorph_stream(engine); NULL is CUDA's default stream. Not one that is being captured.
+ */
+paramorph_status paramorph_register_async(paramorph_engine* engine, const float* moving,
+                                          const float* fixed, float* displacement, float* warped,
+                                          void* stream);
+
+/* The engine's own stream, a CUstream that synchronises with no other; NULL for no engine. */
+void* paramorph_stream(const paramorph_engine* engine);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,46 @@
+// A bundle's manifest and its engine files, verified; what paramorph_rt/bundle.py is in Python.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace paramorph {
+
+using Shape = std::array<int32_t, 3>;
+
+struct EngineEntry {
+    std::string file;  // within the bundle
+    std::string flavour;
+    std::string version;
+    std::string compute_capability;
+    std::string precision;
+    Shape shape;
+    std::string sha256;
+    std::uintmax_t bytes;
+};
+
+struct Bundle {
+    std::filesystem::path folder;
+    std::string name;
+    Shape shape;
+    std::array<double, 3> spacing_mm;
+    std::string orientation;
+    double lower_percentile, upper_percentile;
+    std::string sampling;
+    std::vector<EngineEntry> engines;
+};
+
+// Throws PARAMORPH_BUNDLE_ERROR: no bundle there, an unknown format, a malformed entry.
+Bundle load_bundle(const std::filesystem::path& folder);
+
+// The bytes of an engine file, hashed as they are returned.
+// Throws PARAMORPH_BUNDLE_ERROR: it is missing, outside the bundle, or was altered.
+std::vector<char> read_verified(const Bundle& bundle, const EngineEntry& entry);
+
+// As Python prints it, such as "(96, 128, 96)".
+std::string text(const Shape& shape);
+
+}  // namespace paramorph

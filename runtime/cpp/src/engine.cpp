@@ -1,0 +1,202 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <set>
+#include <vector>
+
+#include "error.h"
+
+namespace paramorph {
+namespace {
+
+// Keeps the candidates of which a property is the wanted one; refuses if none is left.
+void keep(std::vector<EngineEntry>& candidates, const Bundle& bundle,
+          const std::function<std::string(const EngineEntry&)>& property, const std::string& wanted,
+          const std::string& expected, const std::string& advice) {
+    std::set<std::string> values;
+    for (const EngineEntry& candidate : candidates) {
+        values.insert(property(candidate));
+    }
+    std::string got;
+    for (const std::string& value : values) {
+        got += (got.empty() ? "" : ", ") + value;
+    }
+    const auto unfit = [&](const EngineEntry& entry) { return property(entry) != wanted; };
+    candidates.erase(std::remove_if(candidates.begin(), candidates.end(), unfit), candidates.end());
+    if (candidates.empty()) {
+        refuse(PARAMORPH_NO_ENGINE, bundle.name + ": expected an engine " + expected + ", got " +
+                                        (got.empty() ? "none" : got) + "; " + advice + ".");
+    }
+}
+
+std::string build_command(const Bundle& bundle, const std::string& options) {
+    return "`python export/build_engine.py --bundle " + bundle.folder.string() + " --flavour " +
+           kFlavour + options + "`";
+}
+
+// What the caller and this build of the library ask for.
+std::vector<EngineEntry> requested(const Bundle& bundle, const paramorph_options& options) {
+    const Shape asked = {options.shape[0], options.shape[1], options.shape[2]};
+    const Shape shape = asked == Shape{} ? bundle.shape : asked;
+    std::vector<EngineEntry> candidates = bundle.engines;
+    keep(
+        candidates, bundle, [](const auto& e) { return e.flavour; }, kFlavour,
+        std::string("for ") + kFlavour,
+        "build one with " + build_command(bundle, "") +
+            ", or compile libparamorph for what there is");
+    keep(
+        candidates, bundle, [](const auto& e) { return text(e.shape); }, text(shape),
+        "of shape " + text(shape), "choose another in options.shape, or export the bundle at it");
+    if (options.precision != nullptr) {
+        keep(
+            candidates, bundle, [](const auto& e) { return e.precision; }, options.precision,
+            std::string("of precision ") + options.precision,
+            "choose another in options.precision, or build it with " + build_command(bundle, ""));
+    }
+    return candidates;
+}
+
+void keep_built_by(std::vector<EngineEntry>& candidates, const Bundle& bundle,
+                   const TensorRT& tensorrt) {
+    keep(
+        candidates, bundle, [](const auto& e) { return e.version; }, tensorrt.version,
+        std::string("built by the installed ") + kFlavour + " " + tensorrt.version,
+        "build it again with " + build_command(bundle, "") +
+            ", or install the version that built it");
+}
+
+void keep_for(std::vector<EngineEntry>& candidates, const Bundle& bundle, const Device& device) {
+    std::string target = device.compute_capability;
+    target.erase(std::remove(target.begin(), target.end(), '.'), target.end());
+    keep(
+        candidates, bundle, [](const auto& e) { return e.compute_capability; },
+        device.compute_capability,
+        "for compute capability " + device.compute_capability + " (" + device.name + ")",
+        "build one with " + build_command(bundle, " --target sm" + target));
+}
+
+}  // namespace
+
+Engine::Engine(const char* folder, const paramorph_options& options)
+    : bundle_(load_bundle(folder)) {
+    std::vector<EngineEntry> candidates = requested(bundle_, options);
+    const TensorRT tensorrt(options.tensorrt_library);
+    keep_built_by(candidates, bundle_, tensorrt);
+    device_.emplace(options.device);
+    keep_for(candidates, bundle_, *device_);
+    entry_ = candidates.front();
+    const std::vector<char> file = read_verified(bundle_, entry_);
+    const Current current(*device_);
+    session_ = std::make_unique<Session>(tensorrt, file, entry_, options.plugin_library);
+}
+
+Engine::~Engine() {
+    try {
+        const Current current(*device_);
+        session_.reset();
+    } catch (const Error&) {
+        session_.release();  // the context is gone, and what lived in it too
+    }
+}
+
+paramorph_info Engine::info() const {
+    paramorph_info info{};
+    info.name = bundle_.name.c_str();
+    info.file = entry_.file.c_str();
+    info.flavour = entry_.flavour.c_str();
+    info.version = entry_.version.c_str();
+    info.compute_capability = entry_.compute_capability.c_str();
+    info.device = device_->name.c_str();
+    info.precision = entry_.precision.c_str();
+    info.orientation = bundle_.orientation.c_str();
+    info.sampling = bundle_.sampling.c_str();
+    std::copy(entry_.shape.begin(), entry_.shape.end(), info.shape);
+    info.has_warped = session_->has_warped();
+    std::copy(bundle_.spacing_mm.begin(), bundle_.spacing_mm.end(), info.spacing_mm);
+    info.lower_percentile = bundle_.lower_percentile;
+    info.upper_percentile = bundle_.upper_percentile;
+    info.device_memory = session_->device_memory();
+    return info;
+}
+
+void Engine::run(const float* moving, const float* fixed, float* displacement, float* warped) {
+    check_arrays(moving, fixed, displacement, warped);
+    const std::size_t bytes = session_->volume_bytes();
+    const Session& on_gpu = *session_;
+    const std::lock_guard<std::mutex> lock(one_at_a_time_);
+    const Current current(*device_);
+    // However this ends, the copies have: the arrays belong to the caller again.
+    struct Finish {
+        CUstream stream;
+        ~Finish() { driver().cuStreamSynchronize(stream); }
+    } const finish{stream()};
+    check(driver().cuMemcpyHtoDAsync(on_gpu.moving.address(), moving, bytes, stream()),
+          "copy the moving volume to the GPU");
+    check(driver().cuMemcpyHtoDAsync(on_gpu.fixed.address(), fixed, bytes, stream()),
+          "copy the fixed volume to the GPU");
+    session_->enqueue(on_gpu.moving.address(), on_gpu.fixed.address(),
+                      on_gpu.displacement.address(), on_gpu.warped.address(), stream());
+    check(driver().cuMemcpyDtoHAsync(displacement, on_gpu.displacement.address(), 3 * bytes,
+                                     stream()),
+          "copy the displacement from the GPU");
+    if (warped != nullptr) {
+        check(driver().cuMemcpyDtoHAsync(warped, on_gpu.warped.address(), bytes, stream()),
+              "copy the warped volume from the GPU");
+    }
+    check(driver().cuStreamSynchronize(stream()), "finish the registration");
+    const std::size_t count = 3 * bytes / sizeof(float);
+    if (!std::all_of(displacement, displacement + count,
+                     [](float v) { return std::isfinite(v); })) {
+        refuse(PARAMORPH_BACKEND_ERROR,
+               entry_.file +
+                   ": expected finite displacements, got values that are not; verify that "
+                   "the volumes are finite and in [0, 1].");
+    }
+}
+
+void Engine::enqueue(const float* moving, const float* fixed, float* displacement, float* warped,
+                     CUstream stream) {
+    check_arrays(moving, fixed, displacement, warped);
+    const std::lock_guard<std::mutex> lock(one_at_a_time_);
+    const Current current(*device_);
+    session_->enqueue(checked_address("moving", moving), checked_address("fixed", fixed),
+                      checked_address("displacement", displacement),
+                      warped == nullptr ? 0 : checked_address("warped", warped), stream);
+}
+
+void Engine::check_arrays(const float* moving, const float* fixed, const float* displacement,
+                          const float* warped) const {
+    if (moving == nullptr || fixed == nullptr || displacement == nullptr) {
+        refuse(
+            PARAMORPH_INVALID_ARGUMENT,
+            "moving, fixed, displacement: expected three arrays, got NULL; only warped may be it.");
+    }
+    if (warped != nullptr && !session_->has_warped()) {
+        refuse(PARAMORPH_INVALID_ARGUMENT, "warped: expected NULL, since " + entry_.file +
+                                               " gives the displacement alone, got an array; pass "
+                                               "NULL.");
+    }
+}
+
+CUdeviceptr Engine::checked_address(const char* name, const float* array) const {
+    const auto address = reinterpret_cast<CUdeviceptr>(array);
+    if (!device_->owns(array)) {
+        refuse(PARAMORPH_INVALID_ARGUMENT, std::string(name) + ": expected memory of " +
+                                               device_->name +
+                                               ", got an address elsewhere; for volumes in host "
+                                               "memory call paramorph_register.");
+    }
+    if (address % 256 != 0) {
+        refuse(PARAMORPH_INVALID_ARGUMENT,
+               std::string(name) +
+                   ": expected an address aligned to 256 bytes, got one "
+                   "aligned to " +
+                   std::to_string(address & (~address + 1)) +
+                   "; start the array where an allocation starts.");
+    }
+    return address;
+}
+
+}  // namespace paramorph

@@ -1,0 +1,108 @@
+// The C interface: nothing is thrown across it.
+#include <paramorph.h>
+
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <new>
+
+#include "engine.h"
+#include "error.h"
+
+struct paramorph_engine : paramorph::Engine {
+    using Engine::Engine;
+};
+
+namespace {
+
+// No allocation: the sentence fits even when memory has run out.
+thread_local char last_error[2048] = "";
+
+paramorph_status failed(paramorph_status status, const char* message) {
+    std::snprintf(last_error, sizeof last_error, "%s", message);
+    return status;
+}
+
+template <typename Work>
+paramorph_status guarded(Work work) noexcept {
+    try {
+        work();
+        return PARAMORPH_OK;
+    } catch (const paramorph::Error& error) {
+        return failed(error.status, error.message.c_str());
+    } catch (const std::bad_alloc&) {
+        return failed(PARAMORPH_OUT_OF_MEMORY,
+                      "memory: expected enough on the host, got too little; free some.");
+    } catch (const std::filesystem::filesystem_error& error) {
+        return failed(PARAMORPH_BUNDLE_ERROR, error.what());
+    } catch (const std::exception& error) {
+        return failed(PARAMORPH_INTERNAL_ERROR, error.what());
+    } catch (...) {
+        return failed(PARAMORPH_INTERNAL_ERROR, "an exception of an unknown kind");
+    }
+}
+
+void check_engine(const paramorph_engine* engine) {
+    if (engine == nullptr) {
+        paramorph::refuse(PARAMORPH_INVALID_ARGUMENT,
+                          "engine: expected one from paramorph_open, got NULL; open it first.");
+    }
+}
+
+void check_given(const void* argument, const char* name) {
+    if (argument == nullptr) {
+        paramorph::refuse(PARAMORPH_INVALID_ARGUMENT,
+                          std::string(name) + ": expected a pointer, got NULL; pass one.");
+    }
+}
+
+}  // namespace
+
+const char* paramorph_version() { return PARAMORPH_VERSION; }
+
+const char* paramorph_built_for() { return paramorph::kBuiltFor; }
+
+const char* paramorph_last_error() { return last_error; }
+
+paramorph_status paramorph_open(const char* bundle, const paramorph_options* options,
+                                paramorph_engine** engine) {
+    if (engine != nullptr) {
+        *engine = nullptr;
+    }
+    return guarded([=] {
+        check_given(bundle, "bundle");
+        check_given(engine, "engine");
+        *engine = new paramorph_engine(bundle, options != nullptr ? *options : paramorph_options{});
+    });
+}
+
+void paramorph_close(paramorph_engine* engine) { delete engine; }
+
+paramorph_status paramorph_describe(const paramorph_engine* engine, paramorph_info* info) {
+    return guarded([=] {
+        check_engine(engine);
+        check_given(info, "info");
+        *info = engine->info();
+    });
+}
+
+paramorph_status paramorph_register(paramorph_engine* engine, const float* moving,
+                                    const float* fixed, float* displacement, float* warped) {
+    return guarded([=] {
+        check_engine(engine);
+        engine->run(moving, fixed, displacement, warped);
+    });
+}
+
+paramorph_status paramorph_register_async(paramorph_engine* engine, const float* moving,
+                                          const float* fixed, float* displacement, float* warped,
+                                          void* stream) {
+    return guarded([=] {
+        check_engine(engine);
+        engine->enqueue(moving, fixed, displacement, warped, static_cast<CUstream>(stream));
+    });
+}
+
+void* paramorph_stream(const paramorph_engine* engine) {
+    return engine != nullptr ? engine->stream() : nullptr;
+}
