@@ -32,7 +32,7 @@ from paramorph_rt.field import field_from_network
 from paramorph_rt.preprocess import PreparedPair, prepare_pair
 from paramorph_rt.warp import warp_volume
 from record import weights_sha256, write_page, write_result
-from report import markdown_table
+from tables import differences, markdown_table
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -162,18 +162,6 @@ def measure(
         }
         for engine in engines
     ]
-
-
-def differences(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> dict[str, float]:
-    """Lengths of the difference vectors (3, i, j, k) in voxels, over all voxels of all pairs."""
-    lengths = np.stack(
-        [np.linalg.norm(b - a, axis=0) for a, b in zip(expected, found, strict=True)]
-    )
-    return {
-        "mean_difference_vox": float(lengths.mean(dtype=np.float64)),
-        "p999_difference_vox": float(np.quantile(lengths, 0.999)),
-        "max_difference_vox": float(lengths.max()),
-    }
 
 
 def table(result: dict[str, Any], name: str) -> str:

@@ -14,13 +14,13 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
+from tables import markdown_table
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
-
-    Column = tuple[str, str, str]  # title, key, format
 
 ACCURACY_COLUMNS = (
     ("method", "method", ""),
@@ -45,14 +45,6 @@ NAME_PLACES = (
         for dx, side in ((9, "left"), (-9, "right"))
     ),
 )
-
-
-def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> str:
-    """A Markdown table; a dash where a row has no value."""
-    titles = [title for title, _, _ in columns]
-    rules = ["---:" if spec else "---" for _, _, spec in columns]
-    body = [[_cell(row.get(key), spec) for _, key, spec in columns] for row in rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (titles, rules, *body))
 
 
 def accuracy_table(result: Mapping[str, Any], name: str) -> str:
@@ -133,7 +125,3 @@ def _write_names(ax: Axes, names: Iterable[tuple[str, tuple[float, float], str]]
         else:  # no room anywhere: better over something than missing
             ax.annotate(title, point, NAME_PLACES[0][:2], textcoords="offset points", color=color)
         taken.append(box)
-
-
-def _cell(value: Any, spec: str) -> str:
-    return "–" if value is None else format(value, spec)

@@ -28,7 +28,7 @@ from paramorph_rt.field import DisplacementField
 from paramorph_rt.spaces import Grid, to_sitk
 from paramorph_rt.volume import Volume, load_volume
 from record import weights_sha256, write_page, write_result
-from report import markdown_table
+from tables import markdown_table
 from troubles import TROUBLES, same_places
 
 COLIN27 = Path(__file__).parents[1] / "examples/colin27/ch2bet.nii.gz"

@@ -114,16 +114,28 @@ class Bundle:
         Raises:
             BundleError: It is missing, or its size or SHA-256 is not the one recorded.
         """
-        entry = self.manifest["files"][file]
         path = self.folder / file
         with path.open("rb") as stream:
-            actual = hashlib.file_digest(stream, "sha256").hexdigest()
-        if actual != entry["sha256"]:
-            raise BundleError(
-                f"{path}: expected SHA-256 {entry['sha256'][:12]}…, got {actual[:12]}…: the file "
-                "was altered; copy the bundle again from a source that you trust."
-            )
+            self._check_hash(file, hashlib.file_digest(stream, "sha256").hexdigest())
         return path
+
+    def verified_bytes(self, file: str) -> bytes:
+        """A file's content, hashed as it was read, so that nobody can change it in between.
+
+        Raises:
+            BundleError: Its SHA-256 is not the one recorded.
+        """
+        content = (self.folder / file).read_bytes()
+        self._check_hash(file, hashlib.sha256(content).hexdigest())
+        return content
+
+    def _check_hash(self, file: str, actual: str) -> None:
+        expected = self.manifest["files"][file]["sha256"]
+        if actual != expected:
+            raise BundleError(
+                f"{self.folder / file}: expected SHA-256 {expected[:12]}…, got {actual[:12]}…: the "
+                "file was altered; copy the bundle again from a source that you trust."
+            )
 
 
 def default_bundle_path() -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-from ..errors import BackendError, ParamorphError
+from ..errors import BackendError, MissingDependencyError, ParamorphError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,14 +16,15 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from ..bundle import Bundle
+    from .tensorrt import Flavour
 
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
-BACKENDS = ("openvino", "onnxruntime")  # in the order in which "auto" tries them
-PRECISIONS = ("fp32", "bf16")
+BACKENDS = ("onnxruntime", "cuda", "tensorrt", "tensorrt-rtx", "openvino")
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 
 class Backend(Protocol):
@@ -50,6 +53,29 @@ class Backend(Protocol):
         ...
 
 
+Load = Callable[[], Backend]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a network: an engine library on a device.
+
+    Attributes:
+        backend: The one of `BACKENDS` that it serves; some have two ways.
+        name: Of the `Backend` that it loads.
+        precisions: That it can be asked for.
+        unasked: Those that "auto" tries, in this order.
+        prepare: Checks all that can be checked without loading (bundle, precision, threads) and
+            returns what loads it; raises what is in the way.
+    """
+
+    backend: str
+    name: str
+    precisions: tuple[Precision, ...]
+    unasked: tuple[Precision, ...]
+    prepare: Callable[[Bundle, Precision, int | None], Load]
+
+
 def choose_backend(
     bundle: Bundle, name: str = AUTO, precision: str = AUTO, threads: int | None = None
 ) -> Backend:
@@ -57,28 +83,64 @@ def choose_backend(
 
     Args:
         bundle: A verified bundle.
-        name: One of `BACKENDS`; "auto" takes the first that is installed and accepts the network,
-            and logs why it skipped others.
-        precision: One of `PRECISIONS`; "auto" is fp32.
+        name: One of `BACKENDS`; "auto" takes the fastest that works here, and logs which that is
+            and why it skipped others. What runs on a GPU has run once when it is returned.
+        precision: One of `PRECISIONS`; "auto" is fp32 on the CPU, and on a GPU fp16 if the bundle
+            has it (the export measures it, and writes none that strays).
         threads: None uses all cores.
 
     Raises:
-        BackendError: An unknown name or precision, a precision that the engine or this CPU lacks,
-            or a network that the engine refuses.
+        BackendError: An unknown name or precision, or a request that cannot be met: no GPU, no
+            engine for it or for this version of its library, a precision that the engine or this
+            CPU lacks, a network that is refused.
+        BundleError: A file of the bundle was altered.
         MissingDependencyError: The named engine is not installed.
     """
     _check_known("backend", name, BACKENDS)
     _check_known("precision", precision, PRECISIONS)
-    wanted = cast("Precision", "fp32" if precision == AUTO else precision)
-    if name != AUTO:
-        return _load(name, bundle, wanted, threads)
-    *better, last = BACKENDS
-    for candidate in better:
-        try:
-            return _load(candidate, bundle, wanted, threads)
-        except ParamorphError as err:
-            log.info("backend %s skipped: %s", candidate, err)
-    return _load(last, bundle, wanted, threads)
+    skipped: dict[Way, ParamorphError] = {}
+    for way in ways_to_run(name, precision):
+        for wanted in _precisions(way, bundle, precision):
+            try:
+                load = way.prepare(bundle, wanted, threads)
+            except ParamorphError as err:
+                skipped.setdefault(way, err)
+                continue
+            try:
+                backend = load()
+            except (BackendError, MissingDependencyError) as err:
+                skipped.setdefault(way, err)
+                continue
+            _log_choice(backend, skipped)
+            return backend
+    reasons = list(skipped.values())
+    # The first way of a named engine is the one to mend; of all engines the last needs least.
+    raise reasons[-1 if name == AUTO else 0]
+
+
+def _precisions(way: Way, bundle: Bundle, precision: str) -> tuple[Precision, ...]:
+    """What to try; of "auto" only what the bundle holds, so that a lack of it is no reason."""
+    if precision != AUTO:
+        return (cast("Precision", precision),)
+    held = {n.precision for n in bundle.networks} | {e.precision for e in bundle.engines}
+    return tuple(p for p in way.unasked if p in held) or way.unasked
+
+
+def ways_to_run(name: str, precision: str) -> list[Way]:
+    """The ways that could meet a request, fastest first.
+
+    Raises:
+        BackendError: The named engine never computes in that precision.
+    """
+    ways = [way for way in WAYS if name in (AUTO, way.backend)]
+    able = [way for way in ways if precision in (AUTO, *way.precisions)]
+    if not able:
+        known = dict.fromkeys(p for way in ways for p in way.precisions)
+        raise BackendError(
+            f"{name}: expected precision {' or '.join(known)}, got {precision}; choose another "
+            "--precision or --backend."
+        )
+    return able
 
 
 def check_displacement(
@@ -105,21 +167,92 @@ def check_displacement(
     return displacement[0]
 
 
-def _load(name: str, bundle: Bundle, precision: Precision, threads: int | None) -> Backend:
-    """One of `BACKENDS`; each imports its engine only here."""
-    path = bundle.verified_path(bundle.network().file)
-    if name == "openvino":
-        from .openvino import OpenVinoBackend
+def prove(backend: Backend, shape: tuple[int, int, int]) -> Backend:
+    """Run once, on a ramp: what a GPU's libraries lack shows only then, and kernels get compiled.
 
-        return OpenVinoBackend(path, threads, precision)
+    Raises:
+        BackendError: It does not run.
+    """
+    import numpy as np
+
+    ramp = np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    backend.run(ramp, ramp)
+    return backend
+
+
+def _engine(flavour: Flavour) -> Callable[[Bundle, Precision, int | None], Load]:
+    def prepare(bundle: Bundle, precision: Precision, threads: int | None) -> Load:
+        from .gpu import find_gpu
+        from .tensorrt import EngineBackend, engine_of_version, engines_for, import_library
+
+        engines = engines_for(bundle, flavour, precision, find_gpu().compute_capability)
+        library = import_library(flavour)
+        entry = engine_of_version(engines, library.__version__, bundle)
+        return lambda: EngineBackend(bundle, entry, library)
+
+    return prepare
+
+
+def _onnxruntime_on_gpu(provider: str) -> Callable[[Bundle, Precision, int | None], Load]:
+    def prepare(bundle: Bundle, precision: Precision, threads: int | None) -> Load:
+        from .gpu import find_gpu
+
+        find_gpu()
+        from .onnxruntime import OnnxRuntimeBackend, check_provider
+
+        entry = bundle.network(precision)
+        check_provider(provider)
+
+        def load() -> Backend:
+            path = bundle.verified_path(entry.file)
+            return prove(OnnxRuntimeBackend(path, threads, provider, precision), entry.shape)
+
+        return load
+
+    return prepare
+
+
+def _openvino(bundle: Bundle, precision: Precision, threads: int | None) -> Load:
+    from .openvino import OpenVinoBackend, check_precision
+
+    check_precision(precision)
+    file = bundle.network().file  # float32, which OpenVINO rounds by itself
+    return lambda: OpenVinoBackend(bundle.verified_path(file), threads, precision)
+
+
+def _onnxruntime(bundle: Bundle, precision: Precision, threads: int | None) -> Load:
     from .onnxruntime import OnnxRuntimeBackend
 
-    if precision != OnnxRuntimeBackend.precision:
-        raise BackendError(
-            f"onnxruntime: expected precision {OnnxRuntimeBackend.precision}, got {precision}; "
-            "choose --backend openvino (pip install 'paramorph-rt[openvino]')."
-        )
-    return OnnxRuntimeBackend(path, threads)
+    file = bundle.network(precision).file
+    return lambda: OnnxRuntimeBackend(bundle.verified_path(file), threads)
+
+
+_CUDA, _TENSORRT, _TENSORRT_RTX = (
+    _onnxruntime_on_gpu(f"{provider}ExecutionProvider")
+    for provider in ("CUDA", "Tensorrt", "NvTensorRTRTX")
+)
+_ON_GPU: tuple[Precision, ...] = ("fp16", "fp32")
+# Fastest first. Engines that are built already come before those that ONNX Runtime's providers
+# build from the network at every start, and these after CUDA, which starts at once.
+WAYS = (
+    Way("tensorrt", "tensorrt", PRECISIONS, _ON_GPU, _engine("tensorrt")),
+    Way("tensorrt-rtx", "tensorrt-rtx", PRECISIONS, _ON_GPU, _engine("tensorrt-rtx")),
+    Way("cuda", "onnxruntime-cuda", PRECISIONS, _ON_GPU, _CUDA),
+    Way("tensorrt-rtx", "onnxruntime-tensorrt-rtx", PRECISIONS, _ON_GPU, _TENSORRT_RTX),
+    # Weakly typed: in fp16 it would round sampling coordinates as well.
+    Way("tensorrt", "onnxruntime-tensorrt", ("fp32",), ("fp32",), _TENSORRT),
+    Way("openvino", "openvino-cpu", ("fp32", "bf16"), ("fp32",), _openvino),
+    Way("onnxruntime", "onnxruntime-cpu", ("fp32",), ("fp32",), _onnxruntime),
+)
+
+
+def _log_choice(backend: Backend, skipped: dict[Way, ParamorphError]) -> None:
+    reasons: dict[str, list[str]] = {}
+    for way, err in skipped.items():
+        reasons.setdefault(str(err), []).append(way.name)
+    for reason, names in reasons.items():
+        log.info("skipped %s: %s", ", ".join(names), reason)
+    log.info("backend: %s in %s", backend.name, backend.precision)
 
 
 def _check_known(what: str, given: str, known: tuple[str, ...]) -> None:

@@ -1,14 +1,18 @@
-"""ONNX Runtime on the CPU: the engine of the base install."""
+"""ONNX Runtime: on the CPU the engine of the base install, on a GPU by one of its providers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+import sys
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
 
-from ..errors import BackendError
+from ..errors import BackendError, MissingDependencyError
 from . import check_displacement
+from .runtime_cache import user_cache_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,38 +21,73 @@ if TYPE_CHECKING:
 
     from . import Precision
 
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
+NAMES = {
+    CPU: "onnxruntime-cpu",
+    CUDA: "onnxruntime-cuda",
+    TENSORRT: "onnxruntime-tensorrt",
+    TENSORRT_RTX: "onnxruntime-tensorrt-rtx",
+}
+# Both packages hold one module; in a folder of its own, ahead on the path, the second hides the
+# first without breaking it.
+WITH_CUDA = (
+    "pip install --no-deps --target DIR onnxruntime-gpu, pip install 'paramorph-rt[cuda]' and set "
+    "PYTHONPATH=DIR"
+)
+
 
 class OnnxRuntimeBackend:
     """A bundle's ONNX file in an inference session.
 
     Args:
         network_path: A verified ONNX file.
-        threads: Within one operator; None lets ONNX Runtime use all cores.
+        threads: Within one operator on the CPU; None lets ONNX Runtime use all cores.
+        provider: One of `NAMES`; all of the network runs there, or it is an error.
+        precision: Of the file.
 
     Raises:
-        BackendError: ONNX Runtime refuses the file.
+        BackendError: ONNX Runtime refuses the file, or would run some of it elsewhere.
     """
 
-    name = "onnxruntime-cpu"
-    precision: Precision = "fp32"
-
-    def __init__(self, network_path: Path, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        network_path: Path,
+        threads: int | None = None,
+        provider: str = CPU,
+        precision: Precision = "fp32",
+    ) -> None:
+        self.name = NAMES[provider]
+        self.precision = precision
+        self._path = network_path
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; its warnings are about its own optimisations
         # The arena would keep the largest activations allocated for a second run.
         options.enable_cpu_mem_arena = False
         if threads is not None:
             options.intra_op_num_threads = threads
-        self._path = network_path
         try:
+            if provider == CPU:
+                providers: list[Any] = [CPU]
+            else:
+                options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+                providers = _gpu_providers(provider, options)
+            # Without its own fallback, which prints and goes on elsewhere.
             self._session = ort.InferenceSession(
-                network_path, options, providers=["CPUExecutionProvider"]
+                network_path, options, providers=providers or None, enable_fallback=0
             )
         except Exception as err:  # ONNX Runtime derives its errors from Exception directly
             raise BackendError(
                 f"{network_path.name}: expected a network that ONNX Runtime {ort.__version__} "
-                f"loads, got {_reason(err)}; update onnxruntime or export the bundle again."
+                f"loads{_on(provider)}, got {_reason(err)}; {_advice(provider)}."
             ) from err
+        if (used := self._session.get_providers()[0]) != provider:
+            raise BackendError(
+                f"{self.name}: expected the whole network in {provider}, got {used}; "
+                f"{_advice(provider)}."
+            )
 
     def run(
         self, moving: Float[np.ndarray, "i j k"], fixed: Float[np.ndarray, "i j k"]
@@ -68,5 +107,78 @@ class OnnxRuntimeBackend:
         return check_displacement(displacement, fixed.shape, self._path)
 
 
+def check_provider(provider: str) -> None:
+    """Whether this ONNX Runtime has a provider; a plugin's is registered on the way.
+
+    Raises:
+        MissingDependencyError: It has not; the message says how to get it.
+    """
+    if provider in ort.get_available_providers():
+        return
+    if provider == TENSORRT_RTX:
+        _register_tensorrt_rtx()
+    if not _plugin_devices(provider):
+        raise MissingDependencyError(
+            f"{NAMES[provider]}: expected an ONNX Runtime with {provider}, got {ort.__version__} "
+            f"with {', '.join(ort.get_available_providers())}; {WITH_CUDA}."
+        )
+
+
+def _register_tensorrt_rtx() -> None:
+    """NVIDIA's plugin for any ONNX Runtime, which takes the place of nothing."""
+    try:
+        import onnxruntime_ep_nv_tensorrt_rtx as plugin
+
+        if not _plugin_devices(TENSORRT_RTX):
+            ort.register_execution_provider_library(TENSORRT_RTX, plugin.get_library_path())
+    except Exception as err:
+        raise MissingDependencyError(
+            f"{NAMES[TENSORRT_RTX]}: expected NVIDIA's plugin for ONNX Runtime, got "
+            f"{_reason(err)}; pip install onnxruntime-ep-nv-tensorrt-rtx."
+        ) from err
+
+
+def _plugin_devices(provider: str) -> list[Any]:
+    if not hasattr(ort, "get_ep_devices"):  # before ONNX Runtime 1.23
+        return []
+    return [device for device in ort.get_ep_devices() if device.ep_name == provider]
+
+
+def _gpu_providers(provider: str, options: ort.SessionOptions) -> list[Any]:
+    """What to ask for; a plugin's provider goes into the options instead."""
+    kernels = user_cache_folder()
+    settings: dict[str, dict[str, str]] = {
+        # Else float32 is multiplied with the 10 bits of TF32.
+        CUDA: {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"},
+        TENSORRT: {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(kernels)},
+        TENSORRT_RTX: {"nv_runtime_cache_path": str(kernels)},
+    }
+    if provider != CUDA:
+        kernels.mkdir(parents=True, exist_ok=True)
+    if hasattr(ort, "preload_dlls"):  # CUDA's libraries from NVIDIA's wheels
+        with redirect_stdout(sys.stderr):
+            ort.preload_dlls()
+    if provider not in ort.get_available_providers():
+        options.add_provider_for_devices(_plugin_devices(provider)[:1], settings[provider])
+        return []
+    # TensorRT before 11.2 leaves volumes that are sampled to CUDA.
+    names = [provider, CUDA] if provider == TENSORRT else [provider]
+    return [(name, settings[name]) for name in names]
+
+
+def _on(provider: str) -> str:
+    return "" if provider == CPU else f" in {provider} alone"
+
+
+def _advice(provider: str) -> str:
+    if provider == CPU:
+        return "update onnxruntime or export the bundle again"
+    return "install what ONNX Runtime misses in its lines above, or choose another --backend"
+
+
 def _reason(err: Exception) -> str:
-    return (str(err).splitlines() or [type(err).__name__])[0].rstrip(".")
+    """What ONNX Runtime says, without its numbers, source files and functions."""
+    line = (str(err).splitlines() or [type(err).__name__])[0]
+    return re.sub(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )?(\S+\.cc:\d+ .*?\) )?", "", line).rstrip(
+        "."
+    )

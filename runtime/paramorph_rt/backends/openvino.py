@@ -41,11 +41,7 @@ class OpenVinoBackend:
         self.precision = precision
         self._path = network_path
         core = ov.Core()
-        if precision == "bf16" and not has_bf16(core):
-            raise BackendError(
-                "openvino: expected a CPU that computes in bf16, got "
-                f"{core.get_property('CPU', 'FULL_DEVICE_NAME')}; choose --precision fp32."
-            )
+        check_precision(precision, core)
         # Pinned threads would crowd on the same cores as those of another process.
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         if threads is not None:
@@ -77,6 +73,20 @@ class OpenVinoBackend:
                 f"{_reason(err)}; check that the bundle was exported for this shape."
             ) from err
         return check_displacement(values[self._output], fixed.shape, self._path)
+
+
+def check_precision(precision: Precision, core: ov.Core | None = None) -> None:
+    """Whether this CPU computes in it.
+
+    Raises:
+        BackendError: It does not.
+    """
+    core = core or ov.Core()
+    if precision == "bf16" and not has_bf16(core):
+        raise BackendError(
+            "openvino: expected a CPU that computes in bf16, got "
+            f"{core.get_property('CPU', 'FULL_DEVICE_NAME')}; choose --precision fp32."
+        )
 
 
 def has_bf16(core: ov.Core | None = None) -> bool:

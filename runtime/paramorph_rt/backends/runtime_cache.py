@@ -1,0 +1,68 @@
+"""Kernels that TensorRT for RTX compiled for this GPU, kept between runs beside their engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+class RuntimeCacheFile:
+    """Where an engine's kernels are kept; whether they still fit is for the library to judge.
+
+    Beside the engine, or in the user's cache folder ($XDG_CACHE_HOME) if that cannot be written.
+    Never an error: what is missing is compiled again.
+
+    Args:
+        engine: Its file.
+        sha256: Of the engine, so that another engine of this name finds none.
+    """
+
+    def __init__(self, engine: Path, sha256: str) -> None:
+        name = f"{engine.name}.{sha256[:12]}.cache"
+        self._beside = engine.with_name(name)
+        self._of_user = user_cache_folder() / name
+
+    def read(self) -> Iterator[bytes]:
+        """What was kept, in any place; the first that the library accepts is the one."""
+        for path in (self._of_user, self._beside):
+            with suppress(OSError):
+                yield path.read_bytes()
+
+    def write(self, content: bytes) -> None:
+        """Keep the kernels; another process sees all of them or those before."""
+        try:
+            _write(self._beside, content)
+        except OSError as err:
+            log.info("runtime cache: %s; kept in %s", err, self._of_user.parent)
+            try:
+                self._of_user.parent.mkdir(parents=True, exist_ok=True)
+                _write(self._of_user, content)
+            except OSError as also:
+                log.warning("runtime cache: %s; the next run compiles again", also)
+
+
+def user_cache_folder() -> Path:
+    """Where this program may keep what it can make again.
+
+    Source:
+        XDG Base Directory Specification.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paramorph-rt"
+
+
+def _write(path: Path, content: bytes) -> None:
+    number, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(number, "wb") as stream:
+            os.fchmod(number, 0o644)  # mkstemp lets nobody else read
+            stream.write(content)
+        os.replace(staged, path)
+    except OSError:
+        os.unlink(staged)
+        raise

@@ -1,0 +1,205 @@
+"""`paramorph-rt info`: what can run here, and why the rest cannot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..backends import Backend, Precision, Way
+    from ..bundle import Bundle, EngineEntry
+
+PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu12",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "tensorrt-rtx-cu12",
+    "pycuda",
+    "cuda-bindings",
+)
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declare the command's options."""
+    parser = subparsers.add_parser(
+        "info",
+        help="list engines and devices, and why one cannot be used",
+        description="List inference engines with their versions, the GPU, what a bundle holds, and "
+        "for every way to run it whether it can be used here, or why not.",
+    )
+    add = parser.add_argument
+    add("--model", type=Path, metavar="BUNDLE", help="model bundle (default: the shipped one)")
+    add(
+        "--load",
+        action="store_true",
+        help="also load the model in every way that looks usable, which proves it",
+    )
+    add("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look, print."""
+    from ..bundle import default_bundle_path, load_bundle
+    from ..errors import BundleError
+
+    found: dict[str, Any] = {"version": _version(), "packages": engine_versions(), "gpu": _gpu()}
+    try:
+        bundle = load_bundle(args.model or default_bundle_path())
+    except BundleError as err:
+        if args.model is not None:
+            raise
+        found["model"] = str(err)  # there is enough to tell without one
+    else:
+        found["model"] = _model(bundle)
+        found["backends"] = _backends(bundle, args.load)
+    print(json.dumps(found) if args.json else _table(found))
+    return 0
+
+
+def engine_versions() -> dict[str, str]:
+    """What is installed of engines and of what drives them."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _version() -> str:
+    from .. import __version__
+
+    return str(__version__)
+
+
+def _gpu() -> dict[str, Any] | str:
+    from dataclasses import asdict
+
+    from ..backends import gpu
+
+    return _or_reason(lambda: asdict(gpu.find_gpu()))
+
+
+def _model(bundle: Bundle) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "name": bundle.name,
+        "folder": str(bundle.folder),
+        "networks": [asdict(network) for network in bundle.networks],
+        "engines": [
+            {**asdict(engine), "why_not": _why_not(bundle, engine)} for engine in bundle.engines
+        ],
+    }
+
+
+def _why_not(bundle: Bundle, engine: EngineEntry) -> str | None:
+    """What is in the way of one engine, as if the bundle held no other."""
+    from dataclasses import replace
+
+    from ..backends import WAYS
+
+    alone = replace(bundle, engines=(engine,))
+    way = next(way for way in WAYS if way.name == engine.flavour)
+    precision = cast("Precision", engine.precision)
+    answer = _or_reason(partial(way.prepare, alone, precision, None))
+    return answer if isinstance(answer, str) else None
+
+
+def _backends(bundle: Bundle, load: bool) -> list[dict[str, Any]]:
+    from ..backends import WAYS
+
+    return [_describe(way, bundle, load) for way in WAYS]
+
+
+def _describe(way: Way, bundle: Bundle, load: bool) -> dict[str, Any]:
+    """Precisions that can be used; without one, what is in the way of the first."""
+    answers = {p: _or_reason(partial(way.prepare, bundle, p, None)) for p in way.precisions}
+    if load:
+        for precision, answer in answers.items():
+            if not isinstance(answer, str):
+                answers[precision] = _or_reason(partial(_seconds, answer))
+    usable = [p for p, answer in answers.items() if not isinstance(answer, str)]
+    described: dict[str, Any] = {"backend": way.backend, "name": way.name, "precisions": usable}
+    if load:
+        described["load_seconds"] = {p: answers[p] for p in usable}
+    if not usable:
+        held = {network.precision for network in bundle.networks}
+        described["why_not"] = answers[next((p for p in way.unasked if p in held), way.unasked[-1])]
+    return described
+
+
+def _seconds(load: Callable[[], Backend]) -> float:
+    started = time.perf_counter()
+    load()
+    return round(time.perf_counter() - started, 2)
+
+
+def _or_reason(attempt: Callable[[], Any]) -> Any:
+    """What it gives, or the sentence of an error of ours."""
+    from ..errors import ParamorphError
+
+    try:
+        return attempt()
+    except ParamorphError as err:
+        return str(err)
+
+
+def _table(found: dict[str, Any]) -> str:
+    rows = [("paramorph-rt", found["version"])]
+    rows += [("", f"{package} {version}") for package, version in found["packages"].items()]
+    gpu = found["gpu"]
+    rows.append(("GPU", gpu.removeprefix("GPU: ") if isinstance(gpu, str) else _gpu_line(gpu)))
+    model = found["model"]
+    if isinstance(model, str):
+        return _aligned([*rows, ("model", model)])
+
+    def reason(what: dict[str, Any]) -> str:
+        return "see GPU" if what["why_not"] == gpu else what["why_not"]
+
+    rows.append(("model", f"{model['name']} in {model['folder']}"))
+    rows += [("network", _entry_line(network)) for network in model["networks"]]
+    for engine in model["engines"]:
+        built = f"{engine['flavour']} {engine['version']} for {engine['compute_capability']}"
+        rows.append(("engine", f"{_entry_line(engine)}, {built}"))
+        rows.append(("", f"no: {reason(engine)}" if engine["why_not"] else "can be used"))
+    for way in found["backends"]:
+        line = _way_line(way) if way["precisions"] else f"no: {reason(way)}"
+        rows.append((way["name"], line))
+    return _aligned(rows)
+
+
+def _gpu_line(gpu: dict[str, Any]) -> str:
+    return (
+        f"{gpu['name']}, compute capability {gpu['compute_capability']}, "
+        f"{gpu['memory_bytes'] / 1e9:.1f} GB, driver for CUDA {gpu['driver_cuda']}"
+    )
+
+
+def _entry_line(entry: dict[str, Any]) -> str:
+    return f"{entry['file']}: {entry['precision']} at {' × '.join(map(str, entry['shape']))}"
+
+
+def _way_line(way: dict[str, Any]) -> str:
+    seconds = way.get("load_seconds", {})
+    notes = [f"{p} (loaded in {seconds[p]} s)" if seconds else p for p in way["precisions"]]
+    return f"--backend {way['backend']}: {', '.join(notes)}"
+
+
+def _aligned(rows: list[tuple[str, str]]) -> str:
+    width = max(len(title) for title, _ in rows) + 2
+    return "\n".join(f"{title:<{width}}{text}" for title, text in rows)
