@@ -1,16 +1,28 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import SimpleITK as sitk
+import torch
 from medpy.metric.binary import assd as medpy_assd
 from medpy.metric.binary import dc as medpy_dice
-from monai.metrics import compute_hausdorff_distance
-from scipy.ndimage import find_objects
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from scipy.ndimage import correlate1d, find_objects
+from skimage.metrics import mean_squared_error, structural_similarity
 
 from paramorph_rt.field import DisplacementField
-from paramorph_rt.metrics.deformation import nonpositive_jacobian_percent, sd_log_jacobian
-from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
-from paramorph_rt.metrics.similarity import ncc
+from paramorph_rt.metrics.definitions import DEFINITIONS, definitions_of
+from paramorph_rt.metrics.deformation import (
+    digital_diffeomorphism,
+    nonpositive_jacobian_percent,
+    regularity,
+    sd_log_jacobian,
+    sd_log_jacobian_l2r,
+)
+from paramorph_rt.metrics.overlap import dice, label_counts, mean_over, present_labels
+from paramorph_rt.metrics.similarity import mse, ncc, ssim
 from paramorph_rt.metrics.summary import compare_images, compare_labels
 from paramorph_rt.metrics.surface import surface_distances
 from paramorph_rt.preprocess import resample_to_grid
@@ -47,6 +59,14 @@ def test_dice_agrees_with_medpy():
         assert value == pytest.approx(medpy_dice(warped == label, fixed == label))
 
 
+def test_counts_do_not_depend_on_how_large_or_negative_labels_are():
+    small = np.array([0, 3, 3, 1], np.int16)
+    assert label_counts(small) == {1: 1, 3: 2}
+    assert label_counts(np.array([0, 2**31 - 1, 3, 3], np.int32)) == {3: 2, 2**31 - 1: 1}
+    assert label_counts(np.array([-2, 0, 3], np.int16)) == {-2: 1, 3: 1}
+    assert label_counts(np.zeros(3, np.uint8)) == {}
+
+
 def test_mean_skips_labels_without_a_value():
     assert mean_over({1: 0.5, 2: None, 3: 1.0}, [1, 2]) == 0.5
     assert mean_over({1: None}, [1]) is None
@@ -58,6 +78,15 @@ def monai_hd95(warped: np.ndarray, fixed: np.ndarray, spacing) -> float:
     return found.item()
 
 
+def monai_nsd(warped: np.ndarray, fixed: np.ndarray, spacing, tolerance_mm: float) -> float:
+    masks = (torch.from_numpy(mask[np.newaxis, np.newaxis]) for mask in (warped, fixed))
+    # MONAI has no allowance for rounded spacings; half a micrometre stays within ours.
+    tolerance = [tolerance_mm + 5e-4]
+    return compute_surface_dice(
+        *masks, class_thresholds=tolerance, include_background=True, spacing=list(spacing)
+    ).item()
+
+
 def test_assd_agrees_with_medpy_and_hd95_with_monai():
     fixed, warped = shifted_pair()
     for label, found in surface_distances(fixed, warped, SPACING, [1, 2, 7]).items():
@@ -66,10 +95,22 @@ def test_assd_agrees_with_medpy_and_hd95_with_monai():
         assert found.hd95_mm == pytest.approx(monai_hd95(*masks, SPACING), rel=1e-6)
 
 
+@pytest.mark.parametrize("tolerance_mm", [0.0, 1.0, 1.5, 3.2])
+def test_nsd_agrees_with_monai(tolerance_mm):
+    fixed, warped = shifted_pair()
+    found = surface_distances(fixed, warped, SPACING, [1, 2, 7], tolerance_mm)
+    for label in (1, 2, 7):
+        expected = monai_nsd(warped == label, fixed == label, SPACING, tolerance_mm)
+        assert found[label].nsd == pytest.approx(expected, abs=1e-6)
+
+
 def test_distances_of_parallel_plates_are_that_of_the_plates():
     fixed, warped = np.zeros((2, 5, 6, 12), np.uint8)
     fixed[..., 2], warped[..., 7] = 3, 3
-    assert surface_distances(fixed, warped, SPACING, [3]) == {3: (15.0, 15.0)}
+    assert surface_distances(fixed, warped, SPACING, [3]) == {3: (15.0, 15.0, 0.0)}
+    # A spacing that a header rounded does not decide.
+    for spacing in (SPACING, SPACING * (1 + 1e-7), SPACING * (1 - 1e-7)):
+        assert surface_distances(fixed, warped, spacing, [3], tolerance_mm=15.0)[3].nsd == 1.0
 
 
 def test_hd95_is_that_of_the_worse_direction_and_forgives_a_twentieth():
@@ -86,13 +127,14 @@ def test_hd95_is_that_of_the_worse_direction_and_forgives_a_twentieth():
 def test_distances_of_equal_maps_are_zero():
     fixed, _ = shifted_pair()
     found = surface_distances(fixed, fixed, SPACING, [1, 2, 7])
-    assert found == {1: (0.0, 0.0), 2: (0.0, 0.0), 7: (0.0, 0.0)}
+    assert found == dict.fromkeys([1, 2, 7], (0.0, 0.0, 1.0))
 
 
 def test_a_missing_label_has_no_distances():
     fixed, _ = shifted_pair()
     nothing = np.zeros_like(fixed)
     assert surface_distances(fixed, nothing, SPACING, [1, 9]) == {1: None, 9: None}
+    assert surface_distances(nothing, nothing, SPACING, [1]) == {1: None}
 
 
 def test_distances_of_real_labels_agree_with_medpy_and_monai(brains):
@@ -105,9 +147,9 @@ def test_distances_of_real_labels_agree_with_medpy_and_monai(brains):
         box = find_objects(((warped == label) | (fixed.data == label)).astype(int))[0]
         masks = warped[box] == label, fixed.data[box] == label
         assert found[label].assd_mm == pytest.approx(medpy_assd(*masks), rel=1e-5)
-        assert found[label].hd95_mm == pytest.approx(
-            monai_hd95(*masks, fixed.grid.spacing), rel=1e-5
-        )
+        spacing = fixed.grid.spacing
+        assert found[label].hd95_mm == pytest.approx(monai_hd95(*masks, spacing), rel=1e-5)
+        assert found[label].nsd == pytest.approx(monai_nsd(*masks, spacing, 1.0), abs=1e-6)
 
 
 def test_ncc_does_not_see_brightness_or_contrast():
@@ -126,6 +168,36 @@ def test_ncc_looks_within_the_mask_only():
     assert ncc(fixed, warped, mask) == pytest.approx(
         np.corrcoef(fixed[1:3].ravel(), warped[1:3].ravel())[0, 1], abs=1e-6
     )
+
+
+def noisy_pair() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two images in [0, 1] that are alike in part, and a mask that reaches the image's edge."""
+    rng = np.random.default_rng(0)
+    fixed = volume_of(head, centred_grid("RAS", (23, 26, 31), (2, 2, 2))).data
+    fixed = (fixed / fixed.max()).astype(np.float32)
+    warped = np.roll(fixed, 1, axis=1) + 0.1 * rng.normal(size=fixed.shape).astype(np.float32)
+    mask = rng.random(fixed.shape) < 0.5
+    return fixed, np.clip(warped, 0, 1), mask
+
+
+def test_ssim_agrees_with_scikit_image():
+    fixed, warped, mask = noisy_pair()
+    for data_range in (1.0, 255.0):
+        pair = (fixed * data_range).astype(np.float64), (warped * data_range).astype(np.float64)
+        _, everywhere = structural_similarity(*pair, data_range=data_range, full=True)
+        inner = (slice(3, -3),) * 3  # scikit-image invents what is beyond the edge
+        expected = everywhere[inner][mask[inner]].mean()
+        assert ssim(*pair, mask, data_range) == pytest.approx(expected, abs=1e-9)
+    assert ssim(fixed, fixed, mask) == pytest.approx(1)
+    assert ssim(fixed, warped, np.zeros_like(mask)) is None
+    assert ssim(fixed[:6], warped[:6], mask[:6]) is None  # no whole window
+
+
+def test_mse_agrees_with_scikit_image():
+    fixed, warped, mask = noisy_pair()
+    expected = mean_squared_error(fixed[mask], warped[mask])
+    assert mse(fixed, warped, mask) == pytest.approx(expected, rel=1e-6)
+    assert mse(fixed, warped, np.zeros_like(mask)) is None
 
 
 def test_folded_half_is_half_of_the_voxels():
@@ -183,6 +255,158 @@ def test_summary_counts_a_lost_label_as_zero_overlap_without_a_distance():
 
 def test_summary_of_images():
     fixed = volume_of(head, centred_grid("RAS", (46, 52, 40)))
-    table = compare_images(fixed, {"before": fixed.data * 0, "after": fixed.data})
-    assert table["before"] is None
-    assert table["after"] == pytest.approx(1)
+    stages = {"before": fixed.data * 0, "after": 3 * fixed.data + 100}
+    table = compare_images(fixed, stages)
+    for measure, perfect in (("ncc", 1), ("ssim", 1), ("mse", 0)):
+        assert table[measure] == {"before": None, "after": pytest.approx(perfect, abs=1e-6)}
+    assert set(compare_images(fixed, stages, ["mse"])) == {"mse"}
+
+
+def test_summary_of_a_label_that_only_the_moving_map_had():
+    grid = centred_grid("RAS", (46, 52, 40))
+    fixed = volume_of(head_labels, grid)
+    moving = Volume(np.where(fixed.data == 1, 9, fixed.data), grid)
+    lost = np.where(moving.data == 9, 0, moving.data)
+    table = compare_labels(fixed, moving, {"before": moving.data, "after": lost})
+    for key, before, after in (
+        *(("dice", 0.0, None), ("nsd", 0.0, None)),
+        *(("assd_mm", None, None), ("hd95_mm", None, None)),
+    ):
+        assert table[key]["before"]["labels"]["9"] == before, key
+        assert table[key]["after"]["labels"]["9"] == after, key
+    assert table["volume_change_percent"]["after"]["labels"] == {
+        "1": None,
+        "2": 0,
+        "7": 0,
+        "9": -100,
+    }
+    assert table["volume_change_percent"]["after"]["mean"] == 0  # over 2 and 7
+
+
+def test_summary_of_an_empty_warped_map_is_no_overlap_without_distances():
+    fixed = volume_of(head_labels, centred_grid("RAS", (46, 52, 40)))
+    table = compare_labels(fixed, fixed, {"after": np.zeros_like(fixed.data)})
+    assert table["dice"]["after"] == {"mean": 0.0, "labels": {"1": 0.0, "2": 0.0, "7": 0.0}}
+    assert table["nsd"]["after"]["mean"] == 0.0
+    assert table["assd_mm"]["after"] == {"mean": None, "labels": {"1": None, "2": None, "7": None}}
+
+
+def test_summary_without_the_original_map_counts_every_fixed_label():
+    grid = centred_grid("RAS", (46, 52, 40))
+    fixed = volume_of(head_labels, grid)
+    warped = np.where(fixed.data == 7, 9, fixed.data)
+    table = compare_labels(fixed, None, {"after": warped})
+    assert table["dice"]["after"]["labels"] == {"1": 1.0, "2": 1.0, "7": 0.0, "9": 0.0}
+    assert table["dice"]["after"]["mean"] == pytest.approx(2 / 3)
+    assert "volume_change_percent" not in table
+    assert set(table["volume_mm3"]) == {"fixed", "after"}
+
+
+def test_volumes_agree_with_simpleitk_on_anisotropic_oblique_grids():
+    fixed = volume_of(head_labels, centred_grid("oblique", (40, 24, 30), (1, 2, 1.5)))
+    moving = volume_of(head_labels, centred_grid("LPI", (30, 50, 20), (1.4, 1, 2.2)))
+    table = compare_labels(fixed, moving, {"after": fixed.data})["volume_mm3"]
+    for name, volume in (("fixed", fixed), ("moving", moving), ("after", fixed)):
+        image = sitk.GetImageFromArray(volume.data.T)
+        image.SetSpacing(volume.grid.spacing.tolist())
+        shapes = sitk.LabelShapeStatisticsImageFilter()
+        shapes.Execute(image)
+        for label, value in table[name]["labels"].items():
+            assert value == pytest.approx(shapes.GetPhysicalSize(int(label)))
+
+
+def test_distances_on_an_oblique_grid_are_those_along_its_axes():
+    shape, spacing = (40, 24, 30), (1, 2, 1.5)
+    straight = volume_of(head_labels, centred_grid("RAS", shape, spacing))
+    oblique = Volume(straight.data, centred_grid("oblique", shape, spacing))
+    warped = np.roll(straight.data, (2, 1, -1), axis=(0, 1, 2))
+    found = [compare_labels(volume, None, {"after": warped}) for volume in (straight, oblique)]
+    for key in ("assd_mm", "hd95_mm"):
+        first, second = (table[key]["after"]["labels"] for table in found)
+        assert first == pytest.approx(second, rel=1e-5)
+
+
+def random_field(spread: float) -> tuple[np.ndarray, DisplacementField]:
+    """Displacement in voxels of an oblique, anisotropic grid, and the field that it is."""
+    vectors_vox = np.random.default_rng(0).normal(scale=spread, size=(7, 8, 9, 3))
+    grid = centred_grid("oblique", (7, 8, 9), (1, 2, 3))
+    vectors_mm = vectors_vox @ grid.affine[:3, :3].T
+    return vectors_vox, DisplacementField(grid, vectors_mm.astype(np.float32))
+
+
+def test_learn2regs_spread_is_of_shifted_determinants_without_the_border():
+    # The challenge's way in voxels: constant padding, whose effect the cropping removes.
+    vectors_vox, field = random_field(0.4)
+    slopes = [
+        correlate1d(vectors_vox, [-0.5, 0, 0.5], axis=axis, mode="constant") for axis in range(3)
+    ]
+    determinant = np.linalg.det(np.stack(slopes, axis=-1) + np.eye(3))[2:-2, 2:-2, 2:-2]
+    expected = np.log((determinant + 3).clip(1e-9, 1e9)).std()
+    assert sd_log_jacobian_l2r(field) == pytest.approx(expected, rel=1e-5)
+
+
+def test_learn2regs_spread_of_a_field_that_is_all_border_is_none():
+    grid = Grid((4, 9, 9), np.eye(4))
+    assert sd_log_jacobian_l2r(DisplacementField(grid, np.zeros((4, 9, 9, 3), np.float32))) is None
+
+
+def test_regularity_is_what_each_function_measures():
+    _, field = random_field(0.4)
+    volume, voxels = digital_diffeomorphism(field)
+    assert regularity(field) == {
+        "nonpositive_jacobian_percent": nonpositive_jacobian_percent(field),
+        "sd_log_jacobian": sd_log_jacobian(field),
+        "sd_log_jacobian_l2r": sd_log_jacobian_l2r(field),
+        "nondiffeomorphic_volume_percent": volume,
+        "nondiffeomorphic_voxels_percent": voxels,
+    }
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.6])
+def test_digital_diffeomorphism_agrees_with_the_authors_package(spread):
+    core = pytest.importorskip(
+        "digital_diffeomorphism.core",
+        reason="needs pip install --no-deps digital-diffeomorphism; it asks for NumPy 1",
+    )
+    vectors_vox, field = random_field(spread)
+    inner = np.zeros(field.grid.shape, np.float32)
+    inner[1:-1, 1:-1, 1:-1] = 1  # beyond the edge the package invents a displacement
+    expected = core.ndv(vectors_vox.astype(np.float32), mask=inner, is_disp=True)[1]
+    found = digital_diffeomorphism(field)
+    assert found.volume_percent == pytest.approx(expected, rel=1e-4)
+    determinants = core.calc_jacdets_3d(vectors_vox + core.identity_grid_like(vectors_vox), "cpu")
+    central = determinants.pop("000")
+    assert central.shape == field.grid.shape
+    broken = np.any([values <= 0 for values in determinants.values()], axis=0)
+    assert found.voxels_percent == pytest.approx(100 * broken[inner > 0].mean())
+    assert found.volume_percent > 0 or spread < 0.5
+
+
+def test_a_voxel_thrown_over_its_neighbour_is_not_digitally_diffeomorphic():
+    grid = Grid((9, 8, 20), np.diag([-1.0, 2, 3, 1]))  # more slices than are looked at at a time
+    vectors = np.zeros((*grid.shape, 3), np.float32)
+    vectors[4, 4, 10] = (1.7, 0, 0)
+    field = DisplacementField(grid, vectors)
+    broken = digital_diffeomorphism(field)
+    assert nonpositive_jacobian_percent(field) == 0  # central differences do not see it
+    # Itself and the neighbour that it passes, with those whose faces it goes through.
+    assert broken.voxels_percent > 0
+    assert broken.volume_percent > 0
+    vectors[4, 4, 10] = (0.3, 0, 0)
+    assert digital_diffeomorphism(DisplacementField(grid, vectors)) == (0, 0)
+
+
+def test_a_mirror_turns_everything_inside_out_and_an_affine_nothing():
+    grid = centred_grid("oblique", (9, 8, 20), (1, 2, 3))
+    still = DisplacementField(grid, np.zeros((*grid.shape, 3), np.float32))
+    mirror = digital_diffeomorphism(still.composed_with_affine(np.diag([-1.0, 1, 1, 1])))
+    assert mirror == pytest.approx((100, 100), rel=1e-5)
+    turned = np.array([[-1.2, 0.3, 0, 4], [-0.2, -0.9, 0.1, 5], [0, 0, 1.1, 6], [0, 0, 0, 1]])
+    assert digital_diffeomorphism(still.composed_with_affine(turned)) == (0, 0)
+
+
+def test_the_document_defines_every_metric_in_the_same_words():
+    text = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    for key, sentence in DEFINITIONS.items():
+        assert f"| `{key}` | {sentence.replace('|', chr(92) + '|')} |" in text
+    assert definitions_of(["dice", "seconds"]) == {"dice": DEFINITIONS["dice"]}

@@ -106,7 +106,7 @@ def _apply(args: argparse.Namespace) -> None:
     check_file(args.out, args.force, (".nii", ".nii.gz"))
     load = load_labels if args.interpolation == "nearest" else load_volume
     moving, grid = load(args.moving), load_grid(args.fixed)
-    warped = apply_transforms(moving, _read(args), grid, args.interpolation)
+    warped = apply_transforms(moving, read_transforms(args), grid, args.interpolation)
     with staged_file(args.out) as path:
         save_volume(path, warped)
 
@@ -120,7 +120,7 @@ def _invert(args: argparse.Namespace) -> None:
     from ..volume import load_volume
 
     check_file(args.out, args.force)
-    (transform,), images = _read(args), _images(args)
+    (transform,), images = read_transforms(args), _images(args)
     back = Images(fixed=images.moving, moving=images.fixed)
     if isinstance(transform, np.ndarray):
         _write(args, np.linalg.inv(transform), back)
@@ -142,14 +142,14 @@ def _compose(args: argparse.Namespace) -> None:
 
     check_file(args.out, args.force)
     images = _images(args)
-    _write(args, compose(_read(args), images.fixed), images)
+    _write(args, compose(read_transforms(args), images.fixed), images)
 
 
 def _convert(args: argparse.Namespace) -> None:
     from ..outputs import check_file
 
     check_file(args.out, args.force)
-    (transform,) = _read(args)
+    (transform,) = read_transforms(args)
     _write(args, transform, _images(args))
 
 
@@ -160,8 +160,12 @@ def _images(args: argparse.Namespace) -> Images:
     return Images(*(path and load_grid(path) for path in (args.fixed, args.moving)))
 
 
-def _read(args: argparse.Namespace) -> list[Transform]:
-    """The transforms in order, each inverted if the ANTs notation [FILE,1] asks for it."""
+def read_transforms(args: argparse.Namespace) -> list[Transform]:
+    """The transforms in order, each inverted if the ANTs notation [FILE,1] asks for it.
+
+    Args:
+        args: With `transforms`, `source` (--from), `fixed` and `moving` (image files or None).
+    """
     import numpy as np
 
     from ..errors import TransformError

@@ -1,4 +1,4 @@
-"""Dice overlap of label maps."""
+"""Dice overlap and volumes of label maps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,23 @@ if TYPE_CHECKING:
 
     from jaxtyping import Integer
 
+# Above this, counting by value would need more memory than the image.
+_COUNTABLE = 2**20
+
 
 def present_labels(labels: Integer[np.ndarray, "i j k"]) -> set[int]:
     """All labels of a map besides the background 0."""
-    return {int(value) for value in np.unique(labels)} - {0}
+    return set(label_counts(labels))
+
+
+def label_counts(labels: Integer[np.ndarray, "*shape"]) -> dict[int, int]:
+    """Voxels of every label of a map besides the background 0, in order of the labels."""
+    values = labels[labels != 0]
+    if values.size and values.min() > 0 and values.max() < _COUNTABLE:
+        counts = np.bincount(values)
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    found, number = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), number.tolist(), strict=True))
 
 
 def dice(
@@ -24,8 +37,8 @@ def dice(
 
     ``2 |A ∩ B| / (|A| + |B|)``, without the smoothing term that makes absent labels score 1.
     """
-    in_fixed, in_warped = _counts(fixed), _counts(warped)
-    in_both = _counts(fixed[fixed == warped])
+    in_fixed, in_warped = label_counts(fixed), label_counts(warped)
+    in_both = label_counts(fixed[fixed == warped])
     return {
         label: 2 * in_both.get(label, 0) / (in_fixed.get(label, 0) + in_warped.get(label, 0))
         for label in sorted(in_fixed.keys() | in_warped.keys())
@@ -36,8 +49,3 @@ def mean_over(values: Mapping[int, float | None], labels: Iterable[int]) -> floa
     """Mean of a metric over some labels, without those that have no value; None if none has."""
     found = [value for label in labels if (value := values.get(label)) is not None]
     return float(np.mean(found)) if found else None
-
-
-def _counts(labels: Integer[np.ndarray, "*shape"]) -> dict[int, int]:
-    values, counts = np.unique(labels[labels != 0], return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))

@@ -1,63 +1,145 @@
 """The metrics of one registration, as metrics.json shows them.
 
-Each is a table by stage: "before" (both images where their headers put them), "affine" (not for
-ASSD and HD95) and "after".
+Those of images and labels are tables by stage, such as "before" (both images where their headers
+put them), "affine" and "after".
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..preprocess import foreground_threshold
-from .overlap import dice, mean_over, present_labels
-from .similarity import ncc
-from .surface import surface_distances
+import numpy as np
+
+from ..preprocess import foreground_threshold, normalise
+from .overlap import dice, label_counts, mean_over, present_labels
+from .similarity import mse, ncc, ssim
+from .surface import NSD_TOLERANCE_MM, surface_distances
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    import numpy as np
-    from jaxtyping import Float, Integer
+    from jaxtyping import Bool, Float, Integer
 
     from ..volume import Volume
 
     Stage = str
 
+# SSIM and MSE look at images from their minimum to this percentile of what is above it.
+BRIGHT_PERCENTILE = 99.5
+
 
 def compare_images(
-    fixed: Volume, stages: Mapping[Stage, Float[np.ndarray, "i j k"]]
-) -> dict[Stage, float | None]:
-    """NCC of each stage's moving image with the fixed one, within the fixed foreground."""
+    fixed: Volume,
+    stages: Mapping[Stage, Float[np.ndarray, "i j k"]],
+    measures: Sequence[str] = ("ncc", "ssim", "mse"),
+    within: Bool[np.ndarray, "i j k"] | None = None,
+) -> dict[str, dict[Stage, float | None]]:
+    """Likeness of each stage's moving image to the fixed one, within the fixed foreground.
+
+    NCC sees no linear change of intensity; for SSIM and MSE, which would, each image is scaled to
+    [0, 1] by its own range (`preprocess.normalise`).
+
+    Args:
+        fixed: Image with contrast.
+        stages: The moving image on the fixed grid.
+        measures: Of "ncc", "ssim" and "mse".
+        within: Voxels of the fixed grid that count; None is all.
+
+    Returns:
+        {measure: {stage: value}}; None where the moving image is constant, or no voxel counts.
+    """
     mask = fixed.data > foreground_threshold(fixed.data)
-    return {stage: ncc(fixed.data, moving, mask) for stage, moving in stages.items()}
+    if within is not None:
+        mask &= within
+    if not mask.any():
+        return {measure: dict.fromkeys(stages) for measure in measures}
+    scaled_fixed = normalise(fixed.data, 0, BRIGHT_PERCENTILE)
+    result: dict[str, dict[Stage, float | None]] = {measure: {} for measure in measures}
+    for stage, moving in stages.items():
+        constant = moving.min() == moving.max()
+        scaled = scaled_fixed if constant else normalise(moving, 0, BRIGHT_PERCENTILE)
+        for measure, values in result.items():
+            if constant:
+                values[stage] = None
+            elif measure == "ncc":
+                values[stage] = ncc(fixed.data, moving, mask)
+            else:
+                values[stage] = {"ssim": ssim, "mse": mse}[measure](scaled_fixed, scaled, mask)
+    return result
 
 
 def compare_labels(
-    fixed: Volume, moving: Volume, stages: Mapping[Stage, Integer[np.ndarray, "i j k"]]
+    fixed: Volume,
+    moving: Volume | None,
+    stages: Mapping[Stage, Integer[np.ndarray, "i j k"]],
+    tolerance_mm: float = NSD_TOLERANCE_MM,
 ) -> dict[str, dict[Stage, Any]]:
-    """Dice, ASSD and HD95 of each stage's moving labels with the fixed ones.
+    """Overlap, distance and volumes of each stage's moving labels and the fixed ones.
 
-    Per label over the union of both maps; the means only over labels that both *original* maps
-    have, so a label that the warp loses counts as Dice 0. It has no surface left, so its
-    distances are None and outside the mean.
+    Per label over the union of both original maps; the means only over labels that both have, so
+    a label that the warp loses counts as Dice and NSD 0. It has no surface left, so its distances
+    are None and outside the mean. A label that neither of the compared maps has is None.
 
     Args:
         fixed: Label map.
-        moving: Original label map on its own grid.
-        stages: The moving labels on the fixed grid.
+        moving: Original label map on its own grid; None if unknown: the means are then over the
+            labels of the fixed map.
+        stages: The moving labels on the fixed grid; surfaces are not measured for "affine".
+        tolerance_mm: Of the normalised surface distance.
+
+    Returns:
+        "dice", "assd_mm", "hd95_mm", "nsd": {stage: {"mean", "labels": {label: value}}};
+        "volume_mm3": the same for "fixed", "moving" and "after"; "volume_change_percent": the same
+        for "after", where the original is known.
     """
-    in_fixed, in_moving = present_labels(fixed.data), present_labels(moving.data)
-    union, common = sorted(in_fixed | in_moving), sorted(in_fixed & in_moving)
-    result: dict[str, dict[Stage, Any]] = {"dice": {}, "assd_mm": {}, "hd95_mm": {}}
+    in_fixed = present_labels(fixed.data)
+    in_moving = in_fixed if moving is None else present_labels(moving.data)
+    warped = set[int]().union(*map(present_labels, stages.values())) if moving is None else set()
+    union, common = sorted(in_fixed | in_moving | warped), sorted(in_fixed & in_moving)
+    result: dict[str, dict[Stage, Any]] = {"dice": {}, "assd_mm": {}, "hd95_mm": {}, "nsd": {}}
     for stage, labels in stages.items():
         overlap = dice(fixed.data, labels)
-        overlap = {label: overlap.get(label, 0.0) for label in union}
-        result["dice"][stage] = _with_mean(overlap, common)
-        if stage != "affine":  # the surfaces of a brain's labels take seconds per stage
-            distances = surface_distances(fixed.data, labels, fixed.grid.spacing, union)
-            for name in ("assd_mm", "hd95_mm"):
-                values = {label: d and getattr(d, name) for label, d in distances.items()}
-                result[name][stage] = _with_mean(values, common)
+        result["dice"][stage] = _with_mean({label: overlap.get(label) for label in union}, common)
+        if stage == "affine":  # the surfaces of a brain's labels take seconds per stage
+            continue
+        spacing = fixed.grid.spacing
+        distances = surface_distances(fixed.data, labels, spacing, union, tolerance_mm)
+        for name in ("assd_mm", "hd95_mm"):
+            values = {label: found and getattr(found, name) for label, found in distances.items()}
+            result[name][stage] = _with_mean(values, common)
+        within = {
+            # A surface that only one map has is nowhere within any tolerance of the other.
+            label: found.nsd if found else (None if overlap.get(label) is None else 0.0)
+            for label, found in distances.items()
+        }
+        result["nsd"][stage] = _with_mean(within, common)
+    return result | _volumes(fixed, moving, stages, union, common)
+
+
+def _volumes(
+    fixed: Volume,
+    moving: Volume | None,
+    stages: Mapping[Stage, Integer[np.ndarray, "i j k"]],
+    union: list[int],
+    common: list[int],
+) -> dict[str, dict[Stage, Any]]:
+    maps = {"fixed": (fixed.data, fixed)}
+    if moving is not None:
+        maps["moving"] = (moving.data, moving)
+    if "after" in stages:
+        maps["after"] = (stages["after"], fixed)
+    volumes: dict[str, dict[int, float]] = {}
+    for name, (labels, where) in maps.items():
+        voxel_mm3 = abs(float(np.linalg.det(where.grid.affine[:3, :3])))
+        counts = label_counts(labels)
+        volumes[name] = {label: counts.get(label, 0) * voxel_mm3 for label in union}
+    result = {"volume_mm3": {name: _with_mean(table, common) for name, table in volumes.items()}}
+    if "moving" in volumes and "after" in volumes:
+        change = {
+            label: 100 * (volumes["after"][label] / original - 1) if original else None
+            for label, original in volumes["moving"].items()
+        }
+        result["volume_change_percent"] = {"after": _with_mean(change, common)}
     return result
 
 

@@ -1,0 +1,139 @@
+"""What each metric costs on a labelled pair at its own resolution: seconds, and seconds of CPU.
+
+The deformation is the affine alignment; no cost depends on what a field contains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from medpy.metric.binary import assd as medpy_assd
+
+from evaluation import LabelledPair, load_pair
+from pairs import BenchmarkError, labelled_pairs
+from paramorph_rt.affine import align_affine
+from paramorph_rt.errors import exit_code
+from paramorph_rt.field import DisplacementField
+from paramorph_rt.metrics.deformation import digital_diffeomorphism, regularity
+from paramorph_rt.metrics.overlap import dice, label_counts, present_labels
+from paramorph_rt.metrics.summary import compare_images, compare_labels
+from paramorph_rt.metrics.surface import surface_distances
+from paramorph_rt.preprocess import resample_to_grid
+from paramorph_rt.threads import itk_threads
+from paramorph_rt.warp import warp_volume
+from record import write_result
+
+CHECKED = 3  # labels whose distances are compared with MedPy's
+TOLERANCE = 1e-5  # of ITK's float32 distances
+
+
+def measures(pair: LabelledPair) -> tuple[dict[str, Callable[[], Any]], int]:
+    """What is timed, by name, and how many labels there are; distances are checked first."""
+    fixed, spacing = pair.fixed, pair.fixed.grid.spacing
+    nothing = DisplacementField(fixed.grid, np.zeros((*fixed.grid.shape, 3), np.float32))
+    field = nothing.composed_with_affine(align_affine(pair.moving, fixed).affine)
+    before_labels = resample_to_grid(pair.moving_labels, fixed.grid, interpolation="nearest")
+    after = warp_volume(pair.moving, field).data
+    after_labels = warp_volume(pair.moving_labels, field, "nearest").data
+    union = present_labels(pair.fixed_labels.data) | present_labels(pair.moving_labels.data)
+    _check(pair, after_labels)
+
+    def surfaces(labels: np.ndarray) -> Callable[[], Any]:
+        return lambda: surface_distances(pair.fixed_labels.data, labels, spacing, union)
+
+    stages = {"before": before_labels, "after": after_labels}
+    return {
+        "surface distances, before": surfaces(before_labels),
+        "surface distances, after": surfaces(after_labels),
+        "all metrics of labels, before and after": lambda: compare_labels(
+            pair.fixed_labels, pair.moving_labels, stages
+        ),
+        "dice, one stage": lambda: dice(pair.fixed_labels.data, after_labels),
+        "volumes, one map": lambda: label_counts(after_labels),
+        "NCC, one stage": lambda: compare_images(fixed, {"after": after}, ["ncc"]),
+        "MSE, one stage": lambda: compare_images(fixed, {"after": after}, ["mse"]),
+        "SSIM, one stage": lambda: compare_images(fixed, {"after": after}, ["ssim"]),
+        "all regularity": lambda: regularity(field),
+        "digital diffeomorphism alone": lambda: digital_diffeomorphism(field),
+    }, len(union)
+
+
+def _check(pair: LabelledPair, warped: np.ndarray) -> None:
+    fixed, spacing = pair.fixed_labels.data, pair.fixed.grid.spacing
+    common = sorted(present_labels(fixed) & present_labels(warped))
+    smallest = sorted(common, key=label_counts(fixed).__getitem__)[:CHECKED]
+    for label, found in surface_distances(fixed, warped, spacing, smallest).items():
+        expected = medpy_assd(warped == label, fixed == label, voxelspacing=spacing)
+        if found is None or abs(found.assd_mm - expected) > TOLERANCE * expected:
+            raise BenchmarkError(
+                f"label {label}: expected MedPy's ASSD of {expected} mm, got {found}; "
+                "correct the metric first."
+            )
+
+
+def timed(work: Callable[[], Any], runs: int) -> dict[str, Any]:
+    """Seconds on the clock, and of all threads together, of every run."""
+    clock, cpu = [], []
+    for _ in range(runs):
+        started, spent = time.perf_counter(), time.process_time()
+        work()
+        clock.append(time.perf_counter() - started)
+        cpu.append(time.process_time() - spent)
+    return {
+        "seconds": clock,
+        "median_seconds": statistics.median(clock),
+        "least_seconds": min(clock),
+        "median_cpu_seconds": statistics.median(cpu),
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure the first pair of the folder and write the result."""
+    moving, fixed = labelled_pairs(args.folder)[0]
+    pair = load_pair(moving, fixed)
+    rows = {}
+    with itk_threads(args.threads):
+        work, labels = measures(pair)
+        for name, measure in work.items():
+            rows[name] = timed(measure, args.runs)
+            row = rows[name]
+            print(
+                f"{name:<48}{row['median_seconds']:>9.3f} s"
+                f"{row['median_cpu_seconds']:>9.3f} s of CPU"
+            )
+    path = write_result(
+        "metrics",
+        {
+            "threads": args.threads,
+            "load_average": os.getloadavg(),
+            "shape": pair.fixed.grid.shape,
+            "spacing_mm": pair.fixed.grid.spacing.round(6).tolist(),
+            "labels": labels,
+            "rows": rows,
+        },
+        packages=["MedPy"],
+    )
+    print(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("folder", type=Path, help="NAME_*.nii.gz with NAME_labels.nii.gz")
+    add("--runs", type=int, default=5, help="of each (default: %(default)s)")
+    cores = len(os.sched_getaffinity(0))
+    add("--threads", type=int, default=cores, help="(default: all cores)")
+    args = parser.parse_args()
+    return exit_code("metrics.py", lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""`paramorph-rt evaluate`: metrics of a registration by its files, whoever made them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .transform import FORMATS, read_transforms
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..landmarks import Landmarks
+
+# Those of `landmarks`, which would load NumPy for `--help`.
+SPACES = ("RAS", "LPS", "voxel")
+
+_EXAMPLES = """
+"before" needs the moving image, labels or landmarks; "after" the warped ones, or the transform,
+through which the moving ones are then warped. docs/metrics.md defines every metric.
+
+examples:
+  paramorph-rt evaluate --fixed f.nii.gz --moving m.nii.gz --warped w.nii.gz \\
+      --fixed-labels fl.nii.gz --moving-labels ml.nii.gz --warped-labels wl.nii.gz \\
+      --transform OUT/displacement.nii.gz --csv labels.csv --json metrics.json
+
+  paramorph-rt evaluate --fixed f.nii.gz --moving m.nii.gz \\
+      --transform 1Warp.nii.gz 0GenericAffine.mat \\
+      --fixed-landmarks f.csv --moving-landmarks m.csv --landmark-space LPS
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declare the command's options."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="measure a registration: labels, images, deformation, landmarks",
+        description="Measure a registration by its files, whichever program made them.",
+        epilog=_EXAMPLES.strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--fixed", type=Path, metavar="NII", help="fixed image")
+    add("--moving", type=Path, metavar="NII", help="moving image")
+    add("--warped", type=Path, metavar="NII", help="moving image on the fixed image's grid")
+    add("--fixed-labels", type=Path, metavar="NII", help="label map of the fixed image")
+    add("--moving-labels", type=Path, metavar="NII", help="label map of the moving image")
+    add("--warped-labels", type=Path, metavar="NII", help="moving labels on the fixed grid")
+    add(
+        *("--transform", "--displacement"),
+        dest="transforms",
+        nargs="+",
+        default=[],
+        metavar="TRANSFORM",
+        help="fixed to moving, FILE or [FILE,1]; several in the order of ANTs' -t",
+    )
+    add("--from", dest="source", choices=FORMATS, help="its format (default: the file tells)")
+    add("--fixed-landmarks", type=Path, metavar="FILE", help="CSV, .fcsv or .mrk.json")
+    add("--moving-landmarks", type=Path, metavar="FILE", help="the same places, moving image")
+    add(
+        "--landmark-space",
+        choices=SPACES,
+        help="of landmarks whose file does not say: world mm, or voxel indices from 0",
+    )
+    add(
+        "--nsd-tolerance",
+        type=_not_negative,
+        metavar="MM",
+        help="of the normalised surface distance, in mm (default: 1)",
+    )
+    add("--label-names", type=Path, metavar="FILE", help="CSV, TSV, FreeSurfer or ITK-SNAP table")
+    add("--csv", type=Path, metavar="FILE", help="write a row per label; - is stdout")
+    add("--json", type=Path, metavar="FILE", help="write all metrics; - is stdout")
+    add("--force", action="store_true", help="replace existing --csv and --json")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write, print."""
+    from ..errors import EvaluationError
+    from ..evaluation import Kind, evaluate, label_table
+    from ..label_names import load_label_names
+    from ..metrics.surface import NSD_TOLERANCE_MM
+    from ..outputs import check_file, staged_file
+    from ..volume import load_labels, load_volume
+
+    to_stdout = [path for path in (args.csv, args.json) if path == Path("-")]
+    if len(to_stdout) == 2:
+        raise EvaluationError("--csv: expected one table on stdout, got --json there too; name it.")
+    files = [path for path in (args.csv, args.json) if path and path not in to_stdout]
+    for path in files:
+        check_file(path, args.force)
+    metrics = evaluate(
+        Kind(*(path and load_volume(path) for path in (args.fixed, args.moving, args.warped))),
+        Kind(
+            args.fixed_labels and load_labels(args.fixed_labels),
+            args.moving_labels and load_labels(args.moving_labels),
+            # A warp may have pushed all labels out; that is a result.
+            args.warped_labels and load_labels(args.warped_labels, may_be_empty=True),
+        ),
+        read_transforms(args) if args.transforms else (),
+        _landmarks(args),
+        nsd_tolerance_mm=NSD_TOLERANCE_MM if args.nsd_tolerance is None else args.nsd_tolerance,
+        label_names=args.label_names and load_label_names(args.label_names),
+    )
+    texts = {}
+    if args.csv:
+        texts[args.csv] = label_table(metrics)
+    if args.json:
+        texts[args.json] = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
+    for path in files:
+        with staged_file(path) as staging:
+            staging.write_text(texts[path], encoding="utf-8")
+    print(texts[to_stdout[0]].rstrip("\n") if to_stdout else "\n".join(_lines(metrics, files)))
+    return 0
+
+
+def _landmarks(args: argparse.Namespace) -> tuple[Landmarks, Landmarks] | None:
+    from ..errors import EvaluationError
+    from ..landmarks import load_landmarks
+    from ..volume import load_grid
+
+    files = {"fixed": args.fixed_landmarks, "moving": args.moving_landmarks}
+    if not any(files.values()):
+        return None
+    if missing := [role for role, path in files.items() if path is None]:
+        raise EvaluationError(
+            f"landmarks: expected those of both images, got none of the {missing[0]} one; pass "
+            f"--{missing[0]}-landmarks."
+        )
+    found = []
+    for role, path in files.items():
+        image = getattr(args, role) or getattr(args, f"{role}_labels")
+        counts_voxels = args.landmark_space == "voxel" and image
+        grid = load_grid(image) if counts_voxels else None
+        found.append(load_landmarks(path, args.landmark_space, grid))
+    return found[0], found[1]
+
+
+def _lines(metrics: dict[str, Any], files: list[Path]) -> Iterator[str]:
+    """A table for people."""
+    stages = ("before", "after")
+    yield f"{'':<34}" + "".join(f"{stage:>11}" for stage in stages)
+    tables: dict[str, dict[str, float | None]] = {}
+    for key in ("ncc", "ssim", "mse"):
+        if key in metrics:
+            tables[key] = metrics[key]
+    for key in ("dice", "assd_mm", "hd95_mm", "nsd", "tre_mm"):
+        if key in metrics:
+            tables[f"mean {key}"] = {s: table["mean"] for s, table in metrics[key].items()}
+    if "volume_change_percent" in metrics:
+        change = metrics["volume_change_percent"]["after"]["mean"]
+        tables["mean volume_change_percent"] = {"after": change}
+    for key in metrics["definitions"]:
+        if not isinstance(metrics[key], dict):
+            tables[key] = {"after": metrics[key]}
+    for title, row in tables.items():
+        if "nsd" in title:
+            title += f" at {metrics['nsd_tolerance_mm']:g} mm"
+        yield f"{title:<34}" + "".join(f"{_cell(row, stage):>11}" for stage in stages)
+    for stage, table in metrics.get("tre_mm", {}).items():
+        if table["outside"]:
+            yield f"{stage}: {table['outside']} landmarks lie outside the displacement field"
+    if "dice" in metrics:
+        table = metrics["volume_mm3"]
+        over = "both label maps have" if "moving" in table else "the fixed label map has"
+        yield f"means are over the labels that {over}"
+    for path in files:
+        yield f"wrote {path}"
+
+
+def _cell(row: dict[str, float | None], stage: str) -> str:
+    if stage not in row:
+        return ""
+    value = row[stage]
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected millimetres, got {text}")
+    return value
