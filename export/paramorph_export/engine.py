@@ -1,0 +1,263 @@
+"""Engines in a bundle: TensorRT builds each in a process of its own; all are added, or none."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paramorph_export.errors import ExportError
+from paramorph_rt.backends.gpu import find_gpu
+from paramorph_rt.bundle import MANIFEST, load_bundle
+from paramorph_rt.errors import BackendError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from paramorph_rt.bundle import Bundle, NetworkEntry
+
+FOLDER = "engines"
+MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+CARDS = {"rtx3080": "sm86"}
+#: Compute capabilities that each flavour builds for; TensorRT for RTX has none for data centres.
+TARGETS = {
+    "tensorrt-rtx": ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
+    "tensorrt": ("sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120"),
+}
+CHILD = Path(__file__).with_name("engine_child.py")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the child is told: one engine.
+
+    Attributes:
+        module: `tensorrt_rtx` or `tensorrt`.
+        network: ONNX file.
+        target: Such as "sm86".
+        plugin: GridSample3D's library, for versions of TensorRT that have no such layer.
+        engine: File to write.
+        answer: JSON file to write: what the build was and needs.
+    """
+
+    module: str
+    network: str
+    target: str
+    plugin: str | None
+    engine: str
+    answer: str
+
+
+def add_engines(
+    folder: str | Path,
+    targets: Sequence[str],
+    flavour: str = "auto",
+    precision: str = "fp16",
+    plugin: Path | None = None,
+    time_limit_s: float = 900,
+) -> list[dict[str, Any]]:
+    """Build an engine of each of a bundle's networks of one precision, for each target.
+
+    An engine of the same flavour, target, precision and shape is replaced. The bundle stays as it
+    was until the last engine is built.
+
+    Args:
+        folder: The bundle.
+        targets: Cards (`CARDS`) or compute capabilities such as "sm86".
+        flavour: "tensorrt-rtx" needs no GPU; "tensorrt" builds for the GPU that is here; "auto" is
+            the first that is installed.
+        precision: Of the networks.
+        plugin: Library of GridSample3D, used by TensorRT before 11.2 and stored in the engine.
+        time_limit_s: Of each build.
+
+    Returns:
+        The new entries of the manifest.
+
+    Raises:
+        BundleError: No bundle, an altered network, or none of this precision.
+        ExportError: An unknown target, no GPU of its kind, or a build that failed or took too long.
+        MissingDependencyError: The flavour's package is not installed.
+    """
+    bundle = load_bundle(folder)
+    bundle.network(precision)  # or say how to export it
+    networks = [entry for entry in bundle.networks if entry.precision == precision]
+    flavour = _installed(flavour)
+    targets = list(dict.fromkeys(_checked_target(name, flavour) for name in targets))
+    entries, files = [], {}
+    with tempfile.TemporaryDirectory(prefix=".engines-", dir=bundle.folder) as name:
+        for network in networks:
+            for target in targets:
+                entry, parts = _build(
+                    bundle, network, flavour, target, plugin, time_limit_s, Path(name)
+                )
+                entries.append(entry)
+                files |= parts
+        _take(bundle, entries, files)
+    return entries
+
+
+def _installed(flavour: str) -> str:
+    for name, module in MODULES.items():
+        if flavour in ("auto", name) and importlib.util.find_spec(module):
+            return name
+    wanted = next(iter(MODULES)) if flavour == "auto" else flavour
+    raise MissingDependencyError(
+        f"{flavour}: expected the package {MODULES[wanted]}, found none; pip install "
+        f"'paramorph-rt[{wanted}]'."
+    )
+
+
+def _checked_target(name: str, flavour: str) -> str:
+    target = CARDS.get(name, name)
+    if target not in TARGETS[flavour]:
+        raise ExportError(
+            f"--target: expected {', '.join((*CARDS, *TARGETS[flavour]))} for {flavour}, got "
+            f"{name}; choose one of them, or another --flavour."
+        )
+    if flavour == "tensorrt":
+        try:
+            here = find_gpu().compute_capability
+        except BackendError as err:
+            raise ExportError(
+                f"tensorrt: expected a GPU to build on, got none ({err}); build where the engine "
+                "will run, or choose --flavour tensorrt-rtx, which needs none."
+            ) from err
+        if here != _capability(target):
+            raise ExportError(
+                f"tensorrt: expected a GPU of compute capability {_capability(target)} for "
+                f"{name}, got one of {here}; build on such a GPU."
+            )
+    return target
+
+
+def _capability(target: str) -> str:
+    """ "sm86" → "8.6"."""
+    return f"{target[2:-1]}.{target[-1]}"
+
+
+def _build(
+    bundle: Bundle,
+    network: NetworkEntry,
+    flavour: str,
+    target: str,
+    plugin: Path | None,
+    time_limit_s: float,
+    staging: Path,
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """One engine in `staging`: its entry, and the files that belong to it by their final names."""
+    shape = "x".join(map(str, network.shape))
+    stem = f"{flavour}-{target}-{network.precision}-{shape}"
+    engine, log, answer = (staging / f"{stem}.{suffix}" for suffix in ("engine", "log", "json"))
+    job = Job(
+        MODULES[flavour],
+        str(bundle.verified_path(network.file).resolve()),
+        target,
+        str(plugin.resolve()) if plugin else None,
+        str(engine),
+        str(answer),
+    )
+    started = time.perf_counter()
+    _run_child([sys.executable, str(CHILD), json.dumps(asdict(job))], log, time_limit_s, stem)
+    seconds = time.perf_counter() - started
+    built = json.loads(answer.read_text())
+    # Part of the name, so that a rebuilt engine never stands under the hash of the one before.
+    sha256 = _sha256(engine)
+    final = f"{FOLDER}/{stem}-{sha256[:8]}"
+    entry = {
+        "file": f"{final}.engine",
+        "log": f"{final}.log",
+        "flavour": flavour,
+        "version": built["version"],
+        "compute_capability": _capability(target),
+        "precision": network.precision,
+        "shape": list(network.shape),
+        "network": network.file,
+        "network_sha256": bundle.manifest["files"][network.file]["sha256"],
+        "build_seconds": round(seconds, 1),
+        "device_memory_bytes": built["activation_bytes"],
+        "weights_bytes": built["weights_bytes"],
+    }
+    return entry, {entry["file"]: engine, entry["log"]: log}
+
+
+def _run_child(command: list[str], log: Path, time_limit_s: float, what: str) -> None:
+    """Run the build; a failure keeps its log where its message says.
+
+    Raises:
+        ExportError: It failed, crashed or took too long.
+    """
+    with log.open("wb") as stream:
+        child = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = child.wait(time_limit_s)
+            outcome = _outcome(code)
+        except subprocess.TimeoutExpired:
+            outcome = f"none after {time_limit_s:g} s"
+        finally:  # also when this program is interrupted
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+    if outcome:
+        handle, kept = tempfile.mkstemp(prefix=f"{what}-", suffix=".log")
+        os.close(handle)
+        shutil.copyfile(log, kept)
+        last = _reason(log.read_text(errors="replace"))
+        raise ExportError(
+            f"{what}: expected an engine, got {outcome}{last}; read {kept}, and raise "
+            "--time-limit if it was too short."
+        )
+
+
+def _outcome(code: int) -> str | None:
+    if code == 0:
+        return None
+    if code < 0:
+        return f"a crash of the library ({signal.Signals(-code).name})"
+    return "a refusal of the library"
+
+
+def _reason(log: str) -> str:
+    """Its last error, if it told one."""
+    errors = re.findall(r"^(?:ERROR|INTERNAL_ERROR) (.+)$", log, re.MULTILINE)
+    return f": {errors[-1].strip().rstrip('.')}" if errors else ""
+
+
+def _take(bundle: Bundle, entries: list[dict[str, Any]], files: dict[str, Path]) -> None:
+    """Move the files into the bundle, then let its manifest know of them in one step."""
+    path = bundle.folder / MANIFEST
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    same = ("flavour", "compute_capability", "precision", "shape")
+    new = [[entry[key] for key in same] for entry in entries]
+    gone = [e for e in manifest["engines"] if [e[key] for key in same] in new]
+    stale = {e[key] for e in gone for key in ("file", "log")} - set(files)
+    manifest["engines"] = [e for e in manifest["engines"] if e not in gone] + entries
+    for name, staged in files.items():
+        manifest["files"][name] = {"sha256": _sha256(staged), "bytes": staged.stat().st_size}
+    for name in stale:
+        manifest["files"].pop(name, None)
+    (bundle.folder / FOLDER).mkdir(exist_ok=True)
+    for name, staged in files.items():
+        staged.replace(bundle.folder / name)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+    for name in stale:
+        (bundle.folder / name).unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
