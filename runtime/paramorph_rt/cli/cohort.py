@@ -1,0 +1,256 @@
+"""`paramorph-rt cohort`: register many pairs, and go on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .infer import add_common_options, add_picture_options, pictures, positive
+from .messages import INTERRUPTED
+
+if TYPE_CHECKING:
+    from ..cohort.pairs import Pair
+    from ..cohort.work import Outcome, Settings
+
+_EPILOG = """
+The table has a pair on each line and the names of its columns in the first: moving and fixed, and
+where wanted name, moving_labels, fixed_labels, moving_mask, fixed_mask, initial_transform, also and
+also_labels (several files with | between them). Other columns go into the summary. Paths are
+relative to the table.
+
+Each pair gets the folder DIR/pairs/NAME with the results of `paramorph-rt infer`. A second run of
+the same command keeps what is finished and still belongs to its files, options and model, and does
+the rest. DIR/summary.html, .csv and .json tell of all pairs.
+
+examples:
+  paramorph-rt cohort pairs.csv --out-dir OUT
+  paramorph-rt cohort --template mni.nii.gz --images subjects/ --out-dir OUT
+  paramorph-rt cohort --all-pairs subjects/ --out-dir OUT --affine rigid
+  paramorph-rt cohort pairs.csv --out-dir /shared/OUT --scheduler tcp://head:8786
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declare the command's options."""
+    parser = subparsers.add_parser(
+        "cohort",
+        help="register many pairs",
+        description="Register the pairs of a table, all images to one template, or each image of "
+        "a folder to each other. A pair that fails is reported and does not stop the others.",
+        epilog=_EPILOG,
+    )
+    which = parser.add_mutually_exclusive_group(required=True).add_argument
+    which("table", nargs="?", type=Path, metavar="PAIRS.csv", help="table of pairs")
+    which("--template", type=Path, metavar="NII", help="fixed image for all --images")
+    which("--all-pairs", type=Path, nargs="+", metavar="PATH", help="folder, or images")
+    add = parser.add_argument
+    add(
+        "--images",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="with --template: folder, or images; NAME_labels.nii.gz is the label map of "
+        "NAME.nii.gz or NAME_anything.nii.gz",
+    )
+    add("--template-labels", type=Path, metavar="NII", help="label map of the template")
+    add("--out-dir", type=Path, required=True, metavar="DIR", help="folder for all results")
+    add(
+        "--at-once",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="pairs in memory at once, so that files are read and written while the network works "
+        "(default: 3); more may help beside a GPU and many cores",
+    )
+    add(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="run on the workers of this Dask scheduler, which see the same files; each takes as "
+        "many pairs at once as it has threads (dask worker --nthreads)",
+    )
+    add("--force", action="store_true", help="register finished pairs again")
+    add("--json", action="store_true", help="print summary.json to stdout instead of a table")
+    add_common_options(parser)
+    add_picture_options(parser)
+    # Of single pairs only their outcomes are told.
+    parser.set_defaults(run=run, usage_error=parser.error, messages="paramorph_rt.cohort")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Register all pairs, summarise, print."""
+    if bool(args.template) != bool(args.images) or (args.template_labels and not args.template):
+        args.usage_error("--template and --images belong together; --template-labels to them")
+    from ..cohort.run import run_cohort
+    from ..cohort.summary import HTML, write_summary
+    from ..errors import CohortError
+    from ..outputs import check_outputs
+
+    pairs = _pairs(args)
+    check_outputs(args.out_dir, force=True)
+    outcomes: dict[str, Outcome] = {}
+    start = time.monotonic()
+    with _progress(len(pairs), args.quiet) as show, _first_ctrl_c(args.scheduler is None) as stop:
+        options: dict[str, Any] = {"at_once": args.at_once, "scheduler": args.scheduler}
+        running = run_cohort(
+            pairs, _settings(args), args.out_dir, force=args.force, stop=stop, **options
+        )
+        try:
+            with closing(running):
+                for outcome in running:
+                    outcomes[outcome.name] = outcome
+                    show(outcome)
+        except KeyboardInterrupt:
+            stop.set()
+    summary = write_summary(args.out_dir, pairs, outcomes, time.monotonic() - start)
+    print(json.dumps(summary) if args.json else _table(summary, args.out_dir / HTML))
+    if stop.is_set() and summary["not_run"]:
+        left = summary["not_run"]
+        print(f"paramorph-rt: stopped with {left} pairs left; run it again", file=sys.stderr)
+        return INTERRUPTED
+    if failed := [outcome.name for outcome in outcomes.values() if outcome.status == "failed"]:
+        some = ", ".join(failed[:3]) + (", …" if len(failed) > 3 else "")
+        raise CohortError(
+            f"cohort: expected results of {len(pairs)} pairs, got {len(pairs) - len(failed)}, as "
+            f"{some} failed; see {args.out_dir / HTML}, mend what it says and run the same command "
+            "again."
+        )
+    return 0
+
+
+def _pairs(args: argparse.Namespace) -> list[Pair]:
+    from ..cohort.pairs import pairs_of_all, pairs_of_table, pairs_to_template
+
+    # Absolute, because workers have working folders of their own.
+    if args.table:
+        return pairs_of_table(args.table)
+    if args.template:
+        labels = args.template_labels and args.template_labels.absolute()
+        images = [path.absolute() for path in args.images]
+        return pairs_to_template(args.template.absolute(), images, labels)
+    return pairs_of_all([path.absolute() for path in args.all_pairs])
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from ..cohort.work import Settings
+
+    grid = args.output_grid
+    return Settings(
+        model=args.model and args.model.absolute(),
+        backend=args.backend,
+        precision=args.precision,
+        threads=args.threads,
+        affine=args.affine or not args.no_affine,
+        inverse=args.inverse,
+        output_grid=grid if grid in ("fixed", "moving") else str(Path(grid).absolute()),
+        interpolation=args.interpolation,
+        pictures=pictures(args),
+    )
+
+
+@contextmanager
+def _first_ctrl_c(graceful: bool) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets if it may be graceful; the second one interrupts."""
+    stop = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+        print("\nfinishing the pairs under way; Ctrl-C again drops them", file=sys.stderr)
+
+    graceful = graceful and threading.current_thread() is threading.main_thread()
+    if graceful:
+        signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        if graceful:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress(total: int, quiet: bool) -> Iterator[Any]:
+    """Show each outcome on stderr: under a bar in a terminal, else as a line with the rate.
+
+    Args:
+        total: Number of pairs.
+        quiet: Only what is worth a line of its own.
+    """
+    from tqdm import tqdm
+
+    counts = {"done": 0, "kept": 0, "failed": 0}
+    terminal = sys.stderr.isatty()
+    show_bar = terminal and not quiet
+    # Kept pairs leave the total, so that they say nothing about the rate.
+    with tqdm(total=total, unit="pair", smoothing=0.1, disable=not show_bar, leave=False) as bar:
+        start = time.monotonic()
+
+        def show(outcome: Outcome) -> None:
+            counts[outcome.status] += 1
+            if outcome.status == "kept":
+                bar.total -= 1
+                bar.refresh()
+            else:
+                bar.update()
+            bar.set_postfix({k: n for k, n in counts.items() if n and k != "done"}, refresh=False)
+            for line in _lines(outcome):
+                tqdm.write(line, file=sys.stderr)
+            if not (terminal or quiet):
+                finished = counts["done"] + counts["failed"]
+                print(_pace(counts, total, finished, time.monotonic() - start), file=sys.stderr)
+
+        yield show
+
+
+def _lines(outcome: Outcome) -> Iterator[str]:
+    """What is worth a line of its own, whether or not there is a bar."""
+    if outcome.status == "failed":
+        yield f"{outcome.name} failed: {outcome.note}"
+    elif outcome.note:
+        yield f"{outcome.name} done again: {outcome.note}"
+    for warning in outcome.warnings:
+        yield f"{outcome.name}: {warning}"
+
+
+def _pace(counts: dict[str, int], total: int, finished: int, seconds: float) -> str:
+    so_far = sum(counts.values())
+    line = f"{so_far}/{total} pairs"
+    if finished and so_far < total:
+        left = (total - so_far) * seconds / finished
+        line += f", {60 * finished / seconds:.1f} a minute, {left / 60:.0f} min left"
+    others = ", ".join(f"{counts[key]} {key}" for key in ("kept", "failed") if counts[key])
+    return f"{line} ({others})" if others else line
+
+
+def _table(summary: dict[str, Any], page: Path) -> str:
+    lines = []
+    for title, name, worst in (
+        ("Dice before", "dice.before.mean", "min"),
+        ("Dice after", "dice.after.mean", "min"),
+        ("HD95 after (mm)", "hd95_mm.after.mean", "max"),
+        ("NCC before", "ncc.before", "min"),
+        ("NCC after", "ncc.after", "min"),
+        ("folded voxels (%)", "nonpositive_jacobian_percent", "max"),
+    ):
+        if entry := summary["statistics"].get(name):
+            cells = "".join(f"{entry[key]:>9.3f}" for key in ("mean", "sd", "median", worst))
+            lines.append(f"{title:<20}{entry['n']:>5}{cells}")
+    if lines:
+        lines.insert(0, f"{'':<20}{'n':>5}{'mean':>9}{'sd':>9}{'median':>9}{'worst':>9}")
+    counts = ", ".join(
+        f"{summary[key]} {key.replace('_', ' ')}"
+        for key in ("done", "kept", "failed", "not_run")
+        if summary[key]
+    )
+    rate = summary["pairs_per_minute"]
+    pace = f" at {rate:.1f} pairs a minute" if rate else ""
+    lines.append(f"{counts}{pace}; see {page}")
+    return "\n".join(lines)

@@ -1,0 +1,314 @@
+"""Which pairs a cohort has: a table, all images to one template, or each image to each other."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+from pathlib import Path
+
+from ..errors import CohortError
+from ..itk_files import SUFFIXES as ITK
+from ..nifti import SUFFIXES as NIFTI
+
+NEEDED = ("moving", "fixed")
+SINGLE = (
+    *NEEDED,
+    *("moving_labels", "fixed_labels", "moving_mask", "fixed_mask", "initial_transform"),
+)
+SEVERAL = ("also", "also_labels")
+COLUMNS = ("name", *SINGLE, *SEVERAL)
+BETWEEN = "|"  # the files of one cell
+SEPARATORS = ",;\t"  # of a table's cells; its first line tells which
+LABELS = "_labels"
+LONGEST_NAME = 200
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images to be registered, and all that belongs to them alone.
+
+    Attributes:
+        name: Of the folder of results; no other pair has it.
+        moving: Image to be warped.
+        fixed: Image to match.
+        moving_labels: Label map of the moving image.
+        fixed_labels: Label map of the fixed image.
+        moving_mask: Voxels of the moving image that count are not 0.
+        fixed_mask: The same for the fixed image.
+        initial_transform: Linear transform, fixed → moving, where the affine search starts.
+        also: More images in the moving image's world, warped along.
+        also_labels: The same for label maps.
+        notes: Other columns of the table, which go into the summary.
+    """
+
+    name: str
+    moving: Path
+    fixed: Path
+    moving_labels: Path | None = None
+    fixed_labels: Path | None = None
+    moving_mask: Path | None = None
+    fixed_mask: Path | None = None
+    initial_transform: Path | None = None
+    also: tuple[Path, ...] = ()
+    also_labels: tuple[Path, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
+
+    def files(self) -> dict[str, Path]:
+        """Every file that is read, by what it is."""
+        found = {role: getattr(self, role) for role in SINGLE if getattr(self, role)}
+        for role in SEVERAL:
+            found |= {f"{role} {n}": path for n, path in enumerate(getattr(self, role), 1)}
+        return found
+
+
+def pairs_of_table(table: Path) -> list[Pair]:
+    """Read a CSV with a pair on each line.
+
+    Cells are separated by commas, semicolons or tabs; the text is UTF-8, with or without a byte
+    order mark. Paths are relative to the table. `moving` and `fixed` are needed; `COLUMNS` lists
+    the others; `also` and `also_labels` take several files with | between them; any further
+    column becomes a note.
+
+    Raises:
+        CohortError: Anything in it that cannot be used, with the number of its line.
+    """
+    rows = csv.reader(io.StringIO(text := _text(table), newline=""), delimiter=_separator(text))
+    try:
+        header = [cell.strip() for cell in next(rows, [])]
+        _check_header(header, table)
+        pairs = {}
+        for row in rows:
+            if any(cell.strip() for cell in row):
+                subject = f"{table}, line {rows.line_num}"
+                pairs[subject] = _pair(_cells(row, header, subject), table)
+    except csv.Error as err:
+        raise CohortError(
+            f"{table}, line {rows.line_num}: expected a CSV table, got {err}; repair this line."
+        ) from err
+    if not pairs:
+        raise CohortError(f"{table}: expected a pair on each line, got none; add lines.")
+    return _checked(pairs)
+
+
+def pairs_to_template(
+    template: Path, images: Sequence[Path], template_labels: Path | None = None
+) -> list[Pair]:
+    """Each image to one fixed template, which is left out where it is among the images.
+
+    Args:
+        template: Fixed image.
+        images: Files, or folders of them; label maps among them go with their images, see
+            `images_with_labels`.
+        template_labels: Its label map, to be compared with those of the images.
+
+    Raises:
+        CohortError: A file is missing, there is no image, or two have one name.
+    """
+    same = template.resolve()
+    return _checked(
+        {
+            f"{image}": Pair(
+                _stem(image), image, template, labels, template_labels if labels else None
+            )
+            for image, labels in images_with_labels(images)
+            if image.resolve() != same
+        }
+    )
+
+
+def pairs_of_all(images: Sequence[Path]) -> list[Pair]:
+    """Each image to each other, both ways; `images` as in `pairs_to_template`.
+
+    Raises:
+        CohortError: A file is missing, fewer than two images, or two of one name.
+    """
+    return _checked(
+        {
+            f"{moving} to {fixed}": Pair(
+                _default_name(moving, fixed), moving, fixed, labels, labels and fixed_labels
+            )
+            for (moving, labels), (fixed, fixed_labels) in permutations(
+                images_with_labels(images), 2
+            )
+        }
+    )
+
+
+def images_with_labels(paths: Iterable[Path]) -> list[tuple[Path, Path | None]]:
+    """Images, each with its label map if that is there too.
+
+    `NAME_labels.nii.gz` is the label map of `NAME.nii.gz` or `NAME_anything.nii.gz` beside it.
+
+    Args:
+        paths: Files, or folders of NIfTI, NRRD and MetaImage files.
+
+    Raises:
+        CohortError: Nothing there, or a label map without its image.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(p for p in path.iterdir() if p.name.endswith((*NIFTI, *ITK)))
+        else:
+            files.append(path)
+    labels = {p.parent / _stem(p).removesuffix(LABELS): p for p in files if _is_labels(p)}
+    found = []
+    for image in files:
+        if not _is_labels(image):
+            place = image.parent / _stem(image)
+            owners = [at for at in labels if place == at or f"{place}".startswith(f"{at}_")]
+            owner = max(owners, key=lambda at: len(at.name), default=place)
+            found.append((image, labels.get(owner)))
+    used = {path for _, path in found}
+    if orphans := [path for path in labels.values() if path not in used]:
+        raise CohortError(
+            f"{orphans[0]}: expected its image beside it, found none; add NAME.nii.gz for every "
+            "NAME_labels.nii.gz."
+        )
+    return found
+
+
+def _text(table: Path) -> str:
+    try:
+        content = table.read_bytes()
+    except OSError as err:
+        raise CohortError(
+            f"{table}: expected a CSV table, got {err.strerror}; check the path."
+        ) from err
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        line = content[: err.start].count(b"\n") + 1
+        raise CohortError(
+            f"{table}, line {line}: expected UTF-8 text, got the byte 0x{content[err.start]:02x}; "
+            "save the table as CSV in UTF-8."
+        ) from err
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise CohortError(
+            f"{table}, line {line}: expected text, got a null byte; save the table as CSV in UTF-8."
+        )
+    return text
+
+
+def _separator(text: str) -> str:
+    """The one that most cells of the first line end with; a comma for a line of one cell."""
+    first = text.partition("\n")[0]
+    return max(SEPARATORS, key=first.count)
+
+
+def _check_header(header: list[str], table: Path) -> None:
+    subject = f"{table}, line 1"
+    for column in header:
+        if header.count(column) > 1:
+            raise CohortError(
+                f"{subject}: expected each column once, got {column or 'several without a name'} "
+                f"{header.count(column)} times; rename or remove one."
+            )
+        plain = re.sub(r"[\s-]+", "_", column.lower())
+        close = difflib.get_close_matches(plain, COLUMNS, n=1, cutoff=0.85)
+        if close and column not in COLUMNS:
+            raise CohortError(
+                f'{subject}: expected a known column or a note, got "{column}", which is nearly '
+                f'"{close[0]}"; write it like that, or call the note something else.'
+            )
+    if not set(NEEDED) <= set(header):
+        raise CohortError(
+            f"{subject}: expected the columns moving and fixed, got "
+            f"{', '.join(filter(None, header)) or 'none'}; name the columns in the first line."
+        )
+
+
+def _cells(row: list[str], header: list[str], subject: str) -> dict[str, str]:
+    if len(row) != len(header):
+        raise CohortError(
+            f"{subject}: expected {len(header)} cells as in the first line, got {len(row)}; quote "
+            "cells that contain the separator."
+        )
+    cells = {column: cell.strip() for column, cell in zip(header, row, strict=True)}
+    for column in NEEDED:
+        if not cells[column]:
+            raise CohortError(f"{subject}: expected a file as {column}, got none; fill the cell.")
+    return cells
+
+
+def _pair(cells: Mapping[str, str], table: Path) -> Pair:
+    home = table.absolute().parent
+    paths = {role: home / cells[role] for role in SINGLE if cells.get(role)}
+    several = {
+        role: tuple(home / part.strip() for part in cells[role].split(BETWEEN))
+        for role in SEVERAL
+        if cells.get(role)
+    }
+    notes = tuple(
+        (column, cell) for column, cell in cells.items() if column and column not in COLUMNS
+    )
+    name = cells.get("name") or _default_name(paths["moving"], paths["fixed"])
+    return Pair(name, **paths, **several, notes=notes)  # type: ignore[arg-type]
+
+
+def _checked(pairs: Mapping[str, Pair]) -> list[Pair]:
+    """The pairs, if all can be registered; the keys say where each comes from."""
+    if not pairs:
+        raise CohortError("cohort: expected at least one pair, got none; check the images.")
+    owners: dict[str, str] = {}
+    for subject, pair in pairs.items():
+        _check_name(pair.name, subject)
+        # Some file systems do not tell A from a.
+        other = owners.setdefault(pair.name.casefold(), subject)
+        if other != subject:
+            raise CohortError(
+                f"{subject}: expected a name of its own for each pair, got {pair.name} as for "
+                f"{other}; use a table with a column name."
+            )
+        if pair.fixed_labels and not pair.moving_labels:
+            raise CohortError(
+                f"{subject}: expected moving_labels to compare fixed_labels with, got none; fill "
+                "both or only the first."
+            )
+    exists = cache(Path.exists)  # a file may belong to many pairs
+    missing = [
+        (subject, role, path)
+        for subject, pair in pairs.items()
+        for role, path in pair.files().items()
+        if not exists(path)
+    ]
+    if missing:
+        subject, role, path = missing[0]
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise CohortError(
+            f"{subject}: expected a file as {role}, found none at {path}{more}; check the path "
+            "(those in a table are relative to it)."
+        )
+    return list(pairs.values())
+
+
+def _check_name(name: str, subject: str) -> None:
+    if name.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f]", name):
+        raise CohortError(
+            f"{subject}: expected a name that can be a folder's, got {name!r}; use letters, digits "
+            "and other characters without slashes, and no dot in front."
+        )
+    if len(name.encode()) > LONGEST_NAME:
+        raise CohortError(
+            f"{subject}: expected a name of at most {LONGEST_NAME} bytes, got "
+            f"{len(name.encode())}; shorten it."
+        )
+
+
+def _default_name(moving: Path, fixed: Path) -> str:
+    return f"{_stem(moving)}_to_{_stem(fixed)}"
+
+
+def _is_labels(path: Path) -> bool:
+    return _stem(path).endswith(LABELS)
+
+
+def _stem(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).stem

@@ -1,0 +1,167 @@
+"""All pairs of a cohort at a glance: summary.csv, summary.json and summary.html."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import outputs
+from .page import page
+from .work import PAIRS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from .pairs import Pair
+    from .work import Outcome
+
+CSV = "summary.csv"
+JSON = "summary.json"
+HTML = "summary.html"
+NOT_RUN = "not run"
+# By which pairs are ordered: the first that any pair has. More is better in both.
+RANKING = ("dice.after.mean", "ncc.after")
+QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pair, what came of it, and the numbers of its metrics.json by their path in it."""
+
+    pair: Pair
+    status: str
+    note: str
+    warnings: tuple[str, ...]
+    metrics: dict[str, float | None]
+    report: bool  # whether its folder holds one
+
+    @property
+    def folder(self) -> str:
+        """Relative to the cohort's."""
+        return f"{PAIRS}/{self.pair.name}"
+
+
+def write_summary(
+    out_dir: Path, pairs: Sequence[Pair], outcomes: Mapping[str, Outcome], seconds: float
+) -> dict[str, Any]:
+    """Write the three files beside the pairs, from the metrics in the pairs' folders.
+
+    Args:
+        out_dir: Of the cohort.
+        pairs: All of it.
+        outcomes: By the pair's name; those without one have not run.
+        seconds: That the cohort took.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        OutputError: They cannot be written.
+    """
+    rows = worst_first([_row(out_dir, pair, outcomes.get(pair.name)) for pair in pairs])
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    statistics = {name: statistics_of([r.metrics.get(name) for r in rows]) for name in names}
+    done = sum(row.status == "done" for row in rows)
+    summary = {
+        "pairs": len(rows),
+        **{s.replace(" ", "_"): sum(r.status == s for r in rows) for s in _STATUSES},
+        "seconds": round(seconds, 3),
+        "pairs_per_minute": round(60 * done / seconds, 3) if done and seconds else None,
+        "statistics": {name: entry for name, entry in statistics.items() if entry},
+        "results": [_entry(row) for row in rows],
+    }
+    with outputs.staged_file(out_dir / CSV) as path:
+        _write_csv(path, rows, names)
+    with outputs.staged_file(out_dir / JSON) as path:
+        path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with outputs.staged_file(out_dir / HTML) as path:
+        path.write_text(page(rows, summary), encoding="utf-8")
+    return summary
+
+
+_STATUSES = ("done", "kept", "failed", NOT_RUN)
+
+
+def worst_first(rows: Sequence[Row]) -> list[Row]:
+    """Failures, then pairs without results, then the others from the worst to the best."""
+    by = next((name for name in RANKING if any(name in row.metrics for row in rows)), RANKING[-1])
+
+    def rank(row: Row) -> tuple[int, float]:
+        value = row.metrics.get(by)
+        if row.status in ("failed", NOT_RUN):
+            return ("failed", NOT_RUN).index(row.status), 0.0
+        return (2, 0.0) if value is None else (3, value)
+
+    return sorted(rows, key=rank)
+
+
+def statistics_of(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Number, mean, standard deviation (of the sample) and quantiles of the values that exist."""
+    known = np.array([value for value in values if value is not None], dtype=float)
+    if not known.size:
+        return None
+    spread = float(known.std(ddof=1)) if known.size > 1 else 0.0
+    quantiles = np.percentile(known, list(QUANTILES.values()))
+    return {
+        "n": int(known.size),
+        "mean": float(known.mean()),
+        "sd": spread,
+        **dict(zip(QUANTILES, map(float, quantiles), strict=True)),
+    }
+
+
+def _row(out_dir: Path, pair: Pair, outcome: Outcome | None) -> Row:
+    if outcome is None:
+        return Row(pair, NOT_RUN, "", (), {}, False)
+    if outcome.status == "failed":
+        return Row(pair, outcome.status, outcome.note, (), {}, False)
+    folder = out_dir / PAIRS / pair.name
+    metrics = json.loads((folder / outputs.METRICS).read_text(encoding="utf-8"))
+    record = json.loads((folder / outputs.RECORD).read_text(encoding="utf-8"))
+    numbers = dict(_numbers(metrics))
+    report = (folder / outputs.REPORT).is_file()
+    return Row(pair, outcome.status, outcome.note, tuple(record["warnings"]), numbers, report)
+
+
+def _numbers(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
+    """Every number of a table within tables, by its path; not those of single labels."""
+    for key, value in table.items():
+        if isinstance(value, dict) and key != "labels":
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            yield f"{prefix}{key}", value
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.pair.name,
+        "status": row.status,
+        "note": row.note,
+        "warnings": list(row.warnings),
+        "folder": row.folder,
+        "files": {role: str(path) for role, path in row.pair.files().items()},
+        "notes": dict(row.pair.notes),
+        "metrics": row.metrics,
+    }
+
+
+def _write_csv(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
+    notes = list(dict.fromkeys(column for row in rows for column, _ in row.pair.notes))
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["name", "status", "note", "warnings", "moving", "fixed", *notes, *names])
+        for row in rows:
+            own = dict(row.pair.notes)
+            writer.writerow(
+                [
+                    *(row.pair.name, row.status, row.note, " ".join(row.warnings)),
+                    *(row.pair.moving, row.pair.fixed),
+                    *(own.get(column, "") for column in notes),
+                    *(row.metrics.get(name) for name in names),
+                ]
+            )

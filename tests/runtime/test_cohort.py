@@ -1,0 +1,781 @@
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from paramorph_rt import Registration
+from paramorph_rt.cli import main
+from paramorph_rt.cohort import run as cohort_run
+from paramorph_rt.cohort import work
+from paramorph_rt.cohort.pairs import (
+    Pair,
+    images_with_labels,
+    pairs_of_all,
+    pairs_of_table,
+    pairs_to_template,
+)
+from paramorph_rt.cohort.record import content_hash
+from paramorph_rt.cohort.run import run_cohort
+from paramorph_rt.cohort.summary import statistics_of, write_summary
+from paramorph_rt.cohort.work import Outcome, Settings
+from paramorph_rt.errors import BundleError, CohortError
+from paramorph_rt.registration import RegistrationResult
+from paramorph_rt.threads import itk_threads
+from paramorph_rt.volume import save_labels, save_volume
+
+from .phantoms import centred_grid, head, head_labels, volume_of
+from .test_cli import run_python
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
+
+
+@pytest.fixture
+def subjects(tmp_path) -> Path:
+    """Three subjects with labels."""
+    folder = tmp_path / "subjects"
+    folder.mkdir()
+    for number, name in enumerate("abc"):
+        grid = centred_grid("RAS", (30, 34, 28), (1.5, 1.5, 1.5), (number, 0, 0))
+        save_volume(folder / f"{name}_t1.nii.gz", volume_of(head, grid))
+        save_labels(folder / f"{name}_labels.nii.gz", volume_of(head_labels, grid))
+    return folder
+
+
+@pytest.fixture
+def settings(zero_bundle_path) -> Settings:
+    return Settings(zero_bundle_path, "onnxruntime", threads=1, affine=False)
+
+
+def cohort(model: Path, out: Path, *words: object) -> int:
+    options = ["--model", model, "--out-dir", out, "--backend", "onnxruntime", "--threads", 1]
+    return main(["cohort", *map(str, [*words, *options]), "--no-affine"])
+
+
+def write_table(folder: Path, text: str | bytes) -> Path:
+    table = folder / "pairs.csv"
+    table.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return table
+
+
+def statuses(out: Path) -> dict[str, str]:
+    summary = json.loads((out / "summary.json").read_text())
+    return {entry["name"]: entry["status"] for entry in summary["results"]}
+
+
+def inodes(out: Path) -> dict[str, int]:
+    """Of each finished pair's metrics; a pair that is done again gets another."""
+    return {path.parent.name: path.stat().st_ino for path in out.glob("pairs/[!.]*/metrics.json")}
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_table_with_all_columns(subjects, separator, mark):
+    header = ["name", "moving", "fixed", "moving_labels", "fixed_labels", "moving_mask", "also"]
+    row = ["Ü 1", "a_t1.nii.gz", str(subjects / "b_t1.nii.gz"), "a_labels.nii.gz"]
+    row += ["b_labels.nii.gz", "c_labels.nii.gz", "a_t1.nii.gz | c_t1.nii.gz"]
+    lines = [separator.join([*header, "age"]), separator.join([*row, "61"]), "", separator * 7]
+    table = write_table(subjects, mark + "\r\n".join(lines).encode())
+    (pair,) = pairs_of_table(table)
+    assert pair == Pair(
+        "Ü 1",
+        *(subjects / name for name in ("a_t1.nii.gz", "b_t1.nii.gz")),
+        *(subjects / name for name in ("a_labels.nii.gz", "b_labels.nii.gz")),
+        moving_mask=subjects / "c_labels.nii.gz",
+        also=(subjects / "a_t1.nii.gz", subjects / "c_t1.nii.gz"),
+        notes=(("age", "61"),),
+    )
+
+
+A_TO_B = "a_t1.nii.gz,b_t1.nii.gz"
+BAD_TABLES = {
+    "empty": ("", "line 1: expected the columns moving and fixed, got none"),
+    "header alone": ("moving,fixed\n", "expected a pair on each line, got none"),
+    "no header": (f"{A_TO_B}\n", "line 1: expected the columns moving and fixed, got a_t1"),
+    "column missing": ("moving,age\nx,1\n", "line 1: expected the columns moving and fixed, got"),
+    "column twice": ("moving,fixed,moving\n", "line 1: expected each column once, got moving 2"),
+    "almost a column": (
+        f"moving,fixed,Moving label\n{A_TO_B},x\n",
+        '"Moving label", which is nearly "moving_labels"',
+    ),
+    "short line": (f"moving,fixed\n{A_TO_B}\na_t1.nii.gz\n", "line 3: expected 2 cells"),
+    "long line": (f"moving,fixed\n{A_TO_B},x\n", "line 2: expected 2 cells .* got 3"),
+    "empty cell": ("moving,fixed\na_t1.nii.gz,\n", "line 2: expected a file as fixed, got none"),
+    "missing file": (
+        f"moving,fixed\n{A_TO_B}\nnone.nii,b_t1.nii.gz\nnone.nii,a_t1.nii.gz\n",
+        r"line 3: expected a file as moving, found none at .*/none\.nii \(and 1 more\)",
+    ),
+    "same pair twice": (
+        f"moving,fixed\n{A_TO_B}\n{A_TO_B}\n",
+        "line 3: expected a name of its own for each pair, got a_t1_to_b_t1 as for .* line 2",
+    ),
+    "names that one folder cannot tell": (
+        f"name,moving,fixed\nx,{A_TO_B}\nX,{A_TO_B}\n",
+        "line 3: expected a name of its own for each pair, got X",
+    ),
+    "slash": (f"name,moving,fixed\na/b,{A_TO_B}\n", "line 2: expected a name that can be"),
+    "parent": (f"name,moving,fixed\n..,{A_TO_B}\n", "line 2: expected a name that can be"),
+    "line break in a name": (
+        f'name,moving,fixed\n"a\nb",{A_TO_B}\n',
+        r"line 3: expected a name that can be a folder's, got 'a\\nb'",
+    ),
+    "long name": (f"name,moving,fixed\n{'x' * 201},{A_TO_B}\n", "line 2: .* at most 200 bytes"),
+    "fixed labels alone": (
+        f"moving,fixed,fixed_labels\n{A_TO_B},b_labels.nii.gz\n",
+        "line 2: expected moving_labels to compare fixed_labels with",
+    ),
+    "Latin-1": (
+        f"moving,fixed\n{A_TO_B}\né,b\n".encode("latin-1"),
+        "line 3: expected UTF-8 .*0xe9",
+    ),
+    "UTF-16": ("moving,fixed\n".encode("utf-16"), "line 1: expected UTF-8 text, got the byte 0xff"),
+    "null byte": (f"moving,fixed\n{A_TO_B}\n\0,b\n", "line 3: expected text, got a null byte"),
+    "open quote": (f'moving,fixed\n"{A_TO_B}\n', "line 2: expected 2 cells"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_bad_table_is_one_sentence_before_anything_runs(subjects, tmp_path, capsys, case):
+    text, match = BAD_TABLES[case]
+    with pytest.raises(CohortError, match=match):
+        pairs_of_table(write_table(subjects, text))
+    assert cohort(tmp_path / "no bundle", tmp_path / "out", subjects / "pairs.csv") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("paramorph-rt: ")
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_table_that_is_not_there(tmp_path, capsys):
+    assert cohort(tmp_path, tmp_path / "out", tmp_path / "none.csv") == 1
+    assert "none.csv: expected a CSV table, got No such file" in capsys.readouterr().err
+
+
+def test_labels_of_a_folder_go_with_their_images(subjects, tmp_path):
+    assert images_with_labels([subjects]) == [
+        (subjects / f"{name}_t1.nii.gz", subjects / f"{name}_labels.nii.gz") for name in "abc"
+    ]
+    assert images_with_labels([subjects / "a_t1.nii.gz"]) == [(subjects / "a_t1.nii.gz", None)]
+    with pytest.raises(CohortError, match="expected at least one pair, got none"):
+        pairs_of_all([subjects / "a_t1.nii.gz"])
+    with pytest.raises(CohortError, match=r"a_t1.nii.gz: expected a file as fixed, found none at"):
+        pairs_to_template(tmp_path / "none.nii", [subjects])
+    (subjects / "b_t1.nii.gz").unlink()
+    with pytest.raises(CohortError, match=r"b_labels.nii.gz: expected its image beside it"):
+        images_with_labels([subjects])
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def test_template_and_all_pairs(subjects, zero_bundle_path, tmp_path):
+    template = ["--template", subjects / "b_t1.nii.gz", "--images", subjects]
+    template += ["--template-labels", subjects / "b_labels.nii.gz"]
+    assert cohort(zero_bundle_path, tmp_path / "one", *template) == 0
+    assert set(statuses(tmp_path / "one")) == {"a_t1", "c_t1"}
+    assert cohort(zero_bundle_path, tmp_path / "all", "--all-pairs", subjects) == 0
+    names = {f"{m}_t1_to_{f}_t1" for m in "abc" for f in "abc" if m != f}
+    assert set(statuses(tmp_path / "all")) == names
+    for place in ("one/pairs/a_t1", "all/pairs/a_t1_to_b_t1"):
+        metrics = json.loads((tmp_path / place / "metrics.json").read_text())
+        assert (metrics["moving"], metrics["fixed"]) == ("a_t1.nii.gz", "b_t1.nii.gz")
+        assert "dice" in metrics
+
+
+def test_pair_gets_what_infer_gives(subjects, zero_bundle_path, tmp_path):
+    header, mask = "name,moving,fixed,also,fixed_mask", "b_labels.nii.gz"
+    table = write_table(subjects, f"{header}\nx,{A_TO_B},c_t1.nii.gz,{mask}\n")
+    options = ["--interpolation", "bspline", "--inverse", "--output-grid", "moving"]
+    assert cohort(zero_bundle_path, tmp_path / "out", table, *options) == 0
+    one = ["--moving", subjects / "a_t1.nii.gz", "--fixed", subjects / "b_t1.nii.gz"]
+    one += ["--also", subjects / "c_t1.nii.gz", "--out-dir", tmp_path / "one"]
+    one += ["--fixed-mask", subjects / mask]
+    one += ["--model", zero_bundle_path, "--backend", "onnxruntime", "--no-affine", *options]
+    assert main(["infer", *map(str, one)]) == 0
+    files = {str(p.relative_to(tmp_path / "one")) for p in (tmp_path / "one").rglob("*")}
+    pair = tmp_path / "out/pairs/x"
+    assert {str(p.relative_to(pair)) for p in pair.rglob("*")} == files | {"record.json"}
+    for name in files:
+        if name.endswith(".nii.gz"):
+            ours, theirs = (nib.load(p / name) for p in (pair, tmp_path / "one"))
+            np.testing.assert_array_equal(ours.get_fdata(), theirs.get_fdata())
+            np.testing.assert_array_equal(ours.affine, theirs.affine)
+
+
+def test_failing_pair_is_reported_and_the_others_go_on(
+    subjects, zero_bundle_path, tmp_path, capsys
+):
+    (subjects / "bad.nii").write_text("no image")
+    rows = f"a,{A_TO_B}\nbad,bad.nii,b_t1.nii.gz\nc,c_t1.nii.gz,a_t1.nii.gz\n"
+    table = write_table(subjects, f"name,moving,fixed\n{rows}")
+    assert cohort(zero_bundle_path, tmp_path / "out", table) == 1
+    captured = capsys.readouterr()
+    assert statuses(tmp_path / "out") == {"bad": "failed", "a": "done", "c": "done"}
+    assert "bad failed: bad.nii: expected" in captured.err
+    last = captured.err.strip().splitlines()[-1]
+    assert "expected results of 3 pairs, got 2, as bad failed" in last
+    assert not (tmp_path / "out/pairs/bad").exists()
+    save_volume(subjects / "bad.nii", volume_of(head, centred_grid("RAS", (30, 30, 30))))
+    assert cohort(zero_bundle_path, tmp_path / "out", table) == 0
+    assert statuses(tmp_path / "out") == {"bad": "done", "a": "kept", "c": "kept"}
+
+
+def test_defect_in_one_pair_does_not_stop_the_others(subjects, settings, tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("broken")
+
+    monkeypatch.setattr(work, "_run_pair", broken)
+    pairs = [Pair(n, subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz") for n in "xy"]
+    outcomes = list(run_cohort(pairs, settings, tmp_path / "out"))
+    assert {(o.status, o.note) for o in outcomes} == {
+        ("failed", f"{name}: expected a registration, got ZeroDivisionError: broken")
+        for name in "xy"
+    }
+
+
+def test_model_that_cannot_be_loaded_is_one_error(subjects, tmp_path):
+    pairs = [Pair("x", subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz")]
+    with pytest.raises(BundleError, match="expected a bundle"):
+        next(run_cohort(pairs, Settings(tmp_path), tmp_path / "out"))
+
+
+# --- restarts -------------------------------------------------------------------------------------
+
+
+def run(pair: Pair, settings: Settings, out: Path, **options: bool) -> tuple[str, str]:
+    (outcome,) = run_cohort([pair], settings, out, **options)
+    return outcome.status, outcome.note
+
+
+@pytest.fixture
+def pair(subjects) -> Pair:
+    return Pair("x", subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz")
+
+
+def test_finished_pair_is_known_by_content(pair, settings, subjects, tmp_path):
+    out = tmp_path / "out"
+    assert run(pair, settings, out) == ("done", "")
+    before = inodes(out)
+    assert run(pair, settings, out) == ("kept", "")
+    moved = tmp_path / "moved.nii.gz"
+    moved.write_bytes(pair.moving.read_bytes())
+    elsewhere = Pair("x", moved, pair.fixed)
+    assert run(elsewhere, settings, out) == ("kept", "")
+    assert inodes(out) == before
+    other = Pair("x", subjects / "c_t1.nii.gz", pair.fixed)
+    assert run(other, settings, out) == ("done", "changed since: inputs moving")
+    pair.fixed.write_bytes((subjects / "c_t1.nii.gz").read_bytes())
+    assert run(other, settings, out) == ("done", "changed since: inputs fixed")
+    assert run(other, settings, out, force=True) == ("done", "")
+
+
+def test_other_options_model_and_versions_are_other_results(
+    pair, settings, bundle_path, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    run(pair, settings, out)
+    inverse = Settings(settings.model, "onnxruntime", "auto", 1, False, inverse=True)
+    assert run(pair, inverse, out) == ("done", "changed since: options inverse")
+    threads = Settings(settings.model, "onnxruntime", "auto", 2, False, inverse=True)
+    assert run(pair, threads, out) == ("kept", "")
+    model = Settings(bundle_path, "onnxruntime", "auto", 1, False, inverse=True)
+    assert run(pair, model, out) == ("done", "changed since: model sha256 registration.onnx")
+    versions = {"paramorph-rt": "99"}
+    monkeypatch.setattr("paramorph_rt.cohort.record.installed_versions", lambda: versions)
+    assert "versions paramorph-rt" in run(pair, model, out)[1]
+    grid = Settings(bundle_path, "onnxruntime", "auto", 1, False, output_grid=str(pair.moving))
+    assert "inputs output_grid, options inverse, options output_grid" in run(pair, grid, out)[1]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "note"),
+    [
+        (lambda f: (f / "warped.nii.gz").unlink(), "warped.nii.gz is missing or of another size"),
+        (lambda f: (f / "affine.tfm").write_text("half"), "affine.tfm is missing or of another"),
+        (lambda f: (f / "record.json").unlink(), "it was not finished"),
+        (lambda f: (f / "record.json").write_text('{"form'), "it was not finished"),
+        (lambda f: (f / "record.json").write_text("[]"), "it was not finished"),
+    ],
+)
+def test_half_written_pair_is_done_again(pair, settings, tmp_path, spoil, note):
+    out = tmp_path / "out"
+    run(pair, settings, out)
+    (out / "pairs/x/mine.txt").write_text("stays")
+    spoil(out / "pairs/x")
+    status, said = run(pair, settings, out)
+    assert status == "done"
+    assert said.startswith(note)
+    assert run(pair, settings, out) == ("kept", "")
+    assert (out / "pairs/x/mine.txt").read_text() == "stays"
+
+
+def test_crash_while_replacing_leaves_no_record(pair, settings, subjects, tmp_path, monkeypatch):
+    """Some files are new and others old then: nothing may vouch for them."""
+    out = tmp_path / "out"
+    run(pair, settings, out)
+    real = Path.replace
+
+    def crash(self: Path, target: Path) -> Path:
+        if target.name == "displacement.nii.gz" and ".paramorph" not in target.parent.name:
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    other = Pair("x", subjects / "c_t1.nii.gz", pair.fixed)
+    monkeypatch.setattr(Path, "replace", crash)
+    assert run(other, settings, out)[0] == "failed"
+    monkeypatch.undo()
+    assert not (out / "pairs/x/record.json").exists()
+    assert run(pair, settings, out) == ("done", "it was not finished")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(Registration, "__call__"), (RegistrationResult, "save")]
+)
+def test_pair_that_another_process_finishes_meanwhile_is_kept(
+    pair, settings, tmp_path, monkeypatch, kind, name
+):
+    out, real, found = tmp_path / "out", getattr(kind, name), {}
+
+    def overtaken(*given, **options):
+        result = real(*given, **options)
+        monkeypatch.setattr(kind, name, real)
+        assert work.run_pair(pair, settings, out).status == "done"
+        found.update(inodes(out))
+        return result
+
+    monkeypatch.setattr(kind, name, overtaken)
+    assert run(pair, settings, out) == ("kept", "")
+    assert inodes(out) == found
+    assert [path.name for path in (out / "pairs").iterdir()] == ["x"]
+
+
+def test_pictures_are_drawn_when_they_are_asked_for(subjects, zero_bundle_path, tmp_path):
+    for module in ("jinja2", "PIL", "contourpy"):
+        pytest.importorskip(module, reason="needs the extra report")
+    out, table = tmp_path / "out", long_table(subjects, 1)
+    assert cohort(zero_bundle_path, out, table) == 0
+    assert cohort(zero_bundle_path, out, table, "--report") == 0
+    assert statuses(out) == {"p00": "done"}
+    links = Page((out / "summary.html").read_text()).links
+    assert set(links) == {"pairs/p00/report.html"}
+    assert (out / "pairs/p00/report.html").is_file()
+    assert cohort(zero_bundle_path, out, table) == 0
+    assert statuses(out) == {"p00": "kept"}
+
+
+def test_leftovers_of_killed_runs_are_swept_away(pair, settings, tmp_path):
+    out = tmp_path / "out"
+    run(pair, settings, out)
+    for leftover in (out / "pairs/.paramorph-1", out / "pairs/x/.paramorph-2"):
+        leftover.mkdir()
+        (leftover / "warped.nii.gz").write_text("half")
+    assert run(pair, settings, out) == ("kept", "")
+    assert not [*out.glob("pairs/.paramorph-*"), *out.glob("pairs/*/.paramorph-*")]
+
+
+def test_content_of_folders_and_detached_files(tmp_path):
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series/1.dcm").write_text("1")
+    for name in ("a.mhd", "a.raw", "ab.raw"):
+        (tmp_path / name).write_text(name)
+    before = [content_hash(tmp_path / name) for name in ("series", "a.mhd")]
+    (tmp_path / "ab.raw").write_text("another image's")
+    assert before == [content_hash(tmp_path / name) for name in ("series", "a.mhd")]
+    (tmp_path / "series/2.dcm").write_text("2")
+    (tmp_path / "a.raw").write_text("changed")
+    after = [content_hash(tmp_path / name) for name in ("series", "a.mhd")]
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def test_one_model_load_and_one_network_at_a_time(subjects, settings, tmp_path, monkeypatch):
+    loads, running, most = [], [], []
+
+    class Slow:
+        name, precision = "slow", "fp32"
+
+        def __init__(self) -> None:
+            loads.append(threading.get_ident())
+
+        def run(self, moving, fixed):
+            running.append(threading.get_ident())
+            most.append(len(running))
+            assert running == loads  # in the thread that loaded it
+            time.sleep(0.05)
+            running.pop()
+            return np.zeros((3, *fixed.shape), np.float32)
+
+    monkeypatch.setattr(work, "choose_backend", lambda *_: Slow())
+    work._load.cache_clear()
+    pairs = [Pair(str(n), subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz") for n in range(6)]
+    outcomes = list(run_cohort(pairs, settings, tmp_path / "out", at_once=3))
+    work._load.cache_clear()
+    assert [outcome.status for outcome in outcomes] == ["done"] * 6
+    assert (len(loads), max(most)) == (1, 1)
+
+
+def test_pairs_at_once_are_bounded(subjects, settings, tmp_path, monkeypatch):
+    lock, counts = threading.Lock(), [0, 0]
+
+    def slow(pair: Pair, **_: object) -> Outcome:
+        with lock:
+            counts[0] += 1
+            counts[1] = max(counts)
+        time.sleep(0.02)
+        with lock:
+            counts[0] -= 1
+        return Outcome(pair.name, "done")
+
+    monkeypatch.setattr(cohort_run, "run_pair", slow)
+    pairs = [Pair(str(n), subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz") for n in range(12)]
+    outcomes = list(run_cohort(pairs, settings, tmp_path / "out", at_once=4))
+    assert sorted(outcome.name for outcome in outcomes) == sorted(pair.name for pair in pairs)
+    assert counts[1] == 4
+
+
+def test_warnings_belong_to_their_pair(subjects, settings, tmp_path, monkeypatch):
+    real, barrier = work._run_pair, threading.Barrier(2)
+
+    def warn(pair: Pair, *rest: object) -> object:
+        barrier.wait(10)
+        logging.getLogger("paramorph_rt.affine").warning("%s looks odd", pair.name)
+        barrier.wait(10)
+        return real(pair, *rest)
+
+    monkeypatch.setattr(work, "_run_pair", warn)
+    pairs = [Pair(n, subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz") for n in "xy"]
+    outcomes = list(run_cohort(pairs, settings, tmp_path / "out", at_once=2))
+    assert {o.name: o.warnings for o in outcomes} == {n: (f"{n} looks odd",) for n in "xy"}
+    record = json.loads((tmp_path / "out/pairs/x/record.json").read_text())
+    assert record["warnings"] == ["x looks odd"]
+
+
+def test_smallest_limit_of_overlapping_blocks_holds():
+    def limit() -> int:
+        return sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+
+    before = limit()
+    outer, inner = itk_threads(3), itk_threads(1)
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)  # as of two threads, not nested
+    with itk_threads(2), itk_threads(None):
+        assert limit() == 1
+    inner.__exit__(None, None, None)
+    assert limit() == before
+
+
+# --- interruption ---------------------------------------------------------------------------------
+
+
+def long_table(subjects: Path, count: int) -> Path:
+    rows = "".join(f"p{n:02},{A_TO_B}\n" for n in range(count))
+    return write_table(subjects, f"name,moving,fixed\n{rows}")
+
+
+def test_ctrl_c_finishes_what_is_under_way_and_a_restart_goes_on(
+    subjects, zero_bundle_path, tmp_path
+):
+    out, table = tmp_path / "out", long_table(subjects, 24)
+    words = ["cohort", table, "--out-dir", out, "--model", zero_bundle_path, "--no-affine"]
+    words += ["--backend", "onnxruntime", "--threads", 1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "paramorph_rt", *map(str, words)],
+        env={**os.environ, **ENVIRONMENT},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: len(inodes(out)) >= 2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "finishing the pairs under way" in error
+    assert "Traceback" not in error
+    finished = inodes(out)
+    assert 2 <= len(finished) < 24
+    assert not list(out.glob("pairs/.paramorph-*"))
+    said = statuses(out)
+    assert {name for name, status in said.items() if status == "done"} == set(finished)
+    assert set(said.values()) == {"done", "not run"}
+    assert cohort(zero_bundle_path, out, table) == 0
+    assert inodes(out).items() >= finished.items()
+    assert sorted(statuses(out).values()) == ["done"] * (24 - len(finished)) + ["kept"] * len(
+        finished
+    )
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+# --- cluster --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A scheduler's address, and two worker processes of one thread."""
+    pytest.importorskip("distributed", reason="needs the extra cluster")
+    programs = []
+
+    def start(*words: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "distributed.cli." + words[0], *words[1:]]
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, **ENVIRONMENT},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        programs.append(process)
+        return process
+
+    file = tmp_path / "scheduler.json"
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"]
+    start("dask_scheduler", *options, "--scheduler-file", str(file))
+    wait_until(file.exists)
+    address = json.loads(file.read_text())["address"]
+    options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+    workers = [start("dask_worker", address, *options) for _ in range(2)]
+    yield address, workers
+    for process in programs:
+        process.kill()
+        process.wait()
+
+
+def test_killed_worker_loses_nothing_and_does_nothing_twice(
+    cluster, subjects, zero_bundle_path, tmp_path
+):
+    address, workers = cluster
+    out, table = tmp_path / "out", long_table(subjects, 24)
+    before_the_kill = {}
+
+    def kill() -> None:
+        wait_until(lambda: {2} <= {len(set(processes(out).values()))} and len(inodes(out)) >= 6)
+        workers[0].kill()
+        workers[0].wait()
+        before_the_kill.update(inodes(out))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    code = cohort(zero_bundle_path, out, table, "--scheduler", address)
+    killer.join()
+    assert code == 0
+    assert 6 <= len(before_the_kill) < 24, "killed too late to tell"
+    assert len(inodes(out)) == 24
+    assert inodes(out).items() >= before_the_kill.items()
+    assert {p.poll() for p in workers} == {-signal.SIGKILL, None}
+    # One interpreter each: what a worker did, it did with its one model.
+    assert len(set(processes(out).values())) == 2
+    again = cohort(zero_bundle_path, out, table, "--scheduler", address)
+    assert (again, set(statuses(out).values())) == (0, {"kept"})
+
+
+def processes(out: Path) -> dict[str, int]:
+    """Which process registered each finished pair."""
+    records = [json.loads(path.read_text()) for path in out.glob("pairs/[!.]*/record.json")]
+    return {record["name"]: record["process"] for record in records}
+
+
+def test_no_scheduler_is_one_sentence(subjects, settings, tmp_path, monkeypatch):
+    pytest.importorskip("distributed", reason="needs the extra cluster")
+    monkeypatch.setattr(cohort_run, "CONNECT_SECONDS", 0.2)
+    pairs = [Pair("x", subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz")]
+    for address in ("tcp://127.0.0.1:9", "nonsense://x"):
+        with pytest.raises(CohortError, match=f"{address}: expected a Dask scheduler"):
+            next(run_cohort(pairs, settings, tmp_path / "out", scheduler=address))
+
+
+class Workers:
+    """A client of workers whose versions are these."""
+
+    def __init__(self, *versions: dict[str, str] | Exception) -> None:
+        self._versions = versions
+
+    def run(self, function) -> dict[str, dict[str, str]]:
+        for found in self._versions:
+            if isinstance(found, Exception):
+                raise found
+        return dict(zip("ab", self._versions, strict=False))
+
+
+def test_workers_must_have_the_same_software():
+    old, new = {"numpy": "2.3", "openvino": "2025.0"}, {"numpy": "2.3", "openvino": "2026.4"}
+    cohort_run._check_versions(Workers(new, new), "tcp://x:1")
+    cohort_run._check_versions(Workers(), "tcp://x:1")
+    with pytest.raises(CohortError, match=r"same software .* got openvino 202\d.\d and 202\d"):
+        cohort_run._check_versions(Workers(old, new), "tcp://x:1")
+    missing = ModuleNotFoundError("No module named 'paramorph_rt'")
+    with pytest.raises(CohortError, match="expected workers that have paramorph-rt, got Module"):
+        cohort_run._check_versions(Workers(missing), "tcp://x:1")
+
+
+# --- summary --------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """What a browser would fetch, run or be confused by."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            assert not name.startswith("on")
+            if name in ("href", "src"):
+                self.links.append(value)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+EVIL = '<script>alert("x")&amp;'
+
+
+def test_summary_escapes_names_and_needs_no_network(subjects, zero_bundle_path, tmp_path):
+    (subjects / "bad.nii").write_text("no image")
+    name = EVIL.replace("/", "").replace('"', '""')
+    table = write_table(
+        subjects,
+        f'name,moving,fixed,moving_labels,fixed_labels\n"{name}",{A_TO_B},a_labels.nii.gz,'
+        f'b_labels.nii.gz\n"{name}2",bad.nii,b_t1.nii.gz,,\n',
+    )
+    assert cohort(zero_bundle_path, tmp_path / "out", table) == 1
+    text = (tmp_path / "out/summary.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert page.links == []
+    assert not any(word in text for word in ("http", "url(", "@import"))
+    assert EVIL.replace("/", "") in page.words
+    assert any(word.startswith("failed: bad.nii: expected") for word in page.words)
+
+
+def test_summary_has_the_worst_first(tmp_path):
+    scores = {"middle": 0.5, "worst": 0.25, "best": 0.75, "odd": None}
+    pairs = [Pair(name, Path("m"), Path("f"), notes=(("site", "A"),)) for name in scores]
+    pairs += [Pair("failed", Path("m"), Path("f")), Pair("waiting", Path("m"), Path("f"))]
+    outcomes = {"failed": Outcome("failed", "failed", "f: expected x, got y; do z.")}
+    for name, score in scores.items():
+        folder = tmp_path / "pairs" / name
+        folder.mkdir(parents=True)
+        dice = {"after": {"mean": score, "labels": {"7": 0.1}}}
+        metrics = {"dice": dice, "ncc": {"before": None}, "backend": "x", "seconds": {"load": 2}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "record.json").write_text('{"warnings": ["look at it"]}')
+        outcomes[name] = Outcome(name, "done")
+    summary = write_summary(tmp_path, pairs, outcomes, seconds=120)
+    order = ["failed", "waiting", "odd", "worst", "middle", "best"]
+    assert [entry["name"] for entry in summary["results"]] == order
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    counts = {key: summary[key] for key in ("pairs", "done", "kept", "failed", "not_run")}
+    assert counts == {"pairs": 6, "done": 4, "kept": 0, "failed": 1, "not_run": 1}
+    assert summary["pairs_per_minute"] == 2
+    with (tmp_path / "summary.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["name"] for row in rows] == order
+    assert rows[3]["dice.after.mean"] == "0.25"
+    assert (rows[3]["site"], rows[3]["warnings"]) == ("A", "look at it")
+    assert (rows[0]["note"], rows[0]["dice.after.mean"]) == (outcomes["failed"].note, "")
+    assert "backend" not in rows[0]
+    assert not any("labels" in column for column in rows[0])
+    words = Page((tmp_path / "summary.html").read_text()).words
+    assert [word for word in words if word in order] == order
+
+
+def test_statistics_are_those_of_numpy():
+    entry = statistics_of([3.0, None, 1.0, 2.0, 10.0])
+    assert entry is not None
+    assert (entry["n"], entry["mean"], entry["median"], entry["max"]) == (4, 4.0, 2.5, 10.0)
+    assert entry["sd"] == pytest.approx(np.std([3, 1, 2, 10], ddof=1))
+    assert statistics_of([None]) is None
+    assert statistics_of([1.0])["sd"] == 0.0
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def test_progress_tells_rate_and_time_left(subjects, zero_bundle_path, tmp_path, capsys):
+    table = long_table(subjects, 3)
+    assert cohort(zero_bundle_path, tmp_path / "out", table) == 0
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert lines[0].startswith("1/3 pairs, ")
+    assert "a minute" in lines[0]
+    assert "left" in lines[0]
+    assert lines[-1] == "3/3 pairs"
+    assert "NCC after" in captured.out
+    assert "3 done at " in captured.out
+    assert cohort(zero_bundle_path, tmp_path / "out", table, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["x.csv", "--template", "t.nii"],
+        ["--template", "t.nii"],
+        ["x.csv", "--images", "folder"],
+        ["x.csv", "--template-labels", "l.nii"],
+        ["x.csv", "--at-once", "0"],
+    ],
+)
+def test_wrong_usage_is_exit_code_two(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["cohort", *words, "--out-dir", "out"])
+    assert "usage: paramorph-rt cohort" in capsys.readouterr().err
+
+
+def test_out_dir_that_is_a_file(subjects, tmp_path, capsys):
+    (tmp_path / "out").write_text("file")
+    assert cohort(tmp_path, tmp_path / "out", long_table(subjects, 1)) == 1
+    assert "expected a folder, got a file" in capsys.readouterr().err
+
+
+def test_without_distributed_the_sentence_says_what_to_install(tmp_path):
+    program = (
+        "import sys; sys.modules['distributed'] = None\n"
+        "from paramorph_rt.cohort.run import run_cohort\n"
+        "from paramorph_rt.cohort.work import Settings\n"
+        "from paramorph_rt.errors import MissingDependencyError\n"
+        f"try: next(run_cohort([], Settings(), {str(tmp_path)!r}, scheduler='tcp://x:1'))\n"
+        "except MissingDependencyError as err: print(err)"
+    )
+    assert "pip install 'paramorph-rt[cluster]'" in run_python("-c", program).stdout
