@@ -117,7 +117,7 @@ def test_auto_takes_the_first_that_works_and_tells_what_it_skipped(
     )
     monkeypatch.setattr(backends, "WAYS", ways)
     monkeypatch.setattr(backends, "BACKENDS", tuple(way.backend for way in ways))
-    caplog.set_level(logging.INFO, "paramorph_rt")
+    caplog.set_level(logging.DEBUG, "paramorph_rt")
     bundle = load_bundle(bundle_path)
     assert choose_backend(bundle, threads=3).name == "works"  # without a try of fp16
     assert "no fp16" not in caplog.text
@@ -153,7 +153,7 @@ def test_altered_file_is_never_skipped(tmp_path):
 
 
 def test_without_openvino(bundle_path, no_openvino, caplog):
-    caplog.set_level(logging.INFO, "paramorph_rt")
+    caplog.set_level(logging.DEBUG, "paramorph_rt")
     bundle = load_bundle(bundle_path)
     assert choose_backend(bundle).name == "onnxruntime-cpu"
     assert "skipped openvino-cpu: openvino: expected the package" in caplog.text

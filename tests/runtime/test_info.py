@@ -142,4 +142,4 @@ def test_without_a_model(monkeypatch, no_gpu, tmp_path, capsys):
 def test_version_names_the_engines(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
-    assert "(onnxruntime" in capsys.readouterr().err
+    assert "(onnxruntime" in capsys.readouterr().out

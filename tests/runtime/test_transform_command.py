@@ -155,6 +155,6 @@ def test_failure_while_writing_leaves_the_earlier_result(transform, tmp_path, mo
 def test_help_explains_order_and_shows_an_example(action, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["transform", action, "--help"])
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "from left to right" in printed
     assert f"paramorph-rt transform {action} " in printed

@@ -21,13 +21,8 @@ import SimpleITK as sitk
 
 from paramorph.data.subjects import DataError, Subject
 from paramorph_rt.affine import align_affine
-from paramorph_rt.errors import AlignmentError, VolumeError
-from paramorph_rt.preprocess import (
-    foreground_threshold,
-    network_grid_for,
-    normalise,
-    resample_to_grid,
-)
+from paramorph_rt.errors import VolumeError
+from paramorph_rt.preprocess import network_grid_for, prepare_moving, resample_to_grid
 from paramorph_rt.volume import check_same_grid, load_labels, load_volume
 
 if TYPE_CHECKING:
@@ -99,14 +94,8 @@ def _prepare_into(
     stays = not affine or files.image.samefile(reference.image)
     to_moving = np.eye(4) if stays else align_affine(volume, fixed).affine
     grid = network_grid_for(fixed, spec)
-    aligned = resample_to_grid(volume, grid, to_moving)
-    if not (aligned > foreground_threshold(volume.data)).any():
-        raise AlignmentError(
-            f"{volume.name}: expected to lie upon {fixed.name} once aligned, got no common voxel; "
-            "check that both show the same anatomy."
-        )
-    percentiles = spec.intensity.lower_percentile, spec.intensity.upper_percentile
-    image = normalise(aligned, *percentiles).astype(np.float16)  # 11 bits: more than a scanner has
+    aligned = prepare_moving(volume, fixed.name, grid, to_moving, spec)
+    image = aligned.astype(np.float16)  # 11 bits: more than a scanner has
     arrays = {"image": image}
     if labels is not None:
         arrays["labels"] = resample_to_grid(labels, grid, to_moving, "nearest")

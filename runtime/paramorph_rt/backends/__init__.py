@@ -251,7 +251,7 @@ def _log_choice(backend: Backend, skipped: dict[Way, ParamorphError]) -> None:
     for way, err in skipped.items():
         reasons.setdefault(str(err), []).append(way.name)
     for reason, names in reasons.items():
-        log.info("skipped %s: %s", ", ".join(names), reason)
+        log.debug("skipped %s: %s", ", ".join(names), reason)
     log.info("backend: %s in %s", backend.name, backend.precision)
 
 

@@ -1,29 +1,39 @@
 """The command line: `paramorph-rt COMMAND`, one module per command.
 
-Exit codes: 0 success, 1 an error that a sentence on stderr explains, 2 wrong usage.
+Exit codes: 0 success; 1 an error that a sentence on stderr explains; 2 wrong usage; 70 a defect of
+ours; 130 interrupted by Ctrl-C; 141 nobody reads what is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import ParamorphError
-from . import infer, transform
+from . import cohort, completion, evaluate, infer, info, messages, transform, triton
+from .layout import HelpFormatter, commands_of, parsers_of
 
-COMMANDS = (infer, transform)
+COMMANDS = (infer, cohort, evaluate, transform, info, triton, completion)
+
+_EPILOG = """
+`paramorph-rt COMMAND --help` explains a command and shows examples.
+
+examples:
+  paramorph-rt infer --moving m.nii.gz --fixed f.nii.gz --out-dir OUT
+  paramorph-rt info
+
+exit codes:
+  0    success
+  1    an error that the last line on stderr explains
+  2    wrong usage
+  70   a defect of paramorph-rt
+  130  interrupted by Ctrl-C; results are whole or absent
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        return args.run(args)
-    except ParamorphError as err:
-        print(f"paramorph-rt: {err}", file=sys.stderr)
-        return 1
+    return messages.run(build_parser().parse_args(argv))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,11 +41,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="paramorph-rt",
         description="Deformable registration of 3-D medical images with ParaMorph.",
+        epilog=_EPILOG,
     )
-    parser.add_argument("--version", action=_Version, help="show the version and exit")
+    parser.add_argument("--version", action=_Version, help="show the versions and exit")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(subparsers)
+    for each in parsers_of(parser):
+        each.formatter_class = HelpFormatter
+        if not commands_of(each):
+            messages.add_options(each)
     return parser
 
 
@@ -48,4 +63,6 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from .. import __version__
 
-        parser.exit(message=f"paramorph-rt {__version__}\n")
+        engines = ", ".join(" ".join(item) for item in info.engine_versions().items())
+        print(f"paramorph-rt {__version__} ({engines})")
+        parser.exit()

@@ -39,7 +39,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="measure a registration: labels, images, deformation, landmarks",
         description="Measure a registration by its files, whichever program made them.",
         epilog=_EXAMPLES.strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--fixed", type=Path, metavar="NII", help="fixed image")

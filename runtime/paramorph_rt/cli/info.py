@@ -28,6 +28,12 @@ PACKAGES = (
     "cuda-bindings",
 )
 
+_EPILOG = """
+examples:
+  paramorph-rt info
+  paramorph-rt info --model BUNDLE --load
+"""
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Declare the command's options."""
@@ -36,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="list engines and devices, and why one cannot be used",
         description="List inference engines with their versions, the GPU, what a bundle holds, and "
         "for every way to run it whether it can be used here, or why not.",
+        epilog=_EPILOG,
     )
     add = parser.add_argument
     add("--model", type=Path, metavar="BUNDLE", help="model bundle (default: the shipped one)")

@@ -72,7 +72,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             help=summary,
             description=f"{summary}\n{_ORDER}",
             epilog=rest.strip(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         several = name in ("apply", "compose")
         add = action.add_argument

@@ -1,0 +1,190 @@
+"""What commands tell and how they end, whichever they are."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paramorph_rt import registration
+from paramorph_rt.cli import build_parser, main
+from paramorph_rt.cli.completion import SHELLS
+from paramorph_rt.cli.layout import commands_of, parsers_of
+from paramorph_rt.volume import save_volume
+
+from .phantoms import centred_grid, head, volume_of
+
+COMMANDS = [parser for parser in parsers_of(build_parser()) if not commands_of(parser)]
+
+
+@pytest.fixture
+def words(tmp_path, zero_bundle_path) -> list[str]:
+    """A good call of `infer` into OUT in `tmp_path`."""
+    grid = centred_grid("RAS", (30, 34, 28), (1.5, 1.5, 1.5))
+    for name in ("moving", "fixed"):
+        save_volume(tmp_path / f"{name}.nii.gz", volume_of(head, grid))
+    files = {name: str(tmp_path / f"{name}.nii.gz") for name in ("moving", "fixed")}
+    words = ["infer", "--moving", files["moving"], "--fixed", files["fixed"], "--no-affine"]
+    return [*words, "--model", str(zero_bundle_path), "--out-dir", str(tmp_path / "OUT")]
+
+
+def leftovers(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"moving.nii.gz", "fixed.nii.gz"}
+
+
+def test_quiet_tells_nothing_when_all_is_well(words, capsys):
+    assert main([*words, "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert "results in" in captured.out
+    assert captured.err == ""
+
+
+def test_quiet_tells_warnings_and_errors(words, capsys, monkeypatch):
+    spoken = registration.load_bundle
+
+    def warn(path):
+        registration.log.warning("this looks wrong")
+        return spoken(path)
+
+    monkeypatch.setattr(registration, "load_bundle", warn)
+    assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr().err == "this looks wrong\n"
+    assert main([*words, "-q"]) == 1
+    assert "pass --force" in capsys.readouterr().err
+
+
+def test_only_verbose_tells_what_was_skipped_and_where_an_error_came_from(words, capsys):
+    assert main(words) == 0
+    usual = capsys.readouterr().err
+    assert "backend: " in usual
+    assert "skipped" not in usual
+    assert main([*words, "--force", "--verbose"]) == 0
+    assert "skipped" in capsys.readouterr().err
+    assert main(words) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert main([*words, "-v"]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.splitlines()[-1].startswith("paramorph-rt: ")
+
+
+def test_quiet_cohort_tells_failures_only(words, tmp_path, zero_bundle_path, capsys):
+    (tmp_path / "pairs.csv").write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
+    call = ["cohort", str(tmp_path / "pairs.csv"), "--out-dir", str(tmp_path / "COHORT")]
+    call += ["--model", str(zero_bundle_path), "--no-affine", "--quiet"]
+    assert main(call) == 0
+    assert capsys.readouterr().err == ""
+    (tmp_path / "fixed.nii.gz").write_bytes(b"no image")
+    assert main(call) == 1
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first.startswith("moving_to_fixed failed: fixed.nii.gz: expected")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (ZeroDivisionError("by us"), 70, "ZeroDivisionError: by us\nThis is a defect of paramorph"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError("Unable to allocate 9 GiB"), 1, "memory: expected enough, got: Unable"),
+    ],
+    ids=["defect", "interrupted", "memory"],
+)
+def test_whatever_happens_while_saving_leaves_nothing(
+    words, tmp_path, capsys, monkeypatch, raised, code, said
+):
+    def fail(*_):
+        assert any(path.name.startswith(".paramorph") for path in tmp_path.iterdir())
+        raise raised
+
+    monkeypatch.setattr(registration, "write_affine", fail)
+    assert main(words) == code
+    error = capsys.readouterr().err
+    assert f"paramorph-rt: {said}" in error
+    assert "Traceback" not in error
+    assert leftovers(tmp_path) == set()
+    assert main([*words, "--verbose"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_reader_that_goes_away(tmp_path):
+    program = (
+        "import sys, os; from paramorph_rt.cli import messages\n"
+        "import argparse\n"
+        "def many(args):\n"
+        "    for _ in range(10**5): print('line')\n"
+        "sys.exit(messages.run(argparse.Namespace(run=many, quiet=False, verbose=False)))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"line\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+@pytest.mark.parametrize("parser", COMMANDS, ids=lambda parser: parser.prog)
+def test_every_command_takes_quiet_or_verbose(parser):
+    group = parser._mutually_exclusive_groups[-1]
+    assert [a.option_strings[-1] for a in group._group_actions] == ["--quiet", "--verbose"]
+
+
+@pytest.mark.parametrize("parser", list(parsers_of(build_parser())), ids=lambda p: p.prog)
+def test_every_option_is_explained(parser):
+    unexplained = [a.dest for a in parser._actions if not a.help and not commands_of(parser)]
+    assert unexplained == []
+    values = [a for a in parser._actions if a.option_strings and a.nargs != 0]
+    assert [a.dest for a in values if not (a.choices or a.metavar)] == []
+
+
+def test_help_wraps_prose_and_keeps_examples(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        main(["infer", "--help"])
+    printed = capsys.readouterr().out
+    prose, examples = printed.split("\nexamples:\n")
+    assert max(map(len, prose.splitlines())) <= 80
+    assert re.search(r"^  paramorph-rt infer .+ \\$\n^      --", examples, re.MULTILINE)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_script_is_printed(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "--moving-labels" in script
+    if shutil.which(shell):
+        check = subprocess.run([shell, "-n"], input=script, text=True, check=False)
+        assert check.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (["coh"], {"cohort"}),
+        (["transform", "co"], {"compose", "convert"}),
+        (["infer", "--moving-l"], {"--moving-labels"}),
+        (["infer", "--affine", ""], {"rigid", "similarity", "affine"}),
+        (["infer", "--moving", "so"], {"some.nii.gz"}),
+        (["infer", "--out-dir", "f"], {"folder"}),
+    ],
+    ids=lambda value: " ".join(value),
+)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes(tmp_path, capsys, line, expected):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    (tmp_path / "some.nii.gz").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (function,) = re.findall(r"-F (\w+)", script)
+    words = " ".join(f"'{word}'" for word in ("paramorph-rt", *line))
+    script += f"\nCOMP_WORDS=({words}); COMP_CWORD={len(line)}; {function} || true\n"
+    script += 'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    result = subprocess.run(
+        ["bash"], input=script, capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert set(result.stdout.split()) == expected, result.stderr
