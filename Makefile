@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 WEIGHTS := models/weights/brain-t1-small.safetensors
 BUNDLE := runtime/paramorph_rt/bundles/brain-t1-small
+ENGINE_BUNDLE := build/bundles/brain-t1-small
 
-.PHONY: demo test lint plugin golden clean
+.PHONY: demo test lint docs engine plugin cpp golden niivue clean
 
 demo: $(BUNDLE)/manifest.json
 	$(BIN)/python examples/demo.py --out-dir demo --force
@@ -18,8 +19,30 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site of all pages, build/docs/docs/index.html; a dead link fails it.
+docs: $(VENV)/docs-ready
+	$(BIN)/python docs/cli_reference.py
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
+
+$(VENV)/docs-ready: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 $(BUNDLE)/manifest.json: $(WEIGHTS) $(VENV)/ready
 	$(BIN)/python export/to_onnx.py --weights $(WEIGHTS) --out-dir $(BUNDLE) --force
+
+# The FP16 engine for RTX 3080-class cards; no GPU is needed.
+engine: $(VENV)/engine-ready $(ENGINE_BUNDLE)/manifest.json
+	$(BIN)/python export/build_engine.py --bundle $(ENGINE_BUNDLE) --target rtx3080
+
+$(ENGINE_BUNDLE)/manifest.json: $(WEIGHTS) $(VENV)/ready
+	mkdir -p $(dir $(ENGINE_BUNDLE))
+	$(BIN)/python export/to_onnx.py --weights $(WEIGHTS) --precision fp32 fp16 \
+	    --out-dir $(ENGINE_BUNDLE) --force
+
+$(VENV)/engine-ready: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --editable '.[tensorrt-rtx]'
+	touch $@
 
 # Compilers and headers come as wheels; of kernel-lens only its copy of TensorRT's headers is wanted.
 plugin: $(VENV)/plugin-ready build/tensorrt/kernel_lens
@@ -29,15 +52,34 @@ $(VENV)/plugin-ready: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --editable '.[plugin]'
 	touch $@
 
+# The C++ library; SITE is where the wheels put their headers.
+cpp: SITE = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+cpp: $(VENV)/cpp-ready build/tensorrt/kernel_lens
+	$(BIN)/cmake -S runtime/cpp -B build/cpp -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
+	    -DTENSORRT_INCLUDE_DIR=$(CURDIR)/build/tensorrt/kernel_lens/include/tensorrt \
+	    -DCUDA_INCLUDE_DIR=$(SITE)/nvidia/cu13/include \
+	    -DNLOHMANN_JSON_INCLUDE_DIR=$(SITE)/nlohmann_json/include
+	$(BIN)/cmake --build build/cpp --parallel
+
+$(VENV)/cpp-ready: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --editable '.[cpp]'
+	touch $@
+
 build/tensorrt/kernel_lens: | $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --no-deps --target build/tensorrt kernel-lens==2.0.1
 
 # torch first and by number: a looser request brings gigabytes of CUDA libraries on Linux.
+# digital-diffeomorphism, a truth of the tests, asks for NumPy 1 and runs with 2.
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[train,export,demo,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,export,report,demo,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps digital-diffeomorphism==1.1.1
 	touch $@
+
+# The 3-D view of reports: the npm package of which a copy lies in runtime/paramorph_rt/report.
+niivue: $(VENV)/ready
+	$(BIN)/python runtime/vendor_niivue.py
 
 clean:
 	rm -rf $(VENV) build demo $(BUNDLE)

@@ -115,12 +115,12 @@ def measure(
         folder = Path(name)
         paths = (str(p.resolve()) for p in (moving.image, fixed.image, moving.labels))
         task = Task(contender.method, *paths, name, threads, contender.model, contender.engine)
-        (folder / "task.json").write_text(json.dumps(asdict(task)))
+        (folder / "task.json").write_text(json.dumps(asdict(task)), encoding="utf-8")
         script = Path(__file__).with_name("methods.py")
         command = [sys.executable, str(script), str(folder / "task.json")]
         if error := run_isolated(command, threads, timeout_s):
             return row | {"error": error}
-        row |= json.loads((folder / REPORT).read_text())
+        row |= json.loads((folder / REPORT).read_text(encoding="utf-8"))
         try:
             row |= evaluate(read_displacement(folder / FIELD), pair)
         except ParamorphError as err:
@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> None:
         },
         packages=[PEERS[c.method] for c in asked if c.method in PEERS],
     )
-    table = accuracy_table(json.loads(path.read_text()), path.stem)
+    table = accuracy_table(json.loads(path.read_text(encoding="utf-8")), path.stem)
     accuracy_picture(rows, path.with_suffix(".svg"))
     write_page(path, table)
 

@@ -133,7 +133,7 @@ def run_contender(task: Task, args: argparse.Namespace) -> tuple[dict[str, Any],
     )
     if failure:
         return row | {"error": failure}, None
-    report = json.loads((Path(task.folder) / REPORT).read_text())
+    report = json.loads((Path(task.folder) / REPORT).read_text(encoding="utf-8"))
     seconds, on_device = report.pop("seconds"), report.pop("device_seconds", None)
     used = report.pop("memory_used_mb")
     row |= report
@@ -161,7 +161,7 @@ def measure_plugin(args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, script, "--nvcc", args.nvcc]
     if failure := run_isolated(command, args.threads, args.timeout):
         return {"error": failure}
-    cases = json.loads((record.RESULTS / "plugin_kernel.json").read_text())["cases"]
+    cases = json.loads((record.RESULTS / "plugin_kernel.json").read_text(encoding="utf-8"))["cases"]
     return {"cases": [case for case in cases if case["shape"] == PLUGIN_SHAPE]}
 
 
@@ -219,8 +219,8 @@ def run(args: argparse.Namespace) -> None:
         "plugin": measure_plugin(args),
     }
     path = record.write_result(args.name, result, packages=PACKAGES)
-    text = page(json.loads(path.read_text()), path.stem)
-    path.with_suffix(".md").write_text(text)
+    text = page(json.loads(path.read_text(encoding="utf-8")), path.stem)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
     print(path)
 

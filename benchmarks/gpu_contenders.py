@@ -215,7 +215,7 @@ def memory_used_mb() -> float | None:
 def main(argument: str) -> None:
     task = Task(**json.loads(argument))
     report = measure(task)
-    (Path(task.folder) / REPORT).write_text(json.dumps(report))
+    (Path(task.folder) / REPORT).write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ kind of file after. Run as a script, this is the process of one method on one pa
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
+from isolated import peak_mb
 from paramorph_rt import Registration
 from paramorph_rt.affine import align_affine
 from paramorph_rt.field import DisplacementField
@@ -75,15 +75,6 @@ class Report(dict):
         yield
         self["seconds"] = time.perf_counter() - start
         self["peak_mb"] = peak_mb()
-
-
-def peak_mb() -> float:
-    """Most memory (10⁶ bytes) that this process ever had in RAM, by Linux's account.
-
-    Not getrusage's ru_maxrss, which starts at the peak of the process that started this one.
-    """
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
 
 
 def nothing(task: Task, report: Report) -> DisplacementField:
@@ -225,12 +216,12 @@ ENGINES: dict[str, Callable[[str | None, int], Registration]] = {
 
 def main() -> None:
     """Run the task of the JSON file that is named."""
-    task = Task(**json.loads(Path(sys.argv[1]).read_text()))
+    task = Task(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     report = Report()
     field = METHODS[task.method](task, report)
     folder = Path(task.folder)
     write_displacement(folder / FIELD, field)
-    (folder / REPORT).write_text(json.dumps(report))
+    (folder / REPORT).write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import time
 import torch
 import torch.nn.functional as F
 
-from paramorph import CONFIGS, ParaMorph
 from paramorph.checkpoint import reference_name
 from plain_transcription import PlainTranscription
+from random_weights import random_network
 from record import write_result
 
 
@@ -32,13 +32,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="of each, after one to warm up")
     args = parser.parse_args()
 
-    torch.manual_seed(0)
-    config = CONFIGS["paramorph"].with_options(window_return="reference")
-    network = ParaMorph(config).eval()
-    with torch.no_grad():  # of unit gain, so that rounding is not amplified on the way
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5)
+    network = random_network()
+    config = network.config
     # Contiguous, as a checkpoint's weights are; the network's own lie channels last.
     state = {reference_name(n): t.contiguous() for n, t in network.state_dict().items()}
     contenders = {

@@ -43,7 +43,7 @@ def measure(write: Callable[[Path], None], path: Path) -> dict[str, object]:
 
 def resident_mib() -> float:
     """Memory of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return round(pages * resource.getpagesize() / 2**20, 1)
 
 

@@ -29,13 +29,13 @@ def write_result(name: str, content: dict[str, Any], packages: Sequence[str] = (
     """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**_origin(packages), **content}, indent=1) + "\n")
+    path.write_text(json.dumps({**_origin(packages), **content}, indent=1) + "\n", encoding="utf-8")
     return path
 
 
 def write_page(result: Path, page: str) -> None:
     """Write a result's Markdown page beside its JSON, and print both."""
-    result.with_suffix(".md").write_text(page)
+    result.with_suffix(".md").write_text(page, encoding="utf-8")
     print(page)
     print(result)
 
@@ -71,7 +71,7 @@ def _commit() -> str:
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()

@@ -176,7 +176,7 @@ def run(args: argparse.Namespace) -> None:
         },
         packages=["nilearn"],
     )
-    table = _page(json.loads(path.read_text()), path.stem)
+    table = _page(json.loads(path.read_text(encoding="utf-8")), path.stem)
     write_page(path, table)
 
 

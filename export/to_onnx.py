@@ -6,12 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from paramorph_rt.bundle import PRECISIONS
 from paramorph_rt.errors import exit_code
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        description="Trace trained weights to ONNX, verify the file against PyTorch and write a "
+        description="Trace trained weights to ONNX, verify the files against PyTorch and write a "
         "bundle that paramorph-rt runs."
     )
     p.add_argument("--weights", type=Path, required=True, help=".safetensors of this toolkit")
@@ -20,10 +21,25 @@ def parser() -> argparse.ArgumentParser:
         "--shape",
         type=int,
         nargs=3,
+        action="append",
         metavar=("D", "H", "W"),
-        help="network grid, multiples of 32 (default: the one the weights were trained on)",
+        help="network grid, multiples of 32; may be repeated, the first is the bundle's (default: "
+        "the one the weights were trained on)",
     )
-    p.add_argument("--precision", default="fp32", choices=["fp32"], help="of the graph")
+    p.add_argument(
+        "--precision",
+        nargs="+",
+        default=["fp32"],
+        choices=PRECISIONS,
+        help="of the graphs; fp32 is always written, fp16 and bf16 are for GPUs",
+    )
+    p.add_argument(
+        "--verify-on",
+        type=Path,
+        metavar="DIR",
+        help="measure fp16 and bf16 on these labelled volumes too (NAME_*.nii.gz with "
+        "NAME_labels.nii.gz; default: on random ones alone)",
+    )
     p.add_argument("--force", action="store_true", help="replace an existing bundle")
     return p
 
@@ -35,16 +51,28 @@ def run(args: argparse.Namespace) -> None:
 
     check_replaceable(args.out_dir, args.force)
     network, info = load_weights(args.weights)
-    shape = tuple(args.shape) if args.shape else info.shape
-    manifest = write_bundle(args.out_dir, network, info, args.weights, shape, args.force)
-    (entry,) = manifest["networks"]
-    measured = entry["verification"]
-    print(
-        f"{args.out_dir}: {manifest['name']} at {'×'.join(map(str, shape))}, "
-        f"{entry['nodes']} nodes, traced in {manifest['provenance']['export_seconds']} s; "
-        f"ONNX Runtime differs from PyTorch by at most {measured['max_difference_vox']:.1e} voxel "
-        f"(displacements up to {measured['max_displacement_vox']:.1f})"
+    manifest = write_bundle(
+        args.out_dir,
+        network,
+        info,
+        args.weights,
+        [tuple(shape) for shape in args.shape] if args.shape else [info.shape],
+        args.force,
+        halves=[p for p in dict.fromkeys(args.precision) if p != "fp32"],
+        real_pairs=args.verify_on,
     )
+    print(
+        f"{args.out_dir}: {manifest['name']}, exported and verified in "
+        f"{manifest['provenance']['export_seconds']} s"
+    )
+    for entry in manifest["networks"]:
+        measured = entry["verification"]
+        print(
+            f"{entry['file']}: {entry['precision']} at {'×'.join(map(str, entry['shape']))}, "
+            f"{entry['nodes']} nodes; displacement differs from {measured['reference']} by "
+            f"{measured['mean_difference_vox']:.1e} voxel on average, "
+            f"{measured['max_difference_vox']:.1e} at most"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ PACKAGE = "@niivue/niivue"
 
 def main() -> int:
     record = VENDORED / "niivue.json"
-    known = json.loads(record.read_text()) if record.exists() else {}
+    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     version = sys.argv[1] if len(sys.argv) > 1 else known["version"]
     with tempfile.TemporaryDirectory() as folder:
         modules = Path(folder) / "node_modules"
@@ -36,8 +36,10 @@ def main() -> int:
         print(f"{PACKAGE} {version}: expected {known['sha256']}, got {digest}", file=sys.stderr)
         return 1
     (VENDORED / "niivue.umd.js.gz").write_bytes(gzip.compress(script, 9, mtime=0))
-    (VENDORED / "LICENSES-of-parts.txt").write_text("\n\n".join(licences) + "\n")
-    record.write_text(json.dumps({"version": version, "sha256": digest}, indent=2) + "\n")
+    (VENDORED / "LICENSES-of-parts.txt").write_text("\n\n".join(licences) + "\n", encoding="utf-8")
+    record.write_text(
+        json.dumps({"version": version, "sha256": digest}, indent=2) + "\n", encoding="utf-8"
+    )
     return 0
 
 
@@ -49,9 +51,9 @@ def _is_part(package: Path) -> bool:
 
 
 def _entry(package: Path) -> str:
-    about = json.loads(package.read_text())
+    about = json.loads(package.read_text(encoding="utf-8"))
     text = next(p for p in package.parent.iterdir() if p.name.lower().startswith("licen"))
-    return f"{about['name']} {about['version']} ({about['license']})\n\n{text.read_text().strip()}"
+    return f"{about['name']} {about['version']} ({about['license']})\n\n{text.read_text(encoding='utf-8').strip()}"
 
 
 if __name__ == "__main__":

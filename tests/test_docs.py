@@ -142,7 +142,7 @@ def test_reference_of_the_command_line_is_current(monkeypatch):
 
 
 def test_every_page_is_in_the_index():
-    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text()))
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text(encoding="utf-8")))
     assert linked == {page.name for page in DOCS.glob("*.md")} - {"index.md"}
 
 
@@ -181,8 +181,10 @@ def volumes(tmp_path_factory) -> Path:
         ("demo/affine.tfm", affine),
     ):
         write_transform(folder / name, transform, "itk", Images())
-    (folder / "pairs.csv").write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
-    (folder / "names.csv").write_text("label,name\n1,right\n2,left\n7,core\n")
+    (folder / "pairs.csv").write_text(
+        "moving,fixed\nmoving.nii.gz,fixed.nii.gz\n", encoding="utf-8"
+    )
+    (folder / "names.csv").write_text("label,name\n1,right\n2,left\n7,core\n", encoding="utf-8")
     write_bundle(folder / "BUNDLE", np.zeros((3, 20, 24, 16), np.float32))
     return folder
 

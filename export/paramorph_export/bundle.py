@@ -1,4 +1,4 @@
-"""Writing a bundle: the ONNX file and the manifest that the runtime reads, all or nothing."""
+"""Writing a bundle: the ONNX files and the manifest that the runtime reads, all or nothing."""
 
 from __future__ import annotations
 
@@ -16,15 +16,26 @@ from paramorph.checkpoint import sha256_of
 from paramorph.warp import SAMPLING
 from paramorph_export.errors import ExportError
 from paramorph_export.grid_sample import STANDARD_OPSET
+from paramorph_export.pairs import pairs_of
+from paramorph_export.precision import with_precision
 from paramorph_export.trace import INPUTS, OUTPUTS, onnx_from_network
-from paramorph_export.verify import verify
-from paramorph_rt.bundle import FORMAT, FORMAT_VERSION, MANIFEST
+from paramorph_export.verify import verify, verify_half
+from paramorph_rt.bundle import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    GridSpec,
+    InputSpec,
+    IntensitySpec,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from paramorph.checkpoint import WeightsInfo
     from paramorph.network import ParaMorph
 
-NETWORK = "registration.onnx"
+    Shape = tuple[int, int, int]
 
 
 def write_bundle(
@@ -32,10 +43,13 @@ def write_bundle(
     network: ParaMorph,
     info: WeightsInfo,
     weights: Path,
-    shape: tuple[int, int, int],
+    shapes: Sequence[Shape],
     force: bool = False,
+    *,
+    halves: Sequence[str] = (),
+    real_pairs: Path | None = None,
 ) -> dict[str, Any]:
-    """Trace, verify and write `registration.onnx` and `manifest.json`; returns the manifest.
+    """Trace, verify and write the networks and `manifest.json`; returns the manifest.
 
     Everything happens in a folder beside `out_dir` that takes its place at the end, so a failure
     leaves an existing bundle as it was.
@@ -45,11 +59,13 @@ def write_bundle(
         network: In float32.
         info: What is recorded about its weights.
         weights: The file they came from.
-        shape: Volume size (D, H, W) of the graph.
+        shapes: Volume sizes (D, H, W), a graph for each; the first is the bundle's grid.
         force: Replace an existing bundle.
+        halves: Precisions of further graphs besides float32: fp16, bf16.
+        real_pairs: Folder of labelled volumes on which these are measured as well.
 
     Raises:
-        ExportError: The folder exists and `force` is not given, or it is no bundle, or the ONNX
+        ExportError: The folder exists and `force` is not given, or it is no bundle, or an ONNX
             file does not compute what the network does.
     """
     out_dir = Path(out_dir)
@@ -58,18 +74,22 @@ def write_bundle(
     staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
     try:
         started = time.perf_counter()
-        model = onnx_from_network(network, shape)
-        path = staging / NETWORK
-        onnx.save(model, path)
-        traced = time.perf_counter() - started
-        measured = verify(path, network, shape)
+        networks = [
+            entry
+            for shape in dict.fromkeys(shapes)
+            for entry in _write_networks(
+                staging, network, info, shape, shape == shapes[0], halves, real_pairs
+            )
+        ]
+        seconds = time.perf_counter() - started
+        files = [staging / entry["file"] for entry in networks]
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "name": info.name,
             "network": info.network.as_dict(),
             "grid": {
-                "shape": list(shape),
+                "shape": list(shapes[0]),
                 "spacing_mm": list(info.spacing_mm),
                 "orientation": info.orientation,
             },
@@ -88,30 +108,33 @@ def write_bundle(
             },
             "sampling": {"convention": info.network.sampling, **SAMPLING[info.network.sampling]},
             "opset": STANDARD_OPSET,
-            "networks": [
-                {
-                    "file": NETWORK,
-                    "precision": "fp32",
-                    "shape": list(shape),
-                    "nodes": len(model.graph.node),
-                    "verification": measured,
-                }
-            ],
+            "networks": networks,
             "engines": [],
-            "files": {NETWORK: {"sha256": sha256_of(path), "bytes": path.stat().st_size}},
+            "files": {
+                path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+                for path in files
+            },
             "provenance": {
                 "weights": weights.name,
                 "weights_sha256": sha256_of(weights),
-                "export_seconds": round(traced, 1),
+                "export_seconds": round(seconds, 1),
                 **info.provenance,
             },
         }
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         staging.chmod(0o755)  # mkdtemp makes folders that only their owner can read
         _put_in_place(staging, out_dir)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
+
+
+def input_spec(info: WeightsInfo, shape: Shape) -> InputSpec:
+    """What the runtime will prepare for a graph of this shape."""
+    return InputSpec(
+        GridSpec(shape, info.spacing_mm, info.orientation),
+        IntensitySpec(info.lower_percentile, info.upper_percentile),
+    )
 
 
 def check_replaceable(out_dir: Path, force: bool) -> None:
@@ -127,6 +150,42 @@ def check_replaceable(out_dir: Path, force: bool) -> None:
         raise ExportError(
             f"{out_dir}: expected a new folder, got an existing bundle; pass --force to replace it."
         )
+
+
+def _write_networks(
+    folder: Path,
+    network: ParaMorph,
+    info: WeightsInfo,
+    shape: Shape,
+    is_first: bool,
+    halves: Sequence[str],
+    real_pairs: Path | None,
+) -> Iterator[dict[str, Any]]:
+    """The graphs of one shape, in float32 and in halves; their entries in the manifest."""
+    stem = "registration" if is_first else f"registration.{'x'.join(map(str, shape))}"
+    traced = onnx_from_network(network, shape)
+    reference = folder / f"{stem}.onnx"
+    onnx.save(traced, reference)
+    yield _entry(reference, "fp32", shape, traced, verify(reference, network, shape))
+    pairs = pairs_of(real_pairs, input_spec(info, shape)) if real_pairs and halves else []
+    for precision in halves:
+        path = folder / f"{stem}.{precision}.onnx"
+        model = with_precision(traced, precision)
+        onnx.save(model, path)
+        measured = verify_half(path, reference, shape, precision, pairs, info.network.sampling)
+        yield _entry(path, precision, shape, model, measured)
+
+
+def _entry(
+    path: Path, precision: str, shape: Shape, model: onnx.ModelProto, measured: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "file": path.name,
+        "precision": precision,
+        "shape": list(shape),
+        "nodes": len(model.graph.node),
+        "verification": measured,
+    }
 
 
 def _put_in_place(staging: Path, out_dir: Path) -> None:

@@ -170,7 +170,7 @@ def _build(
     started = time.perf_counter()
     _run_child([sys.executable, str(CHILD), json.dumps(asdict(job))], log, time_limit_s, stem)
     seconds = time.perf_counter() - started
-    built = json.loads(answer.read_text())
+    built = json.loads(answer.read_text(encoding="utf-8"))
     # Part of the name, so that a rebuilt engine never stands under the hash of the one before.
     sha256 = _sha256(engine)
     final = f"{FOLDER}/{stem}-{sha256[:8]}"
@@ -214,7 +214,7 @@ def _run_child(command: list[str], log: Path, time_limit_s: float, what: str) ->
         handle, kept = tempfile.mkstemp(prefix=f"{what}-", suffix=".log")
         os.close(handle)
         shutil.copyfile(log, kept)
-        last = _reason(log.read_text(errors="replace"))
+        last = _reason(log.read_text(encoding="utf-8", errors="replace"))
         raise ExportError(
             f"{what}: expected an engine, got {outcome}{last}; read {kept}, and raise "
             "--time-limit if it was too short."

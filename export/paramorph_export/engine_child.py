@@ -30,7 +30,7 @@ def main() -> int:
         return 1
     Path(job["engine"]).write_bytes(engine)
     answer = {"version": library.__version__} | {key: said.get(key) for key in MEMORY}
-    Path(job["answer"]).write_text(json.dumps(answer))
+    Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
 

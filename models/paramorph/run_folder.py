@@ -37,7 +37,9 @@ class RunFolder:
     def log_validation(self, step: int, result: Validation) -> None:
         values = asdict(result)
         self._write({"step": step, "validation": values}, show=True)
-        (self.path / "metrics.json").write_text(json.dumps({"step": step, **values}) + "\n")
+        (self.path / "metrics.json").write_text(
+            json.dumps({"step": step, **values}) + "\n", encoding="utf-8"
+        )
         for name, value in values.items():
             if value is not None:
                 self._tensorboard.add_scalar(f"validation/{name}", value, step)

@@ -4,34 +4,79 @@ from __future__ import annotations
 
 import logging
 import math
-from itertools import product
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
 
 from .errors import AlignmentError
-from .preprocess import foreground_box, foreground_threshold, resample_to_grid
-from .spaces import Grid, affine_from_itk, itk_affine, to_sitk
+from .pose import MutualInformation, find_pose
+from .preprocess import (
+    foreground_box,
+    foreground_threshold,
+    hole_of,
+    masked,
+    resample_to_grid,
+)
+from .spaces import Grid, affine_from_itk, flip_vectors, from_sitk, itk_affine, to_sitk
 from .threads import itk_threads
 from .volume import Volume
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
 AffineKind = Literal["auto", "rigid", "similarity", "affine"]
 
 log = logging.getLogger(__name__)
 
-# Voxels across the fixed foreground at the two levels: 6 mm and 3 mm for an adult brain, and as
-# fine in proportion for a mouse's. The coarse level has the capture range, the fine one the
-# accuracy; a finer one takes longer and aligned brains no better.
-COARSE_VOXELS, FINE_VOXELS = 25, 50
+# Voxels across the foreground at the levels: 10, 6 and 3 mm for an adult brain, and as fine in
+# proportion for a mouse's. The first has the capture range, the last the accuracy; a finer one
+# takes longer and aligned brains no better.
+POSE_VOXELS, COARSE_VOXELS, FINE_VOXELS = 14, 25, 50
 HISTOGRAM_BINS = 32
-# Two cut-outs have to share this much of the smaller one after the search.
+# The two foregrounds have to share this much of the smaller one.
 SMALLEST_OVERLAP = 0.6
-# The search itself finds its way from about 25 degrees off.
-ROTATION_RAD = math.radians(25)
+# The moving image has to tell this share of what there is to tell of the fixed one. Aligned brains
+# tell more, whatever is cut off (benchmarks/affine.py), and less where one is upside down. Cut-outs
+# of a body are less alike even when aligned; the bound is for what has nothing in common.
+LEAST_TOLD, LEAST_TOLD_BY_CUT_OUT = 0.15, 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """An affine, and how much more alike it makes the images.
+
+    Attributes:
+        affine: Fixed world mm → moving world mm (RAS).
+        kind: "rigid", "similarity" or "affine".
+        information_before: Mutual information (nats) of the small copies where the images lay
+            before the search; what lies beyond the moving image tells nothing.
+        information_after: The same with `affine`.
+        told: Share of all information on the fixed image that the moving one tells, where both are.
+        overlap: Share of the smaller foreground that lies upon the other.
+        warnings: What looks wrong, a sentence each.
+    """
+
+    affine: Float[np.ndarray, "4 4"]
+    kind: str
+    information_before: float
+    information_after: float
+    told: float
+    overlap: float
+    warnings: tuple[str, ...] = ()
+
+    def as_metrics(self) -> dict[str, Any]:
+        """For metrics.json."""
+        return {
+            "kind": self.kind,
+            "mutual_information": {
+                "before": round(self.information_before, 6),
+                "after": round(self.information_after, 6),
+            },
+            "told_share": round(self.told, 6),
+            "foreground_overlap": round(self.overlap, 6),
+        }
 
 
 def align_affine(
@@ -39,93 +84,247 @@ def align_affine(
     fixed: Volume,
     kind: AffineKind = "auto",
     initial: Float[np.ndarray, "4 4"] | None = None,
-) -> Float[np.ndarray, "4 4"]:
+    *,
+    moving_mask: Volume | None = None,
+    fixed_mask: Volume | None = None,
+) -> Alignment:
     """Find the affine that makes the moving image most like the fixed one.
 
-    Starts with the foregrounds' centres of gravity upon each other, then maximises Mattes mutual
-    information, which does not ask for equal contrast, at two resolutions. All
-    voxels of the small copies are used, so equal input gives equal output.
+    Many rotations and sizes are tried on tiny copies; from the best, Mattes mutual information,
+    which does not ask for equal contrast, is maximised at two resolutions. All voxels of the small
+    copies are used, so equal input gives equal output.
 
-    Whole organs and heads get all 12 parameters, from rotations up to 45 degrees off. A cut-out
-    of a larger body (foreground all around its border) gets a rigid transform: its size cannot be
-    told from a zoom, and free scales then shrink towards whatever small part looks alike.
+    Whole organs and heads get all 12 parameters, from rotations up to 60 degrees off, whatever
+    their size and place. A cut-out of a larger body (foreground all around its border) gets a rigid
+    transform from the centres upon each other: its size cannot be told from a zoom, and free scales
+    then shrink towards whatever small part looks alike.
 
     Args:
         moving: Image on its own grid.
         fixed: Image on its own grid.
         kind: Rotation and translation ("rigid"), with one scale ("similarity") or all 12
             parameters ("affine"); "auto" decides as above.
-        initial: Fixed world mm → moving world mm (RAS), where the search starts instead of at the
-            centres of gravity and without trying rotations. The result contains it, so with
-            `kind` "rigid" it is rigid after `initial`, whatever that is.
+        initial: Fixed world mm → moving world mm (RAS), where the search starts instead of trying
+            poses. The result contains it, so with `kind` "rigid" it is rigid after `initial`,
+            whatever that is.
+        moving_mask: On the grid of `moving`; where it is 0 the image is background, but for holes,
+            which are left out of all comparison (see `hole_of`).
+        fixed_mask: The same for `fixed`.
 
     Returns:
-        Fixed world mm → moving world mm (RAS). If the search made the images less alike, the
-        start, and a warning is logged.
+        The alignment; if the search made the images less alike, how it started or how they lay.
+        Its warnings are logged as well.
 
     Raises:
         AlignmentError: The search left no overlap of the two images.
+        VolumeError: A mask without any of its image's foreground.
     """
-    # The coarse copies are made from the fine ones, which is as good and needs no wide kernels.
-    size_mm = _foreground_size_mm(fixed)
-    fine_mm, coarse_mm = size_mm / FINE_VOXELS, size_mm / COARSE_VOXELS
-    fine_fixed, fine_moving = _shrunk(fixed, fine_mm), _shrunk(moving, fine_mm)
-    coarse_fixed, coarse_moving = _shrunk(fine_fixed, coarse_mm), _shrunk(fine_moving, coarse_mm)
-    moving_centre = _itk_centre(fine_moving)
+    moving, fixed = masked(moving, moving_mask), masked(fixed, fixed_mask)
     cut_outs = _is_cut_out(moving), _is_cut_out(fixed)
-    cut_out = any(cut_outs)
-    if all(cut_outs):
-        fine_moving, coarse_moving = _surrounded(fine_moving), _surrounded(coarse_moving)
     if kind == "auto":
-        kind = "rigid" if cut_out else "affine"
-    start = _centred_start(moving_centre, fine_fixed, initial)
-    then = None if initial is None else itk_affine(initial)
+        kind = "rigid" if any(cut_outs) else "affine"
+    copies = _Copies(_Side(moving, hole_of(moving_mask)), _Side(fixed, hole_of(fixed_mask)))
+    lay = np.eye(4) if initial is None else initial
+    if initial is not None:
+        start = initial
+    elif any(cut_outs):
+        start = copies.centred()
+    else:
+        start = copies.best_pose(keep_size=kind == "rigid")
     try:
-        # Threads add up the histogram in any order; one gives the same bits every time, and on
-        # the small copies it is faster as well.
-        with itk_threads(1):
-            search = not (cut_out or then)
-            angles = _best_rotation(coarse_moving, coarse_fixed, start) if search else (0.0,) * 3
-            transform = _of_kind(kind, start, angles)
-            _climb(coarse_moving, coarse_fixed, transform, coarse_mm / 3, then)
-            _climb(fine_moving, fine_fixed, transform, fine_mm / 6, then)
-            before, after = (
-                _similarity(fine_moving, fine_fixed, t, then) for t in (start, transform)
-            )
+        found = copies.climbed(kind, start, initial, frame=all(cut_outs))
     except RuntimeError as err:
         raise AlignmentError(
             f"{moving.name}: expected an affine that aligns it with {fixed.name}, got no overlap "
             "during the search; check that both show the same anatomy, or align them first and "
             "pass --no-affine."
         ) from err
-    if after < before:
-        log.warning(
-            "%s: the affine search made it less like %s (mutual information %.3f → %.3f), so only "
-            "their centres are aligned; check the result.",
-            *(moving.name, fixed.name, before, after),
-        )
-        transform = start
-    found = affine_from_itk(transform)
-    complete = found if initial is None else initial @ found
-    overlap = max(
-        _share_inside(moving.grid, fixed.grid, complete),
-        _share_inside(fixed.grid, moving.grid, np.linalg.inv(complete)),
-    )
-    if all(cut_outs) and overlap < SMALLEST_OVERLAP:
-        log.warning(
-            "%s: the affine search left it only %.0f %% in common with %s, so only their centres "
-            "are aligned; check the result.",
-            *(moving.name, 100 * overlap, fixed.name),
-        )
-        found = affine_from_itk(start)
-        complete = found if initial is None else initial @ found
-    return complete
+    # A cut-out whose search drifted away says so by its overlap: little is easily alike.
+    candidates = [found, start, lay]
+    if all(cut_outs):
+        enough = [c for c in candidates if copies.overlap(c) >= SMALLEST_OVERLAP]
+        candidates = enough or [start]
+    chosen = max(candidates, key=copies.information)
+    least_told = LEAST_TOLD_BY_CUT_OUT if any(cut_outs) else LEAST_TOLD
+    return copies.judged(chosen, lay, kind, least_told, searched=chosen is found)
 
 
-def _foreground_size_mm(volume: Volume) -> float:
-    """Side of the cube with the volume of the foreground's box."""
-    lo, hi = foreground_box(volume)
-    return float(np.prod(np.subtract(hi, lo) * volume.grid.spacing) ** (1 / 3))
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One of the two images; nobody knows what is in its hole."""
+
+    image: Volume
+    hole: Volume | None = None
+
+    @property
+    def foreground(self) -> Bool[np.ndarray, "i j k"]:
+        return self.image.data > foreground_threshold(self.image.data)
+
+    @property
+    def centre(self) -> Float[np.ndarray, " 3"]:
+        """Centre of gravity of the foreground, world mm (RAS)."""
+        return self.image.grid.world(np.argwhere(self.foreground).mean(axis=0))
+
+    @property
+    def foreground_mm3(self) -> float:
+        return float(np.count_nonzero(self.foreground) * np.prod(self.image.grid.spacing))
+
+    @property
+    def size_mm(self) -> float:
+        """Side of the cube with the volume of the foreground's box."""
+        lo, hi = foreground_box(self.image)
+        return float(np.prod(np.subtract(hi, lo) * self.image.grid.spacing) ** (1 / 3))
+
+    def near_foreground(self) -> Bool[np.ndarray, "i j k"]:
+        """Two voxels around it show a metric its edge; more background only dilutes it."""
+        grid = self.image.grid
+        grown = sitk.BinaryDilate(to_sitk(self.foreground.astype(np.uint8), grid), [2, 2, 2])
+        near = from_sitk(grown)[0].astype(bool)
+        return near if self.hole is None else near & (self.hole.data == 0)
+
+    def shrunk(self, spacing_mm: float) -> _Side:
+        """A copy of the foreground and its surroundings, at about the given spacing.
+
+        Axes that are coarser already keep their spacing. Nothing beyond the image is included: its
+        edges in both copies would match each other instead of the anatomy.
+        """
+        image = self.image
+        lo, hi = (np.array(side) for side in foreground_box(image))
+        spacing = np.maximum(image.grid.spacing, spacing_mm)
+        margin = np.ceil(2 * spacing / image.grid.spacing).astype(int)
+        lo, hi = np.maximum(lo - margin, 0), np.minimum(hi + margin, image.grid.shape)
+        shape = np.maximum(((hi - lo) * image.grid.spacing / spacing).astype(int), 4)
+        affine = np.eye(4)
+        affine[:3, :3] = image.grid.directions * spacing
+        affine[:3, 3] = image.grid.world((lo + hi - 1) / 2) - affine[:3, :3] @ ((shape - 1) / 2)
+        grid = Grid(tuple(shape), affine)
+        small = resample_to_grid(_averaged(image, lo, hi, spacing), grid)
+        hole = self.hole and Volume(
+            resample_to_grid(self.hole, grid, interpolation="nearest"), grid, self.hole.name
+        )
+        return _Side(Volume(small, grid, image.name), hole)
+
+    def framed(self) -> _Side:
+        """The image inside a wide frame of its median.
+
+        Mattes mutual information counts what lies inside both images, and a small overlap is easily
+        alike: the frame makes leaving the moving image cost something. The fixed image has none, so
+        its edge cannot match the frame's.
+        """
+        width = [n // 2 for n in self.image.data.shape]
+        grid = self.image.grid
+        affine = grid.affine.copy()
+        affine[:3, 3] = grid.world(-np.array(width))
+
+        def padded(volume: Volume, value: float) -> Volume:
+            data = np.pad(volume.data, [(w, w) for w in width], constant_values=value)
+            return Volume(data, Grid(data.shape, affine), volume.name)
+
+        image = padded(self.image, float(np.median(self.image.data)))
+        return _Side(image, self.hole and padded(self.hole, 0))
+
+
+class _Copies:
+    """Both images, small, and what can be asked of them."""
+
+    def __init__(self, moving: _Side, fixed: _Side) -> None:
+        self.sizes_mm = moving.size_mm, fixed.size_mm
+        # As fine as the smaller of the two needs; a far larger moving image shows more than that.
+        finest_mm = min(self.sizes_mm)
+        self.fine = (
+            moving.shrunk(finest_mm / FINE_VOXELS),
+            fixed.shrunk(self.sizes_mm[1] / FINE_VOXELS),
+        )
+        # Coarser copies are made from finer ones, which is as good and needs no wide kernels.
+        self.coarse = (
+            self.fine[0].shrunk(finest_mm / COARSE_VOXELS),
+            self.fine[1].shrunk(self.sizes_mm[1] / COARSE_VOXELS),
+        )
+        self.information = _information(*self.fine)
+
+    def centred(self) -> Float[np.ndarray, "4 4"]:
+        """The foregrounds' centres of gravity upon each other."""
+        moving, fixed = self.fine
+        start = np.eye(4)
+        start[:3, 3] = moving.centre - fixed.centre
+        return start
+
+    def best_pose(self, keep_size: bool) -> Float[np.ndarray, "4 4"]:
+        """Turned, moved and, unless `keep_size`, scaled so that the images become alike."""
+        moving, fixed = self.fine
+        information = _information(
+            moving.shrunk(self.sizes_mm[0] / (2 * POSE_VOXELS)),
+            fixed.shrunk(self.sizes_mm[1] / POSE_VOXELS),
+        )
+        log_scale = math.log(moving.foreground_mm3 / fixed.foreground_mm3) / 3
+        return find_pose(
+            information,
+            *(moving.centre, fixed.centre, self.sizes_mm[0]),
+            None if keep_size else log_scale,
+        )
+
+    def climbed(
+        self,
+        kind: AffineKind,
+        start: Float[np.ndarray, "4 4"],
+        initial: Float[np.ndarray, "4 4"] | None,
+        frame: bool,
+    ) -> Float[np.ndarray, "4 4"]:
+        """The affine of this kind to which Mattes mutual information climbs from the start."""
+        then = None if initial is None else itk_affine(initial)
+        own_start = start if initial is None else np.eye(4)
+        # Turning about the centre keeps rotation and translation independent in the search.
+        transform = _of_kind(kind, own_start, self.fine[1].centre)
+        size_mm = self.sizes_mm[1]
+        levels = (
+            (self.coarse, size_mm / COARSE_VOXELS / 3),
+            (self.fine, size_mm / FINE_VOXELS / 6),
+        )
+        # Threads add up the histogram in any order; one gives the same bits every time, and on
+        # the small copies it is faster as well.
+        with itk_threads(1):
+            for (moving, fixed), first_step_mm in levels:
+                _climb(moving.framed() if frame else moving, fixed, transform, first_step_mm, then)
+        found = affine_from_itk(transform)
+        return found if initial is None else initial @ found
+
+    def overlap(self, affine: Float[np.ndarray, "4 4"]) -> float:
+        """Share of the smaller foreground that lies upon the other."""
+        moving, fixed = self.fine
+        mask = Volume(moving.foreground.astype(np.uint8), moving.image.grid)
+        on_fixed = resample_to_grid(mask, fixed.image.grid, affine, "nearest") != 0
+        common = np.count_nonzero(on_fixed & fixed.foreground)
+        moving_mm3 = moving.foreground_mm3 / abs(np.linalg.det(affine[:3, :3]))
+        smaller = min(moving_mm3, fixed.foreground_mm3) / np.prod(fixed.image.grid.spacing)
+        return min(1.0, float(common / smaller))
+
+    def judged(
+        self,
+        chosen: Float[np.ndarray, "4 4"],
+        lay: Float[np.ndarray, "4 4"],
+        kind: AffineKind,
+        least_told: float,
+        searched: bool,
+    ) -> Alignment:
+        """The chosen affine with what it is worth; logs what looks wrong."""
+        moving, fixed = (side.image.name for side in self.fine)
+        overlap, told = self.overlap(chosen), self.information.share(chosen)
+        doubts = {
+            f"the affine search ended less like {fixed} than it started, so its start is kept": (
+                not searched
+            ),
+            f"only {100 * overlap:.0f} % of its foreground lies upon that of {fixed} after the "
+            "affine alignment": overlap < SMALLEST_OVERLAP,
+            f"after the affine alignment it is hardly like {fixed} (it tells {100 * told:.1f} % of "
+            f"what there is to tell, usually at least {100 * least_told:g} %)": told < least_told,
+        }
+        warnings = tuple(
+            f"{moving}: {doubt}; check the result." for doubt, applies in doubts.items() if applies
+        )
+        for warning in warnings:
+            log.warning("%s", warning)
+        before, after = self.information(lay), self.information(chosen)
+        return Alignment(chosen, kind, before, after, told, overlap, warnings)
 
 
 def _is_cut_out(volume: Volume) -> bool:
@@ -136,99 +335,67 @@ def _is_cut_out(volume: Volume) -> bool:
     return bool(border > 0.5 * (mask.size - inner.size))
 
 
-def _shrunk(volume: Volume, spacing_mm: float) -> Volume:
-    """A copy of the foreground and its surroundings, at about the given spacing.
+def _averaged(
+    image: Volume,
+    lo: Float[np.ndarray, " 3"],
+    hi: Float[np.ndarray, " 3"],
+    spacing_mm: Float[np.ndarray, " 3"],
+) -> Volume:
+    """The box of the image, in means of whole voxels that stay finer than the given spacing.
 
-    Axes that are coarser already keep their spacing. Nothing beyond the image is included: its
-    edges in both copies would match each other instead of the anatomy.
+    What is left to smooth takes an eighth of the work.
     """
-    lo, hi = (np.array(side) for side in foreground_box(volume))
-    spacing = np.maximum(volume.grid.spacing, spacing_mm)
-    margin = np.ceil(2 * spacing / volume.grid.spacing).astype(int)
-    lo, hi = np.maximum(lo - margin, 0), np.minimum(hi + margin, volume.grid.shape)
-    shape = np.maximum(((hi - lo) * volume.grid.spacing / spacing).astype(int), 4)
-    affine = np.eye(4)
-    affine[:3, :3] = volume.grid.directions * spacing
-    affine[:3, 3] = volume.grid.world((lo + hi - 1) / 2) - affine[:3, :3] @ ((shape - 1) / 2)
-    grid = Grid(tuple(shape), affine)
-    return Volume(resample_to_grid(volume, grid), grid, volume.name)
+    box = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
+    affine = image.grid.affine.copy()
+    affine[:3, 3] = image.grid.world(lo)
+    data = image.data[box]
+    cropped = Volume(data, Grid(data.shape, affine), image.name)
+    factors = np.maximum(1, spacing_mm / image.grid.spacing / 1.4).astype(int)
+    if factors.max() == 1:
+        return cropped
+    means = sitk.BinShrink(to_sitk(cropped.data, cropped.grid), factors.tolist())
+    return Volume(*from_sitk(means), image.name)
 
 
-def _surrounded(volume: Volume) -> Volume:
-    """The volume inside a wide frame of its median.
-
-    Mutual information counts what lies inside both images, and a small overlap is easily alike: the
-    frame makes leaving the moving image cost something. The fixed image has none, so its edge
-    cannot match the frame's.
-    """
-    width = [n // 2 for n in volume.data.shape]
-    outside = float(np.median(volume.data))
-    data = np.pad(volume.data, [(w, w) for w in width], constant_values=outside)
-    affine = volume.grid.affine.copy()
-    affine[:3, 3] = volume.grid.world(-np.array(width))
-    return Volume(data, Grid(data.shape, affine), volume.name)
-
-
-def _share_inside(moving: Grid, fixed: Grid, affine: Float[np.ndarray, "4 4"]) -> float:
-    """Share of the fixed grid's voxels that lie inside the moving one, after the affine."""
-    index = np.stack(np.meshgrid(*[np.arange(0, n, 4) for n in fixed.shape], indexing="ij"), -1)
-    to_index = np.linalg.inv(moving.affine) @ affine
-    at = fixed.world(index.reshape(-1, 3)) @ to_index[:3, :3].T + to_index[:3, 3]
-    inside = (at >= -0.5) & (at <= np.array(moving.shape) - 0.5)
-    return float(inside.all(axis=1).mean())
-
-
-def _centred_start(
-    moving_centre: Float[np.ndarray, " 3"], fixed: Volume, initial: Float[np.ndarray, "4 4"] | None
-) -> sitk.AffineTransform:
-    """No rotation; the translation of the centres, unless `initial` stands for it."""
-    fixed_centre = _itk_centre(fixed)
-    start = sitk.AffineTransform(3)
-    # Turning about the centre keeps rotation and translation independent in the search.
-    start.SetCenter(fixed_centre.tolist())
-    if initial is None:
-        start.SetTranslation((moving_centre - fixed_centre).tolist())
-    return start
-
-
-def _itk_centre(volume: Volume) -> Float[np.ndarray, " 3"]:
-    """Centre of gravity of the foreground in ITK's world."""
-    index = np.argwhere(volume.data > foreground_threshold(volume.data)).mean(axis=0)
-    image = to_sitk(volume.data, volume.grid)
-    return np.array(image.TransformContinuousIndexToPhysicalPoint(index.tolist()))
-
-
-def _best_rotation(moving: Volume, fixed: Volume, start: sitk.AffineTransform) -> tuple[float, ...]:
-    """The most similar of 27 rotations about the centre, for the search to climb from."""
-    return max(
-        product((0.0, -ROTATION_RAD, ROTATION_RAD), repeat=3),
-        key=lambda angles: _similarity(moving, fixed, _of_kind("rigid", start, angles)),
-    )
+def _information(moving: _Side, fixed: _Side) -> MutualInformation:
+    known = None if moving.hole is None else moving.hole.data == 0
+    return MutualInformation(moving.image, fixed.image, fixed.near_foreground(), known)
 
 
 def _of_kind(
-    kind: AffineKind, start: sitk.AffineTransform, angles_rad: tuple[float, ...]
+    kind: AffineKind, start: Float[np.ndarray, "4 4"], centre: Float[np.ndarray, " 3"]
 ) -> sitk.Transform:
-    """A transform with the centre and translation of `start`, turned."""
-    rigid = sitk.Euler3DTransform(start.GetCenter(), *angles_rad, start.GetTranslation())
-    if kind == "rigid":
-        return rigid
-    result = sitk.AffineTransform(start) if kind == "affine" else sitk.Similarity3DTransform()
-    result.SetCenter(start.GetCenter())
-    result.SetTranslation(start.GetTranslation())
-    result.SetMatrix(rigid.GetMatrix())
-    return result
+    """An ITK transform of this kind that does what `start` does, about a centre (RAS)."""
+    itk_start = itk_affine(start)
+    transform: Any = {
+        "rigid": sitk.Euler3DTransform(),
+        "similarity": sitk.Similarity3DTransform(),
+        "affine": sitk.AffineTransform(3),
+    }[kind]
+    itk_centre = flip_vectors(centre)
+    transform.SetCenter(itk_centre.tolist())
+    transform.SetMatrix(itk_start.GetMatrix())
+    moved = np.array(itk_start.TransformPoint(itk_centre.tolist()))
+    transform.SetTranslation((moved - itk_centre).tolist())
+    return transform
 
 
 def _climb(
-    moving: Volume,
-    fixed: Volume,
+    moving: _Side,
+    fixed: _Side,
     transform: sitk.Transform,
     first_step_mm: float,
     then: sitk.Transform | None,
 ) -> None:
     """Improve `transform` in place at one level; steps are in mm of voxel movement."""
-    method = _metric(fixed, then)
+    method = sitk.ImageRegistrationMethod()
+    if then is not None:
+        method.SetMovingInitialTransform(then)
+    method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetMetricFixedMask(_itk_mask(fixed.near_foreground(), fixed.image.grid))
+    if moving.hole is not None:
+        method.SetMetricMovingMask(_itk_mask(moving.hole.data == 0, moving.image.grid))
     # Shrinking the step slowly at each turn is what brings shears home: halving it, as is usual,
     # stops up to seven times farther away on a known affine, in nearly the same time.
     method.SetOptimizerAsRegularStepGradientDescent(
@@ -239,26 +406,8 @@ def _climb(
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(to_sitk(fixed.data, fixed.grid), to_sitk(moving.data, moving.grid))
+    method.Execute(*(to_sitk(side.image.data, side.image.grid) for side in (fixed, moving)))
 
 
-def _similarity(
-    moving: Volume, fixed: Volume, transform: sitk.Transform, then: sitk.Transform | None = None
-) -> float:
-    method = _metric(fixed, then)
-    method.SetInitialTransform(transform)
-    images = to_sitk(fixed.data, fixed.grid), to_sitk(moving.data, moving.grid)
-    return -method.MetricEvaluate(*images)
-
-
-def _metric(fixed: Volume, then: sitk.Transform | None) -> sitk.ImageRegistrationMethod:
-    """The similarity after a transform and, if given, another that stays."""
-    method = sitk.ImageRegistrationMethod()
-    if then is not None:
-        method.SetMovingInitialTransform(then)
-    method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
-    method.SetInterpolator(sitk.sitkLinear)
-    # Two voxels around the foreground show the metric its edge; more background only dilutes it.
-    mask = (fixed.data > foreground_threshold(fixed.data)).astype(np.uint8)
-    method.SetMetricFixedMask(sitk.BinaryDilate(to_sitk(mask, fixed.grid), [2, 2, 2]))
-    return method
+def _itk_mask(mask: Bool[np.ndarray, "i j k"], grid: Grid) -> sitk.Image:
+    return to_sitk(mask.astype(np.uint8), grid)

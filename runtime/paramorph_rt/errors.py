@@ -39,6 +39,14 @@ class TransformError(ParamorphError, ValueError):
     """A transform that cannot be read, written, joined or inverted."""
 
 
+class CohortError(ParamorphError, ValueError):
+    """A list of pairs that cannot be registered as it stands, or not all of it."""
+
+
+class EvaluationError(ParamorphError, ValueError):
+    """Landmarks, names or a choice of files from which no metric can be taken."""
+
+
 class OutputError(ParamorphError, OSError):
     """Results that cannot be written where they were asked for."""
 

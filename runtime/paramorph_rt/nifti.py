@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,11 @@ import numpy as np
 from .errors import VolumeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from .spaces import Grid
 
+SUFFIXES = (".nii", ".nii.gz")
 # 1024³ voxels are 4 GiB as float32; a larger header is a mistake or an attack.
 MAX_VOXELS = 2**30
 # Deflate cannot compress better than 1032 : 1, so a .gz file bounds what it may promise.
@@ -36,7 +40,23 @@ def read_nifti(path: Path) -> nib.Nifti1Image:
     if len(image.shape) < 3 or min(image.shape) < 1 or any(n != 1 for n in image.shape[3:]):
         raise VolumeError(
             f"{path.name}: expected a 3-D volume, got shape {image.shape}; "
-            "split a series, or stack slices, first."
+            "split the series (or pass --apply-to-all for a moving one), or stack slices, first."
+        )
+    return _complete(path, image)
+
+
+def read_series_nifti(path: Path) -> nib.Nifti1Image:
+    """Read a series of volumes: shape (X, Y, Z, T) with T of 2 or more.
+
+    Raises:
+        VolumeError: As `read_nifti`, but for the shape.
+    """
+    image = open_nifti(path)
+    _check_voxels(path, image)
+    if len(image.shape) != 4 or min(image.shape) < 1 or image.shape[3] < 2:
+        raise VolumeError(
+            f"{path.name}: expected a series of shape (X, Y, Z, T), got shape {image.shape}; "
+            "leave out --apply-to-all for a single volume."
         )
     return _complete(path, image)
 
@@ -66,10 +86,10 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     """
     if not path.is_file():
         raise VolumeError(f"{path}: expected a NIfTI file, found none; check the path.")
-    if not path.name.endswith((".nii", ".nii.gz")):
+    if not path.name.endswith(SUFFIXES):
         raise VolumeError(
-            f"{path.name}: expected a NIfTI file (.nii or .nii.gz), got another file type; "
-            "convert it first."
+            f"{path.name}: expected a NIfTI file (.nii or .nii.gz), got another file type; convert "
+            "it first (images may also be .nrrd, .nhdr, .mha, .mhd or a folder of DICOM slices)."
         )
     try:
         image = nib.load(path)
@@ -118,15 +138,54 @@ def write_nifti(
         intent: NIfTI intent, by nibabel's name or by number.
         header: Further header fields by their NIfTI names.
     """
-    image = nib.Nifti1Image(data, grid.affine, dtype=data.dtype)
-    image.header.set_intent(intent)
-    # Both codes, because readers differ in which of the two they prefer.
-    image.set_sform(grid.affine, code="scanner")
-    image.set_qform(grid.affine, code="scanner")
-    image.header.set_xyzt_units("mm", "sec")
-    for field, value in header.items():
-        image.header[field] = value
+    image = nib.Nifti1Image(data, grid.affine, _header(grid, intent, **header), dtype=data.dtype)
     nib.save(image, path)  # nibabel compresses .gz at level 1: faster, little larger
+
+
+@contextmanager
+def writing_series(
+    path: str | Path, grid: Grid, count: int, step: float, dtype: np.dtype
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Write a series volume by volume, so that only one of them is in memory.
+
+    Args:
+        path: .nii or .nii.gz.
+        grid: Of every volume.
+        count: How many volumes are to come.
+        step: Seconds from one to the next.
+        dtype: Of the voxels.
+
+    Yields:
+        A function that appends a volume (i, j, k).
+    """
+    header = _header(grid, "none")
+    header.set_data_dtype(dtype)
+    header.set_data_shape((*grid.shape, count))
+    header["pixdim"][4] = step
+    header.set_data_offset(352)
+    compressed = str(path).endswith(".gz")
+    with gzip.open(path, "wb", compresslevel=1) if compressed else open(path, "wb") as stream:
+        header.write_to(stream)
+
+        def append(volume: np.ndarray) -> None:
+            assert volume.shape == grid.shape, volume.shape
+            stream.write(np.asarray(volume, dtype).tobytes(order="F"))
+
+        yield append
+
+
+def _header(grid: Grid, intent: str | int, **fields: object) -> nib.Nifti1Header:
+    header = nib.Nifti1Header()
+    header.set_data_shape(grid.shape)
+    header.set_zooms(grid.spacing)
+    header.set_intent(intent)
+    # Both codes, because readers differ in which of the two they prefer.
+    header.set_sform(grid.affine, code=grid.world_code)
+    header.set_qform(grid.affine, code=grid.world_code)
+    header.set_xyzt_units("mm", "sec")
+    for field, value in fields.items():
+        header[field] = value
+    return header
 
 
 def _check_voxels(path: Path, image: nib.Nifti1Image) -> None:

@@ -2,29 +2,114 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 WARPED = "warped.nii.gz"
 DISPLACEMENT = "displacement.nii.gz"
 AFFINE = "affine.tfm"
 WARPED_LABELS = "warped_labels.nii.gz"
 INVERSE = "inverse_displacement.nii.gz"
+SERIES = "warped_series.nii.gz"
 ALSO = "also_warped"  # a folder: whatever was warped along, under its own name
 METRICS = "metrics.json"
-OUTPUTS = (WARPED, DISPLACEMENT, AFFINE, WARPED_LABELS, INVERSE, ALSO, METRICS)
+REPORT = "report.html"
+FIGURES = "figures"  # a folder of PNG files
+RECORD = "record.json"  # of a cohort's pair; last, so that it vouches for the others
 
 
-def check_outputs(folder: Path, force: bool) -> None:
+@dataclass(frozen=True)
+class Names:
+    """What the results are called: paths relative to the folder of results.
+
+    Attributes:
+        also: Folder of what was warped along, under its own name unless `also_names` has it.
+        sidecars: Further JSON files by name; each is written if the result that it describes is.
+        shared: JSON files by name that all runs into the folder have in common, such as a
+            dataset's description; one that is there stays.
+    """
+
+    warped: str = WARPED
+    displacement: str = DISPLACEMENT
+    affine: str = AFFINE
+    warped_labels: str = WARPED_LABELS
+    inverse: str = INVERSE
+    series: str = SERIES
+    also: str = ALSO
+    also_names: Mapping[str, str] = field(default_factory=dict)
+    metrics: str = METRICS
+    report: str = REPORT
+    figures: str = FIGURES
+    record: str = RECORD
+    sidecars: Mapping[str, Sidecar] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """All that belongs to one registration; the record comes last, so that it vouches."""
+        results = (
+            *(self.warped, self.displacement, self.affine, self.warped_labels, self.inverse),
+            *(self.series, *(self.also_names.values() or [self.also])),
+            *(self.metrics, self.report, self.figures),
+        )
+        return tuple(dict.fromkeys((*results, *self.sidecars, self.record)))
+
+    def also_warped(self, name: str) -> str:
+        """Where a file of this name goes that was warped along."""
+        return self.also_names.get(name, f"{self.also}/{name}")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A JSON file beside a result.
+
+    Attributes:
+        of: The result's name.
+        content: What it says.
+    """
+
+    of: str
+    content: Mapping[str, Any]
+
+
+PLAIN = Names()
+
+
+def make_folders(folder: Path, names: Names, also: Iterable[str]) -> None:
+    """Where the results go, and what was warped along."""
+    for name in (*(n for n in names.own if n != names.also), *map(names.also_warped, also)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+
+
+def finish_names(folder: Path, names: Names) -> None:
+    """Rename what was written under its plain name; describe those results that are there."""
+    for plain, name in ((REPORT, names.report), (FIGURES, names.figures)):
+        if (folder / plain).exists():
+            (folder / plain).rename(folder / name)
+    for name, sidecar in names.sidecars.items():
+        if (folder / sidecar.of).exists():
+            write_json(folder / name, sidecar.content)
+    for name, content in names.shared.items():
+        write_json(folder / name, content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file for people, too."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def check_outputs(folder: Path, force: bool, names: Names = PLAIN) -> None:
     """Refuse a folder that cannot take the results, before any work is done for them.
 
     Raises:
@@ -32,7 +117,7 @@ def check_outputs(folder: Path, force: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder, got a file; choose another --out-dir.")
-    existing = [name for name in OUTPUTS if (folder / name).exists()]
+    existing = [name for name in names.own if (folder / name).exists()]
     if existing and not force:
         raise OutputError(
             f"{folder}: expected no earlier results, got {', '.join(existing)}; pass --force to "
@@ -60,19 +145,19 @@ def check_file(path: Path, force: bool, suffixes: tuple[str, ...] = ("",)) -> No
     if not path.name.endswith(suffixes):
         raise OutputError(
             f"{path}: expected a name in {' or '.join(suffixes)}, got another; "
-            "choose another --out."
+            "choose another file name."
         )
     if path.is_dir():
-        raise OutputError(f"{path}: expected a file, got a folder; choose another --out.")
+        raise OutputError(f"{path}: expected a file, got a folder; choose another file name.")
     if path.exists() and not force:
         raise OutputError(
             f"{path}: expected no earlier result, got one; pass --force to replace it, or choose "
-            "another --out."
+            "another file name."
         )
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         raise OutputError(
             f"{path}: expected a folder to write into, got none at {path.parent}; make it first, "
-            "or choose another --out."
+            "or choose another file name."
         )
 
 
@@ -91,14 +176,14 @@ def staged_file(path: Path) -> Iterator[Path]:
     except OSError as err:
         raise OutputError(
             f"{path}: expected to write the result, got {err.strerror or err}; free the disk or "
-            "choose another --out."
+            "choose another file name."
         ) from err
     finally:
         staging.unlink(missing_ok=True)
 
 
 @contextmanager
-def staged_outputs(folder: Path, force: bool) -> Iterator[Path]:
+def staged_outputs(folder: Path, force: bool, names: Names = PLAIN) -> Iterator[Path]:
     """A hidden folder to write results into, which move to `folder` when the block ends well.
 
     A new `folder` appears by one rename. In an existing one our files are replaced one by one,
@@ -107,7 +192,7 @@ def staged_outputs(folder: Path, force: bool) -> Iterator[Path]:
     Raises:
         OutputError: As `check_outputs`, or writing fails; nothing of the block's is left then.
     """
-    check_outputs(folder, force)
+    check_outputs(folder, force, names)
     # Inside an existing folder, because its parent may be another file system.
     home = folder if folder.exists() else folder.absolute().parent
     staging = home / f".paramorph-{uuid.uuid4().hex}"
@@ -117,13 +202,11 @@ def staged_outputs(folder: Path, force: bool) -> Iterator[Path]:
         if not folder.exists():
             staging.rename(folder)
             return
-        for name in OUTPUTS:
-            if (folder / name).is_dir():
-                shutil.rmtree(folder / name)
-            if (staging / name).exists():
-                (staging / name).replace(folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
+        for name in names.own:
+            _replace(staging / name, folder / name)
+        for name in names.shared:
+            if not (folder / name).exists():
+                _replace(staging / name, folder / name)
     except OSError as err:
         raise OutputError(
             f"{folder}: expected to write the results, got {err.strerror or err}; free the disk "
@@ -131,3 +214,14 @@ def staged_outputs(folder: Path, force: bool) -> Iterator[Path]:
         ) from err
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Put a file or folder in the place of another, or nothing in the place of a file."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    if source.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)
+    else:
+        target.unlink(missing_ok=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import SimpleITK as sitk
 
-from .errors import AlignmentError
-from .spaces import Grid, itk_affine, network_grid, place, to_sitk
+from .errors import AlignmentError, VolumeError
+from .spaces import Grid, from_sitk, itk_affine, network_grid, place, to_sitk
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Shaped
@@ -46,33 +46,98 @@ class PreparedPair:
 
 
 def prepare_pair(
-    moving: Volume, fixed: Volume, affine: Float[np.ndarray, "4 4"], spec: InputSpec
+    moving: Volume,
+    fixed: Volume,
+    affine: Float[np.ndarray, "4 4"],
+    spec: InputSpec,
+    *,
+    moving_mask: Volume | None = None,
+    fixed_mask: Volume | None = None,
 ) -> PreparedPair:
     """Bring both images onto the network grid and into [0, 1].
+
+    Outside its mask an image is background to the network. Holes of a mask, such as a lesion that
+    only one image has, show what the other image has there instead, so nothing in them differs.
 
     Args:
         moving: Image on its own grid.
         fixed: Image on its own grid.
         affine: Fixed world mm → moving world mm (RAS).
         spec: Grid and intensities that the network expects.
+        moving_mask: On the grid of `moving`; what is not 0 counts, None is everything.
+        fixed_mask: The same for `fixed`.
+
+    Raises:
+        AlignmentError: The moving foreground lies outside the network grid.
+        VolumeError: A mask without any of its image's foreground.
+    """
+    moving, fixed = masked(moving, moving_mask), masked(fixed, fixed_mask)
+    grid = network_grid_for(fixed, spec)
+    aligned = prepare_moving(moving, fixed.name, grid, affine, spec)
+    target = normalise_for(resample_to_grid(fixed, grid), spec)
+    moving_hole = _hole_on_grid(moving_mask, grid, affine)
+    fixed_hole = _hole_on_grid(fixed_mask, grid, np.eye(4))
+    return PreparedPair(
+        moving=np.where(moving_hole & ~fixed_hole, target, aligned),
+        fixed=np.where(fixed_hole & ~moving_hole, aligned, target),
+        grid=grid,
+        spacing_growth=float(grid.spacing[0] / spec.grid.spacing_mm[0]),
+    )
+
+
+def prepare_moving(
+    moving: Volume,
+    fixed_name: str,
+    grid: Grid,
+    affine: Float[np.ndarray, "4 4"],
+    spec: InputSpec,
+) -> Float[np.ndarray, "i j k"]:
+    """The moving half of a pair: on the network grid, in [0, 1].
+
+    Args:
+        moving: Image on its own grid.
+        fixed_name: What a message calls the image over which `grid` lies.
+        grid: The network grid.
+        affine: Fixed world mm → moving world mm (RAS).
+        spec: Intensities that the network expects.
 
     Raises:
         AlignmentError: The moving foreground lies outside the network grid.
     """
-    grid = network_grid_for(fixed, spec)
     aligned = resample_to_grid(moving, grid, affine)
     if not (aligned > foreground_threshold(moving.data)).any():
         raise AlignmentError(
-            f"{moving.name}: expected its foreground to overlap that of {fixed.name} in the "
-            "world, got no common voxel; align the two first, or leave out --no-affine."
+            f"{moving.name}: expected to lie upon {fixed_name} in the world, got no common voxel; "
+            "check that both show the same anatomy, or leave out --no-affine."
         )
-    percentiles = spec.intensity.lower_percentile, spec.intensity.upper_percentile
-    return PreparedPair(
-        moving=normalise(aligned, *percentiles),
-        fixed=normalise(resample_to_grid(fixed, grid), *percentiles),
-        grid=grid,
-        spacing_growth=float(grid.spacing[0] / spec.grid.spacing_mm[0]),
-    )
+    return normalise_for(aligned, spec)
+
+
+def normalise_for(array: Float[np.ndarray, "i j k"], spec: InputSpec) -> Float[np.ndarray, "i j k"]:
+    """`normalise` by the percentiles that the network expects."""
+    return normalise(array, spec.intensity.lower_percentile, spec.intensity.upper_percentile)
+
+
+def hole_of(mask: Volume | None) -> Volume | None:
+    """1 where a mask is 0 and no way through such voxels leads to the border of its image.
+
+    Returns:
+        On the grid of the mask; None if there is no such voxel, or no mask.
+    """
+    if mask is None:
+        return None
+    inside = to_sitk((mask.data != 0).astype(np.uint8), mask.grid)
+    hole = replace(mask, data=from_sitk(sitk.BinaryFillhole(inside) - inside)[0])
+    return hole if hole.data.any() else None
+
+
+def _hole_on_grid(
+    mask: Volume | None, grid: Grid, affine: Float[np.ndarray, "4 4"]
+) -> Bool[np.ndarray, "i j k"]:
+    hole = hole_of(mask)
+    if hole is None:
+        return np.zeros(grid.shape, bool)
+    return resample_to_grid(hole, grid, affine, "nearest") != 0
 
 
 def network_grid_for(fixed: Volume, spec: InputSpec) -> Grid:
@@ -81,6 +146,27 @@ def network_grid_for(fixed: Volume, spec: InputSpec) -> Grid:
     return network_grid(
         fixed.grid, box_lo, box_hi, spec.grid.shape, spec.grid.spacing_mm, spec.grid.orientation
     )
+
+
+def masked(volume: Volume, mask: Volume | None) -> Volume:
+    """The volume with its minimum (air, whatever its number) wherever the mask is 0.
+
+    Args:
+        volume: Image.
+        mask: On the same grid; None leaves the image as it is.
+
+    Raises:
+        VolumeError: The mask leaves nothing of the foreground.
+    """
+    if mask is None:
+        return volume
+    data = np.where(mask.data != 0, volume.data, volume.data.min())
+    if not (data > foreground_threshold(volume.data)).any():
+        raise VolumeError(
+            f"{mask.name}: expected a mask with some of what {volume.name} shows, got one of "
+            "nothing but its background; check that it is the right file."
+        )
+    return replace(volume, data=data)
 
 
 def foreground_threshold(data: Float[np.ndarray, "i j k"]) -> float:

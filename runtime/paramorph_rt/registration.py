@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import outputs
-from .affine import AffineKind, align_affine
-from .backends import AUTO, choose_backend
+from .affine import AffineKind, Alignment, align_affine
+from .backends import AUTO, Backend, choose_backend
 from .bundle import Bundle, default_bundle_path, load_bundle
 from .errors import OutputError, VolumeError
 from .field import DisplacementField, field_from_network
 from .inverse import consistency_mm, invert_field
-from .metrics.deformation import nonpositive_jacobian_percent, sd_log_jacobian
+from .metrics.definitions import definitions_of
+from .metrics.deformation import regularity
 from .metrics.overlap import present_labels
 from .metrics.summary import compare_images, compare_labels
+from .metrics.surface import NSD_TOLERANCE_MM
 from .preprocess import Interpolation, PreparedPair, prepare_pair, resample_to_grid
 from .spaces import Grid
 from .threads import itk_threads
@@ -32,21 +34,25 @@ from .volume import (
     Volume,
     check_image,
     check_labels,
+    check_mask,
     check_same_grid,
     load_labels,
+    load_mask,
     load_volume,
+    nifti_name,
     save_labels,
     save_volume,
 )
 from .warp import warp_volume
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
 log = logging.getLogger(__name__)
 
 Source = str | Path | Volume
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+# SSIM of three stages would take as long as all other metrics without labels.
+INFER_MEASURES = ("ncc", "mse")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,31 +77,42 @@ class RegistrationResult:
     inverse: DisplacementField | None = None
     also: dict[str, Volume] = dataclass_field(default_factory=dict)
 
-    def save(self, out_dir: str | Path, force: bool = False) -> None:
+    def save(
+        self,
+        out_dir: str | Path,
+        force: bool = False,
+        extras: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
+        names: outputs.Names = outputs.PLAIN,
+    ) -> None:
         """Write all results into a folder, or nothing if anything fails.
 
         Args:
             out_dir: Created if it does not exist.
             force: Replace the results of an earlier run; other files always stay.
+            extras: What else writes into the folder, such as a report, by the name of its stage.
+            names: What the files are called, such as `bids.bids_names` decides.
 
         Raises:
             OutputError: The folder holds results and `force` is not set, or cannot be written.
         """
         seconds = Stopwatch(self.metrics["seconds"])
-        with outputs.staged_outputs(Path(out_dir), force) as folder:
+        with outputs.staged_outputs(Path(out_dir), force, names) as folder:
             with seconds("save"):
-                save_volume(folder / outputs.WARPED, self.warped)
-                write_displacement(folder / outputs.DISPLACEMENT, self.displacement)
-                write_affine(folder / outputs.AFFINE, self.affine)
+                outputs.make_folders(folder, names, self.also)
+                save_volume(folder / names.warped, self.warped)
+                write_displacement(folder / names.displacement, self.displacement)
+                write_affine(folder / names.affine, self.affine)
                 if self.warped_labels is not None:
-                    save_labels(folder / outputs.WARPED_LABELS, self.warped_labels)
+                    save_labels(folder / names.warped_labels, self.warped_labels)
                 if self.inverse is not None:
-                    write_displacement(folder / outputs.INVERSE, self.inverse)
+                    write_displacement(folder / names.inverse, self.inverse)
                 for name, volume in self.also.items():
-                    (folder / outputs.ALSO).mkdir(exist_ok=True)
-                    save_volume(folder / outputs.ALSO / name, volume)
-            text = json.dumps(self.metrics, indent=2)
-            (folder / outputs.METRICS).write_text(text + "\n", encoding="utf-8")
+                    save_volume(folder / names.also_warped(name), volume)
+            for stage, write in extras.items():
+                with seconds(stage):
+                    write(folder)
+            outputs.write_json(folder / names.metrics, self.metrics)
+            outputs.finish_names(folder, names)
 
 
 class Registration:
@@ -104,8 +121,8 @@ class Registration:
     Args:
         bundle: A bundle, or the path of one; None is the default bundle.
         threads: For the network and for resampling; None uses all cores.
-        backend: Inference engine, see `choose_backend`.
-        precision: Of the network, see there too.
+        backend: Name of an inference engine, see `choose_backend`, or one that is loaded already.
+        precision: Of the network, see there too; a loaded engine has its own.
 
     Raises:
         BundleError: The bundle is missing, altered or of an unknown format.
@@ -117,14 +134,16 @@ class Registration:
         self,
         bundle: str | Path | Bundle | None = None,
         threads: int | None = None,
-        backend: str = AUTO,
+        backend: str | Backend = AUTO,
         precision: str = AUTO,
     ) -> None:
         if not isinstance(bundle, Bundle):
             bundle = load_bundle(default_bundle_path() if bundle is None else bundle)
         self.bundle = bundle
         self.threads = threads
-        self.backend = choose_backend(bundle, backend, precision, threads)
+        if isinstance(backend, str):
+            backend = choose_backend(bundle, backend, precision, threads)
+        self.backend = backend
 
     def __call__(
         self,
@@ -135,6 +154,8 @@ class Registration:
         affine: bool | AffineKind = True,
         *,
         initial: Float[np.ndarray, "4 4"] | None = None,
+        moving_mask: Source | None = None,
+        fixed_mask: Source | None = None,
         inverse: bool = False,
         output_grid: Grid | None = None,
         interpolation: Interpolation = "linear",
@@ -152,6 +173,11 @@ class Registration:
                 without, they must overlap in the world.
             initial: Fixed world mm → moving world mm (RAS), where the affine search starts; without
                 a search, the affine itself.
+            moving_mask: On the grid of `moving`. Where it is 0, the image counts as background;
+                holes in it, such as a lesion that is left out, drive nothing: the affine search
+                skips them, and the network sees the fixed image there. Metrics of images count
+                where both masks are not 0. All of the image is warped.
+            fixed_mask: The same for `fixed`.
             inverse: Also find the inverse field.
             output_grid: Where warped images, labels and the displacement lie, in the fixed world;
                 metrics are measured on the fixed grid all the same.
@@ -160,7 +186,7 @@ class Registration:
             also_labels: The same for label maps.
 
         Raises:
-            VolumeError: An input that cannot be trusted, or labels of another grid.
+            VolumeError: An input that cannot be trusted, or labels or a mask of another grid.
             AlignmentError: The two images do not overlap.
             BackendError: The network failed.
         """
@@ -170,15 +196,21 @@ class Registration:
                 moving, fixed = (_image(source) for source in (moving, fixed))
                 moving_labels = _labels(moving_labels, moving)
                 fixed_labels = _labels(fixed_labels, fixed)
+                masks = {
+                    "moving_mask": _mask(moving_mask, moving),
+                    "fixed_mask": _mask(fixed_mask, fixed),
+                }
                 _check_labels_can_be_compared(moving_labels, fixed_labels)
                 companions = _companions(also, also_labels)
             with seconds("affine"):
                 to_moving = np.eye(4) if initial is None else initial
+                alignment: Alignment | None = None
                 if affine:
                     kind = "auto" if affine is True else affine
-                    to_moving = align_affine(moving, fixed, kind, initial)
+                    alignment = align_affine(moving, fixed, kind, initial, **masks)
+                    to_moving = alignment.affine
             with seconds("preprocess"):
-                pair = prepare_pair(moving, fixed, to_moving, self.bundle.inputs)
+                pair = prepare_pair(moving, fixed, to_moving, self.bundle.inputs, **masks)
             with seconds("network"):
                 displacement_vox = self.backend.run(pair.moving, pair.fixed)
             with seconds("warp"):
@@ -187,14 +219,16 @@ class Registration:
                 warped = warp_volume(moving, field, interpolation)
                 warped_labels = moving_labels and warp_volume(moving_labels, field, "nearest")
             with seconds("metrics"):
-                metrics = self._describe(moving, fixed, pair)
+                metrics = self._describe(moving, fixed, pair, alignment)
                 stages = _stages(moving, fixed, to_moving, warped, "linear")
-                metrics["ncc"] = compare_images(fixed, stages)
+                within = _where_masks_count(**masks, field=field)
+                metrics |= compare_images(fixed, stages, INFER_MEASURES, within)
                 if moving_labels and warped_labels and fixed_labels:
                     stages = _stages(moving_labels, fixed, to_moving, warped_labels, "nearest")
                     metrics |= compare_labels(fixed_labels, moving_labels, stages)
-                metrics["nonpositive_jacobian_percent"] = nonpositive_jacobian_percent(field)
-                metrics["sd_log_jacobian"] = sd_log_jacobian(field)
+                    metrics["nsd_tolerance_mm"] = NSD_TOLERANCE_MM
+                metrics |= regularity(field)
+                metrics["definitions"] = definitions_of(metrics)
             back: DisplacementField | None = None
             if inverse:
                 with seconds("inverse"):
@@ -202,6 +236,8 @@ class Registration:
                     metrics["inverse_consistency_mm"] = consistency_mm(found, moving, fixed.grid)
                     back = found.field
             if output_grid is not None:
+                # Whatever image gave the grid, the results lie in the fixed image's world.
+                output_grid = replace(output_grid, world_code=fixed.grid.world_code)
                 with seconds("output grid"):
                     field = by_network.resampled_to(output_grid).composed_with_affine(to_moving)
                     warped = warp_volume(moving, field, interpolation)
@@ -216,10 +252,14 @@ class Registration:
             warped, field, to_moving, warped_labels, metrics, inverse=back, also=carried
         )
 
-    def _describe(self, moving: Volume, fixed: Volume, pair: PreparedPair) -> dict[str, Any]:
+    def _describe(
+        self, moving: Volume, fixed: Volume, pair: PreparedPair, alignment: Alignment | None
+    ) -> dict[str, Any]:
         return {
             "moving": moving.name,
             "fixed": fixed.name,
+            "warnings": list(alignment.warnings) if alignment else [],
+            "affine": alignment and alignment.as_metrics(),
             "model": self.bundle.name,
             "backend": self.backend.name,
             "precision": self.backend.precision,
@@ -280,12 +320,13 @@ def _companions(
         volume = source if isinstance(source, Volume) else load_labels(source)
         check_labels(volume)
         companions.append((volume, "nearest"))
+    companions = [(replace(v, name=nifti_name(v.name)), how) for v, how in companions]
     names = [volume.name for volume, _ in companions]
     for name in names:
-        if names.count(name) > 1 or Path(name).name != name or not name.endswith(NIFTI_SUFFIXES):
+        if names.count(name) > 1 or Path(name).name != name:
             raise OutputError(
-                f"{name}: expected a .nii or .nii.gz file name of its own for each volume that is "
-                "warped along, got another name or two of this; rename it."
+                f"{name}: expected a file name of its own for each volume that is warped along, "
+                "got two of this or a path; rename it."
             )
     return companions
 
@@ -298,6 +339,24 @@ def _labels(source: Source | None, image: Volume) -> Volume | None:
     labels = source if isinstance(source, Volume) else load_labels(source)
     check_same_grid(image, labels)
     return labels
+
+
+def _mask(source: Source | None, image: Volume) -> Volume | None:
+    if source is None:
+        return None
+    if not isinstance(source, Volume):
+        return load_mask(source, image)
+    check_mask(source, image)
+    return source
+
+
+def _where_masks_count(
+    moving_mask: Volume | None, fixed_mask: Volume | None, field: DisplacementField
+) -> Bool[np.ndarray, "i j k"] | None:
+    """Voxels of the fixed grid that both masks leave, the moving one's after all."""
+    warped = moving_mask and warp_volume(moving_mask, field, "nearest")
+    counting = [mask.data != 0 for mask in (warped, fixed_mask) if mask is not None]
+    return np.logical_and.reduce(counting) if counting else None
 
 
 def _check_labels_can_be_compared(moving: Volume | None, fixed: Volume | None) -> None:

@@ -30,10 +30,12 @@ class Grid:
     Attributes:
         shape: Voxels along the array axes (i, j, k).
         affine: 4×4 float64, voxel index → world mm, RAS+.
+        world_code: Which world, in NIfTI's numbers: 1 scanner, 2 another image, 3 Talairach, 4 MNI.
     """
 
     shape: tuple[int, ...]
     affine: Float[np.ndarray, "4 4"]
+    world_code: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
@@ -112,6 +114,29 @@ def network_grid(
     return Grid(tuple(shape), affine)
 
 
+def reoriented(
+    data: Shaped[np.ndarray, "i j k"], grid: Grid, orientation: str
+) -> tuple[Shaped[np.ndarray, "a b c"], Grid]:
+    """Permute and flip array axes until they come closest to anatomical directions.
+
+    No voxel moves in the world, and none changes: an oblique image stays oblique.
+
+    Args:
+        data: On `grid`.
+        grid: Where the voxels are.
+        orientation: Closest anatomical directions of the result's axes, such as "RAS".
+
+    Returns:
+        A view of `data`, and the grid on which it lies.
+    """
+    steps = nib.orientations.ornt_transform(
+        nib.io_orientation(grid.affine), nib.orientations.axcodes2ornt(orientation)
+    )
+    turned = nib.orientations.apply_orientation(data, steps)
+    affine = grid.affine @ nib.orientations.inv_ornt_aff(steps, grid.shape)
+    return turned, Grid(turned.shape, affine)
+
+
 def flip_vectors(vectors: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
     """Turn RAS vectors or points into LPS, or LPS into RAS; the dtype stays."""
     return vectors * np.diag(_FLIP).astype(vectors.dtype)
@@ -184,13 +209,18 @@ def to_sitk(array: Shaped[np.ndarray, "i j k *component"], grid: Grid) -> sitk.I
     return image
 
 
-def from_sitk(image: sitk.Image) -> tuple[Shaped[np.ndarray, "i j k *component"], Grid]:
-    """Copy an ITK image into an array and its grid; LPS vectors become RAS."""
+def grid_of_sitk(image: sitk.Image | sitk.ImageFileReader) -> Grid:
+    """The grid of an ITK image, or of a file whose header was read."""
     affine = np.eye(4)
     direction = np.array(image.GetDirection()).reshape(3, 3)
     affine[:3, :3] = _FLIP @ direction * np.array(image.GetSpacing())
     affine[:3, 3] = flip_vectors(np.array(image.GetOrigin()))
-    grid = Grid(image.GetSize(), affine)
+    return Grid(image.GetSize(), affine)
+
+
+def from_sitk(image: sitk.Image) -> tuple[Shaped[np.ndarray, "i j k *component"], Grid]:
+    """Copy an ITK image into an array and its grid; LPS vectors become RAS."""
+    grid = grid_of_sitk(image)
     array = sitk.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() == 3:
         return flip_vectors(array.transpose(2, 1, 0, 3)), grid

@@ -9,13 +9,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import VolumeError
-from .nifti import read_nifti, read_vector_nifti, write_nifti
+from .itk_files import SUFFIXES as ITK_SUFFIXES
+from .itk_files import ItkFile, open_itk
+from .nifti import SUFFIXES as NIFTI_SUFFIXES
+from .nifti import (
+    read_nifti,
+    read_series_nifti,
+    read_vector_nifti,
+    write_nifti,
+    writing_series,
+)
 from .spaces import Grid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import nibabel as nib
     from jaxtyping import Float, Integer, Shaped
 
+# What NIfTI names: scanner, aligned, Talairach, MNI, another template.
+WORLD_CODES = (1, 2, 3, 4, 5)
 # Fewer voxels on an axis leave nothing to smooth, differentiate or deform.
 MIN_SIDE = 4
 # Largest cosine between two axes. Headers round at 1e-6; at 1e-3 a 200 mm field of view is
@@ -45,35 +58,110 @@ class Volume:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Volumes of one grid, one after the other, such as those of functional MRI.
+
+    Attributes:
+        data: Intensities in the type of the file, read from it volume by volume.
+        grid: Where the voxels of each volume lie in the world.
+        step: Seconds from one volume to the next; 0 is unknown.
+        name: What messages call it.
+    """
+
+    data: nib.arrayproxy.ArrayLike
+    grid: Grid
+    step: float = 0.0
+    name: str = "series"
+
+    def __len__(self) -> int:
+        return int(self.data.shape[3])
+
+    def __getitem__(self, number: int) -> Volume:
+        """One volume, as float32."""
+        if not 0 <= number < len(self):
+            raise IndexError(
+                f"{self.name}: expected a volume from 0 to {len(self) - 1}, got {number}; choose "
+                "another --reference-volume."
+            )
+        data = np.asarray(self.data[..., number], dtype=np.float32)
+        return Volume(data, self.grid, f"{self.name}[{number}]")
+
+    def mean(self) -> Volume:
+        """The mean over all volumes."""
+        total = np.zeros(self.grid.shape, np.float64)
+        for number in range(len(self)):
+            total += self.data[..., number]
+        return Volume((total / len(self)).astype(np.float32), self.grid, self.name)
+
+
 def load_volume(path: str | Path) -> Volume:
     """Read an intensity image as float32.
 
+    Args:
+        path: NIfTI, NRRD, MetaImage, or the folder of a DICOM series.
+
     Raises:
-        VolumeError: The file is missing, damaged, not a 3-D NIfTI, or `check_image` refuses it.
+        VolumeError: The file is missing, damaged, not a 3-D image, or `check_image` refuses it.
     """
     path = Path(path)
-    image = read_nifti(path)
-    data = image.get_fdata(dtype=np.float32, caching="unchanged")
-    volume = Volume(_squeezed(data), grid_of(path, image), path.name)
+    image = _open(path)
+    if isinstance(image, ItkFile):
+        data = image.voxels().astype(np.float32)
+    else:
+        data = _squeezed(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    volume = Volume(data, grid_of(path, image), path.name)
     check_image(volume)
     return volume
 
 
-def load_labels(path: str | Path) -> Volume:
+def load_series(path: str | Path) -> Series:
+    """Read a series of volumes from a 4-D NIfTI file.
+
+    Raises:
+        VolumeError: The file is missing, damaged, no such series, or its grid cannot be used.
+    """
+    path = Path(path)
+    image = read_series_nifti(path)
+    grid = grid_of(path, image)
+    check_grid(grid, path.name)
+    seconds = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(image.header.get_xyzt_units()[1], 1.0)
+    return Series(image.dataobj, grid, float(image.header.get_zooms()[3]) * seconds, path.name)
+
+
+def load_labels(path: str | Path, may_be_empty: bool = False) -> Volume:
     """Read a label map in the integer type of its file (int32 if the file holds floats).
+
+    Args:
+        path: Of the label map.
+        may_be_empty: Take a map without any label, too.
 
     Raises:
         VolumeError: As `load_volume`, or the values are not whole numbers.
     """
     path = Path(path)
-    image = read_nifti(path)
-    data = _squeezed(np.asanyarray(image.dataobj))
+    image = _open(path)
+    data = _squeezed(image.voxels() if isinstance(image, ItkFile) else np.asanyarray(image.dataobj))
     if data.dtype.kind == "f":
         data = _whole_numbers(data, path.name)
     # ITK and fast NumPy want the machine's own byte order.
     labels = Volume(data.astype(data.dtype.newbyteorder("=")), grid_of(path, image), path.name)
-    check_labels(labels)
+    if may_be_empty:
+        check_grid(labels.grid, labels.name)
+    else:
+        check_labels(labels)
     return labels
+
+
+def load_mask(path: str | Path, image: Volume) -> Volume:
+    """Read which voxels of an image count: those that are not 0.
+
+    Raises:
+        VolumeError: As `load_labels`, or the mask lies on another grid, or no voxel counts.
+    """
+    mask = load_labels(path, may_be_empty=True)
+    check_mask(mask, image)
+    return mask
 
 
 def load_grid(path: str | Path) -> Grid:
@@ -83,7 +171,7 @@ def load_grid(path: str | Path) -> Grid:
         VolumeError: As `load_volume`, except for the voxels' values.
     """
     path = Path(path)
-    grid = grid_of(path, read_nifti(path))
+    grid = grid_of(path, _open(path))
     check_grid(grid, path.name)
     return grid
 
@@ -114,6 +202,20 @@ def save_volume(path: str | Path, volume: Volume) -> None:
     write_nifti(path, volume.data, volume.grid)
 
 
+def save_series(path: str | Path, volumes: Iterable[Volume], grid: Grid, like: Series) -> None:
+    """Write volumes as a 4-D NIfTI of float32, one by one as they come.
+
+    Args:
+        path: .nii or .nii.gz.
+        volumes: As many as `like` has.
+        grid: Of all of them.
+        like: The series that they were made from.
+    """
+    with writing_series(path, grid, len(like), like.step, np.dtype(np.float32)) as append:
+        for volume in volumes:
+            append(volume.data)
+
+
 def save_labels(path: str | Path, labels: Volume) -> None:
     """Write a label map as NIfTI in its own integer type."""
     if labels.data.dtype.kind not in "iu":
@@ -124,18 +226,31 @@ def save_labels(path: str | Path, labels: Volume) -> None:
     write_nifti(path, labels.data, labels.grid, intent="label")
 
 
-def grid_of(path: Path, image: nib.Nifti1Image) -> Grid:
+def nifti_name(name: str) -> str:
+    """The name of a NIfTI file made from an image of this name."""
+    if name.endswith(NIFTI_SUFFIXES):
+        return name
+    for suffix in ITK_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return f"{name}.nii.gz"
+
+
+def grid_of(path: Path, image: nib.Nifti1Image | ItkFile) -> Grid:
     """The grid of an image that was read.
 
     Raises:
         VolumeError: The affine is not finite.
     """
+    if isinstance(image, ItkFile):
+        return image.grid
     if not np.isfinite(image.affine).all():
         raise VolumeError(
             f"{path.name}: expected a finite affine, got {image.affine.tolist()}; "
             "repair the header."
         )
-    return Grid(image.shape[:3], image.affine)
+    header = image.header
+    code = int(header["sform_code"]) or int(header["qform_code"])
+    return Grid(image.shape[:3], image.affine, code if code in WORLD_CODES else 1)
 
 
 def check_grid(grid: Grid, name: str) -> None:
@@ -191,6 +306,20 @@ def check_labels(labels: Volume) -> None:
         )
 
 
+def check_mask(mask: Volume, image: Volume) -> None:
+    """Refuse a mask of another grid, or one without any voxel.
+
+    Raises:
+        VolumeError: It is one.
+    """
+    if not mask.data.any():
+        raise VolumeError(
+            f"{mask.name}: expected a mask with voxels that count (not 0), got an empty one; check "
+            "that it is the right file."
+        )
+    check_same_grid(image, mask)
+
+
 def check_same_grid(volume: Volume, labels: Volume) -> None:
     """Refuse labels that do not lie on the voxels of their image.
 
@@ -204,6 +333,14 @@ def check_same_grid(volume: Volume, labels: Volume) -> None:
         f"{labels.name}: expected the grid of {volume.name} {volume.grid.shape}, got {differ} "
         f"{labels.grid.shape}; resample the labels onto their image first."
     )
+
+
+def _open(path: Path) -> nib.Nifti1Image | ItkFile:
+    if path.is_dir() or path.name.endswith(ITK_SUFFIXES):
+        if not path.exists():
+            raise VolumeError(f"{path}: expected an image file, found none; check the path.")
+        return open_itk(path)
+    return read_nifti(path)
 
 
 def _squeezed(data: Shaped[np.ndarray, "i j k ..."]) -> Shaped[np.ndarray, "i j k"]:

@@ -11,8 +11,11 @@ from .spaces import from_sitk, to_sitk
 from .volume import Volume
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from .field import DisplacementField
     from .preprocess import Interpolation
+    from .spaces import Grid
 
 
 def warp_volume(
@@ -32,15 +35,29 @@ def warp_volume(
         Volume on the field's grid, dtype of `moving`. Outside the moving image it has that image's
         minimum (air, whatever its number), and 0 for "nearest".
     """
+    return next(warp_volumes([moving], field, interpolation))
+
+
+def warp_volumes(
+    volumes: Iterable[Volume], field: DisplacementField, interpolation: Interpolation = "linear"
+) -> Iterator[Volume]:
+    """`warp_volume` of one after the other, such as those of a series."""
     vectors = to_sitk(field.vectors_mm, field.grid)
+    for volume in volumes:
+        yield _warped(volume, vectors, field.grid, interpolation)
+
+
+def _warped(
+    moving: Volume, vectors: sitk.Image, grid: Grid, interpolation: Interpolation
+) -> Volume:
     warped = sitk.Warp(
         to_sitk(moving.data, moving.grid),
         vectors,
         interpolator=INTERPOLATORS[interpolation],
-        outputSize=field.grid.shape,
+        outputSize=grid.shape,
         outputOrigin=vectors.GetOrigin(),
         outputSpacing=vectors.GetSpacing(),
         outputDirection=vectors.GetDirection(),
         edgePaddingValue=outside_value(moving, interpolation),
     )
-    return Volume(from_sitk(warped)[0], field.grid, moving.name)
+    return Volume(from_sitk(warped)[0], grid, moving.name)

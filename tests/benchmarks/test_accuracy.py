@@ -68,7 +68,7 @@ def test_page_names_figures_and_failures():
 def test_picture_names_every_method_that_has_a_time(tmp_path):
     nothing = {"pair": "p → q", "method": "nothing", "dice": 0.2, "seconds": 0.0}
     accuracy_picture([nothing, *ROWS], tmp_path / "picture.svg")
-    text = (tmp_path / "picture.svg").read_text()
+    text = (tmp_path / "picture.svg").read_text(encoding="utf-8")
     assert all(name in text for name in ("ANTs SyN", "ours", "nothing: 0.200"))
 
 
@@ -128,19 +128,19 @@ def test_a_field_that_cannot_be_judged_is_a_row(phantoms):
 
 
 def test_a_whole_run(phantoms, bundle, results, tmp_path, monkeypatch):
-    (tmp_path / "pairs.csv").write_text("moving,fixed\na,b\n")
+    (tmp_path / "pairs.csv").write_text("moving,fixed\na,b\n", encoding="utf-8")
     command = [str(phantoms), "--pairs", str(tmp_path / "pairs.csv"), "--name", "made-up"]
     command += ["--methods", "nothing,paramorph", "--model", f"{bundle}:zero", "--threads", "1"]
     monkeypatch.setattr("sys.argv", ["accuracy.py", *command])
     assert accuracy.main() == 0
-    result = json.loads((results / "accuracy-made-up.json").read_text())
+    result = json.loads((results / "accuracy-made-up.json").read_text(encoding="utf-8"))
     nothing, ours = result["rows"]
     assert ours["method"] == "ParaMorph zero, onnxruntime:fp32"
     # The network does nothing, but the affine before it helps.
     assert ours["dice"] > nothing["dice"] + 0.05
     assert 0 <= ours["network_seconds"] < ours["seconds"]
     assert ours["peak_mb"] > 50
-    page = (results / "accuracy-made-up.md").read_text()
+    page = (results / "accuracy-made-up.md").read_text(encoding="utf-8")
     assert f"| ParaMorph zero, onnxruntime:fp32 | {ours['dice']:.3f} |" in page
     assert (results / "accuracy-made-up.svg").exists()
 

@@ -39,7 +39,7 @@ def test_what_runs_is_compared_and_what_does_not_says_why(weights, results, tmp_
     arguments = ["--device", "cpu", "--shape", "32", "32", "32", "--networks", str(weights)]
     arguments += ["--runs", "2", "--threads", "1", "--work", str(tmp_path)]
     assert gpu.main([*arguments, "--contenders", *CONTENDERS]) == 0
-    result = json.loads((results / "gpu.json").read_text())
+    result = json.loads((results / "gpu.json").read_text(encoding="utf-8"))
     (network,) = result["networks"]
     assert (network["network"], network["steps_that_failed"]) == ("tiny", [])
     assert network["largest_displacement_vox"] > 0.1
@@ -51,7 +51,7 @@ def test_what_runs_is_compared_and_what_does_not_says_why(weights, results, tmp_
     assert 0 < rows["torch fp16"]["mean_difference_vox"] < 0.05
     assert rows["onnxruntime cuda fp32"]["error"].startswith("GPU: expected one of NVIDIA")
     assert result["plugin"] == {"error": "needs a GPU"}
-    page = (results / "gpu.md").read_text()
+    page = (results / "gpu.md").read_text(encoding="utf-8")
     assert page in capsys.readouterr().out
     assert "- onnxruntime cuda fp32: GPU: expected one of NVIDIA" in page
     assert "| onnxruntime cpu fp32 |" in page
@@ -64,10 +64,10 @@ def test_step_that_fails_is_told(results, tmp_path):
     weights.write_bytes(b"nothing")
     arguments += ["--networks", str(weights), "--contenders", "torch fp32"]
     assert gpu.main(arguments) == 0
-    (network,) = json.loads((results / "gpu.json").read_text())["networks"]
+    (network,) = json.loads((results / "gpu.json").read_text(encoding="utf-8"))["networks"]
     assert "expected a safetensors file" in network["steps_that_failed"][0]["error"]
     assert "expected a safetensors file" in network["rows"][0]["error"]
-    assert "Not measured" in (results / "gpu.md").read_text()
+    assert "Not measured" in (results / "gpu.md").read_text(encoding="utf-8")
 
 
 def test_a_gpu_that_is_not_there_is_refused_before_the_work(results, monkeypatch, capsys):

@@ -24,7 +24,7 @@ def test_each_is_paired_with_the_next_and_the_last_with_the_first(folder):
 
 def test_a_table_says_which(folder, tmp_path):
     table = tmp_path / "pairs.csv"
-    table.write_text("fixed,moving\nr,p\np,q\n")
+    table.write_text("fixed,moving\nr,p\np,q\n", encoding="utf-8")
     assert names(labelled_pairs(folder, table)) == [("p", "r"), ("q", "p")]
 
 
@@ -39,7 +39,7 @@ def test_a_table_says_which(folder, tmp_path):
 )
 def test_a_table_that_does_not_fit_is_refused(folder, tmp_path, text, message):
     table = tmp_path / "pairs.csv"
-    table.write_text(text)
+    table.write_text(text, encoding="utf-8")
     with pytest.raises(BenchmarkError, match=message):
         labelled_pairs(folder, table)
 

@@ -84,14 +84,16 @@ def test_a_folder_without_newborns_is_said(tmp_path):
 
 
 def test_a_whole_run(phantoms, bundle, results, tmp_path, monkeypatch):
-    (tmp_path / "pairs.csv").write_text("moving,fixed\na,b\n")
+    (tmp_path / "pairs.csv").write_text("moving,fixed\na,b\n", encoding="utf-8")
     monkeypatch.setattr(robustness, "TROUBLES", {})
     pair = load_pair(*labelled_pairs(phantoms)[0])
     monkeypatch.setattr(robustness, "colin_to_mni", lambda: pair)
     command = [str(phantoms), "--pairs", str(tmp_path / "pairs.csv"), "--model", str(bundle)]
     monkeypatch.setattr("sys.argv", ["robustness.py", *command])
     assert robustness.main() == 0
-    result = json.loads((results / "robustness-known-displacement.json").read_text())
+    result = json.loads(
+        (results / "robustness-known-displacement.json").read_text(encoding="utf-8")
+    )
     assert [row["case"] for row in result["rows"]] == ["as they are", "Colin27 → MNI152, tissues"]
-    page = (results / "robustness-known-displacement.md").read_text()
+    page = (results / "robustness-known-displacement.md").read_text(encoding="utf-8")
     assert "| as they are | 1 |" in page

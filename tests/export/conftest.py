@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
 from paramorph import CONFIGS, ParaMorph
-from paramorph.checkpoint import WeightsInfo, save_weights
+from paramorph.checkpoint import WeightsInfo, load_weights, save_weights
+from paramorph_export.trace import onnx_from_network
 
 SHAPE = (32, 64, 96)
 
@@ -45,3 +47,12 @@ def bundle(weights) -> Path:
     out = weights.parent / "bundle"
     assert to_onnx.main(["--weights", str(weights), "--out-dir", str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def two_passes(tmp_path_factory) -> Path:
+    """The graph of a network that warps and composes inside."""
+    folder = tmp_path_factory.mktemp("two-passes")
+    network, _ = load_weights(write_weights(folder / "weights.safetensors", passes=2))
+    onnx.save(onnx_from_network(network, SHAPE), folder / "registration.onnx")
+    return folder / "registration.onnx"

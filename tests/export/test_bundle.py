@@ -88,7 +88,7 @@ def test_verification_notices_other_weights(bundle, tmp_path):
 
 
 def test_manifest_says_all_that_the_runtime_needs(bundle, weights):
-    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["grid"] == {
         "shape": list(SHAPE),
         "spacing_mm": [2.0, 2.0, 2.0],
@@ -156,7 +156,7 @@ def test_failed_verification_leaves_the_old_bundle(
 
 
 def test_folders_that_are_no_bundle_are_never_replaced(weights, tmp_path, to_onnx, capsys):
-    (tmp_path / "thesis.txt").write_text("years of work")
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
     assert to_onnx.main(["--weights", str(weights), "--out-dir", str(tmp_path), "--force"]) == 1
     assert "expected a new folder or a bundle" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").exists()

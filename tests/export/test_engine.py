@@ -111,7 +111,7 @@ def fake(tmp_path, monkeypatch) -> Path:
     modules = tmp_path / "modules"
     modules.mkdir()
     for name in ("tensorrt_rtx", "tensorrt"):
-        (modules / f"{name}.py").write_text(FAKE)
+        (modules / f"{name}.py").write_text(FAKE, encoding="utf-8")
     monkeypatch.syspath_prepend(modules)
     monkeypatch.setenv("PYTHONPATH", str(modules))
     monkeypatch.setenv("SEEN", str(tmp_path / "seen.json"))
@@ -139,12 +139,12 @@ def test_an_engine_joins_the_bundle(folder, fake):
     assert bundle.verified_path(engine.file).read_bytes() == b"an engine"
     assert (entry["device_memory_bytes"], entry["weights_bytes"]) == (4096, 512)
     assert entry["network_sha256"] == bundle.manifest["files"]["registration.onnx"]["sha256"]
-    log = bundle.verified_path(entry["log"]).read_text()
+    log = bundle.verified_path(entry["log"]).read_text(encoding="utf-8")
     assert "INFO Total Weights Memory: 512 bytes" in log
     after = contents(folder)
     assert set(after) - set(before) == {entry["file"], entry["log"]}
     assert after["registration.onnx"] == before["registration.onnx"]
-    assert json.loads((fake / "seen.json").read_text())["capabilities"] == ["8.6"]
+    assert json.loads((fake / "seen.json").read_text(encoding="utf-8"))["capabilities"] == ["8.6"]
 
 
 def test_engines_of_several_targets_stand_side_by_side_and_a_rebuilt_one_replaces(
@@ -224,7 +224,7 @@ def test_an_old_tensorrt_takes_the_plugin_into_the_engine(folder, fake, a_gpu, m
     library.write_bytes(b"")
     copy = shutil.copytree(bundle, fake / "copy")
     (entry,) = build(copy, flavour="tensorrt", plugin=library)
-    seen = json.loads((fake / "seen.json").read_text())
+    seen = json.loads((fake / "seen.json").read_text(encoding="utf-8"))
     assert seen["plugins"] == seen["serialized_plugins"] == [str(library)]
     assert seen["functions"] == 0  # its definition would hide the plugin
     assert seen["flags"] == 1 << 1  # strongly typed
@@ -234,7 +234,7 @@ def test_an_old_tensorrt_takes_the_plugin_into_the_engine(folder, fake, a_gpu, m
 def test_a_new_tensorrt_samples_itself(fake, a_gpu, monkeypatch, bundle):
     monkeypatch.setenv("FAKE_VERSION", "11.2.0.1")
     build(shutil.copytree(bundle, fake / "copy"), flavour="tensorrt")
-    seen = json.loads((fake / "seen.json").read_text())
+    seen = json.loads((fake / "seen.json").read_text(encoding="utf-8"))
     assert (seen["plugins"], seen["functions"], seen["flags"]) == ([], 1, 0)
 
 

@@ -8,11 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from paramorph.checkpoint import load_weights
-from paramorph_export.trace import onnx_from_network
 from paramorph_rt.backends.onnxruntime import OnnxRuntimeBackend
 
-from .conftest import SHAPE, write_weights
+from .conftest import SHAPE
 
 pytest.importorskip("openvino", reason="needs openvino, of the extra openvino")
 
@@ -20,14 +18,6 @@ from paramorph_rt.backends.openvino import OpenVinoBackend, has_bf16
 
 NETWORK = "registration.onnx"
 TOLERANCE_VOX = 1e-3  # float32, summed in another order
-
-
-@pytest.fixture(scope="module")
-def two_passes(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("two-passes")
-    network, _ = load_weights(write_weights(folder / "weights.safetensors", passes=2))
-    onnx.save(onnx_from_network(network, SHAPE), folder / NETWORK)
-    return folder / NETWORK
 
 
 def pair() -> tuple[np.ndarray, np.ndarray]:

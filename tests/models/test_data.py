@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -238,7 +239,7 @@ def test_a_damaged_cache_file_is_named(folder, tmp_path):
 
 def test_a_cache_that_cannot_be_made_is_named(folder, tmp_path):
     files = find_subjects(folder)
-    (tmp_path / "cache").write_text("a file")
+    (tmp_path / "cache").write_text("a file", encoding="utf-8")
     with pytest.raises(DataError, match="cache: expected a folder for the cache"):
         prepare_subjects(files, files[0], SPEC, tmp_path / "cache")
 

@@ -28,7 +28,8 @@ def config(tmp_path):
         f'[run]\nout = "{tmp_path}/run"\n'
         f'[data]\nroot = "{tmp_path}/train"\nvalidation_root = "{tmp_path}/validation"\n'
         "workers = 1\n"
-        "[grid]\nshape = [32, 32, 32]\nspacing_mm = [2.0, 2.0, 2.5]\n"
+        "[grid]\nshape = [32, 32, 32]\nspacing_mm = [2.0, 2.0, 2.5]\n",
+        encoding="utf-8",
     )
     return path
 

@@ -48,7 +48,7 @@ def config(tmp_path):
     text = SMALL.replace(
         "[data]", f'[data]\nroot = "{folder}"\nvalidation_root = "{folder}"'
     ).replace("[run]", f'[run]\nout = "{tmp_path / "run"}"')
-    (tmp_path / "small.toml").write_text(text)
+    (tmp_path / "small.toml").write_text(text, encoding="utf-8")
     return tmp_path / "small.toml"
 
 
@@ -60,7 +60,7 @@ def test_from_files_to_weights(train, config, tmp_path, monkeypatch, capsys):
     _, info = load_weights(out / "weights.safetensors")
     assert (info.name, info.spacing_mm, info.shape) == ("phantom", (2.0,) * 3, (32,) * 3)
     assert info.provenance["training"]["steps"] == 2
-    command = (out / "command.txt").read_text()
+    command = (out / "command.txt").read_text(encoding="utf-8")
     assert "models/train.py --config" in command
     assert "torch 2" in command
     assert load_run_config(out / "config.toml") == load_run_config(config)
@@ -83,8 +83,8 @@ def test_a_damaged_volume_stops_before_anything_is_trained(train, config, tmp_pa
 
 
 def test_every_option_is_documented_and_read_back(tmp_path):
-    (tmp_path / "all.toml").write_text(all_options())
-    (tmp_path / "none.toml").write_text("")
+    (tmp_path / "all.toml").write_text(all_options(), encoding="utf-8")
+    (tmp_path / "none.toml").write_text("", encoding="utf-8")
     assert load_run_config(tmp_path / "all.toml") == load_run_config(tmp_path / "none.toml")
     described = all_options().count("\n# ") + all_options().startswith("# ")
     assert described == sum(len(section) for section in tomllib.loads(all_options()).values())
@@ -105,7 +105,7 @@ def test_every_option_is_documented_and_read_back(tmp_path):
     ],
 )
 def test_a_configuration_that_says_nonsense_is_refused(text, message, tmp_path):
-    (tmp_path / "bad.toml").write_text(text)
+    (tmp_path / "bad.toml").write_text(text, encoding="utf-8")
     with pytest.raises(OptionError, match=message):
         load_run_config(tmp_path / "bad.toml")
 

@@ -92,8 +92,11 @@ def test_training_makes_volumes_more_alike(tmp_path):
     assert after.assd_mm < after.assd_before_mm
     _, info = load_weights(tmp_path / "weights.safetensors")
     assert info.provenance["validation"]["dice"] == after.dice
-    assert json.loads((tmp_path / "metrics.json").read_text())["dice"] == after.dice
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["dice"] == after.dice
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert len(lines) == 26  # a line per step, one for the validation
     assert (tmp_path / "pictures" / "step-000025.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "tensorboard").glob("events.*"))
@@ -234,7 +237,7 @@ torch.save(taken, f"{sys.argv[1]}/gradients-{fabric.global_rank}.pt")
 
 @pytest.mark.slow
 def test_two_processes_take_the_gradients_of_one_that_accumulates(tmp_path, monkeypatch):
-    (tmp_path / "both.py").write_text(TWO_PROCESSES)
+    (tmp_path / "both.py").write_text(TWO_PROCESSES, encoding="utf-8")
     root = Path(__file__).parents[2]
     subprocess.run(
         [

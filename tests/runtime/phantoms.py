@@ -149,11 +149,11 @@ def replace_file(folder: Path, name: str, content: bytes) -> None:
 
 
 def read_manifest(folder: Path) -> dict:
-    return json.loads((folder / "manifest.json").read_text())
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def smooth_displacement_vox(shape=NETWORK_SHAPE) -> np.ndarray:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import re
+
+import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from paramorph_rt.affine import align_affine
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
@@ -33,7 +37,7 @@ def test_known_affine_is_found(orientation):
         "moving",
         through=lambda points: points @ backward[:3, :3].T + backward[:3, 3],
     )
-    found = align_affine(moving, fixed)
+    found = align_affine(moving, fixed).affine
     points = world_points(fixed.grid)[fixed.data > 20]
     wrong_mm = np.linalg.norm(points @ (found - truth)[:3, :3].T + (found - truth)[:3, 3], axis=-1)
     assert wrong_mm.mean() < 0.7  # a quarter of the finest search grid's 3 mm
@@ -43,7 +47,9 @@ def test_equal_input_gives_equal_bits():
     fixed = volume_of(head, centred_grid("RAS", (58, 62, 56)), "fixed")
     moving = volume_of(head, Grid(fixed.grid.shape, turned(10) @ fixed.grid.affine), "moving")
     moving = Volume(fixed.data, moving.grid, "moving")
-    np.testing.assert_array_equal(align_affine(moving, fixed), align_affine(moving, fixed))
+    first, second = (align_affine(moving, fixed) for _ in range(2))
+    np.testing.assert_array_equal(first.affine, second.affine)
+    assert first.as_metrics() == second.as_metrics()
 
 
 def test_cut_out_of_a_body_is_aligned_rigidly():
@@ -51,7 +57,7 @@ def test_cut_out_of_a_body_is_aligned_rigidly():
     texture = np.kron(texture, np.ones((4, 4, 4))).astype(np.float32) + 20
     fixed = Volume(texture[2:, 2:, 2:], centred_grid("RAS", (46, 46, 46)), "fixed")
     moving = Volume(texture[:-2, :-2, :-2], fixed.grid, "moving")
-    found = align_affine(moving, fixed)
+    found = align_affine(moving, fixed).affine
     np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-6)
 
 
@@ -59,7 +65,7 @@ def test_similarity_is_a_rotation_with_one_scale():
     truth = turned(12) @ np.diag([1.1, 1.1, 1.1, 1.0])
     fixed = volume_of(head, centred_grid("oblique", (58, 62, 56)), "fixed")
     moving = Volume(fixed.data, Grid(fixed.grid.shape, truth @ fixed.grid.affine), "moving")
-    found = align_affine(moving, fixed, "similarity")
+    found = align_affine(moving, fixed, "similarity").affine
     across = found[:3, :3] @ found[:3, :3].T
     np.testing.assert_allclose(across, np.eye(3) * across[0, 0], atol=1e-9)
     np.testing.assert_allclose(found[:3, :3], truth[:3, :3], atol=0.02)
@@ -78,7 +84,7 @@ def test_search_starts_at_the_initial_transform():
         "moving",
         through=lambda points: points @ backward[:3, :3].T + backward[:3, 3],
     )
-    found = align_affine(moving, fixed, "rigid", initial)
+    found = align_affine(moving, fixed, "rigid", initial).affine
     np.testing.assert_allclose(found, truth, atol=0.7)
     after = np.linalg.inv(initial) @ found
     np.testing.assert_allclose(after[:3, :3] @ after[:3, :3].T, np.eye(3), atol=1e-9)
@@ -86,9 +92,8 @@ def test_search_starts_at_the_initial_transform():
 
 @pytest.mark.parametrize(("moving", "fixed"), [("1003", "1004"), ("1101", "1116")])
 def test_real_brains_come_together(brains, moving, fixed):
-    affine = align_affine(
-        load_volume(brains / f"{moving}_t1.nii.gz"), load_volume(brains / f"{fixed}_t1.nii.gz")
-    )
+    images = (load_volume(brains / f"{name}_t1.nii.gz") for name in (moving, fixed))
+    affine = align_affine(*images).affine
     labels, target = (load_labels(brains / f"{name}_labels.nii.gz") for name in (moving, fixed))
     warped = resample_to_grid(labels, target.grid, affine, "nearest")
     common = present_labels(labels.data) & present_labels(target.data)
@@ -106,7 +111,90 @@ def test_cut_outs_do_not_drift_apart():
     overlaps = []
     for name in ("15", "23", "27"):
         moving, labels = (load(folder / f"{name}_{kind}.nii.gz") for load, kind in both)
-        found = align_affine(moving, fixed)
+        found = align_affine(moving, fixed).affine
         warped = resample_to_grid(labels, fixed.grid, found, "nearest")
         overlaps.append(mean_over(dice(fixed_labels.data, warped), [1]))
     assert np.mean(overlaps) > 0.4
+
+
+@pytest.mark.parametrize(
+    ("axis", "degrees", "scale", "cut"),
+    [((1, 2, -1), 60, 1.0, 0), ((0, 1, 1), 45, 2.0, 0), ((-2, 1, 1), 55, 0.5, 0.2)],
+)
+def test_any_pose_is_found(axis, degrees, scale, cut):
+    """Turned, scaled, moved and cut by its header alone, so the way back is known."""
+    fixed = volume_of(head, centred_grid("RAS", (58, 62, 56)), "fixed")
+    source = volume_of(head, centred_grid("LAS", (62, 60, 54)), "moving")
+    kept = source.data[: int(62 * (1 - cut))]
+    pose = nib.affines.from_matvec(
+        scale * Rotation.from_rotvec(np.radians(degrees) * np.array(axis) / 6**0.5).as_matrix(),
+        (70.0, -50.0, 30.0),
+    )
+    moving = Volume(np.ascontiguousarray(kept), Grid(kept.shape, pose @ source.grid.affine), "m")
+    found = align_affine(moving, fixed)
+    points = world_points(fixed.grid)[fixed.data > 20]
+    apart = nib.affines.apply_affine(np.linalg.inv(pose) @ found.affine, points) - points
+    # The same object on both sides; a cut leaves less to hold on to.
+    assert np.linalg.norm(apart, axis=-1).mean() < (1.5 if cut else 0.7)
+    assert not found.warnings
+    assert found.information_after > 2 * found.information_before
+
+
+def test_images_that_lie_well_stay(caplog):
+    fixed = volume_of(head, centred_grid("RAS", (58, 62, 56)), "fixed")
+    found = align_affine(fixed, fixed)
+    np.testing.assert_allclose(found.affine, np.eye(4), atol=0.1)
+    assert found.information_after >= found.information_before
+    assert found.overlap > 0.98
+    assert not caplog.messages
+
+
+def test_unlike_images_are_said_to_be_so(caplog):
+    fixed = volume_of(head, centred_grid("RAS", (58, 62, 56)), "fixed.nii")
+    noise = np.random.default_rng(0).normal(size=(50, 52, 54)).clip(0).astype(np.float32)
+    noise[fixed.data[4:54, 5:57, 1:55] < 20] = 0
+    found = align_affine(Volume(noise, centred_grid("RAS", noise.shape), "noise.nii"), fixed)
+    said = r"noise.nii: after the affine alignment it is hardly like fixed.nii .*; check the result"
+    assert re.search(said, " ".join(found.warnings))
+    assert caplog.messages == list(found.warnings)
+
+
+def with_shell(points: np.ndarray) -> np.ndarray:
+    """The head inside a bright, lopsided skull."""
+    x, y, z = np.moveaxis(points, -1, 0)
+    radius = np.sqrt((x / 34) ** 2 + ((y - 5) / 42) ** 2 + (z / 32) ** 2)
+    return np.where(np.abs(radius - 1) < 0.07, 150, head(points)).astype(np.float32)
+
+
+def test_outside_its_mask_an_image_is_background():
+    truth = turned(12)
+    fixed = volume_of(head, centred_grid("RAS", (58, 62, 56)), "fixed")
+    whole = volume_of(with_shell, centred_grid("LAS", (80, 102, 74)), "moving")
+    mask = volume_of(lambda p: (head(p) > 5).astype(np.uint8), whole.grid, "mask")
+    bare = volume_of(lambda p: head(p) * (head(p) > 5), whole.grid, "moving")
+    whole, mask, bare = (
+        Volume(v.data, Grid(v.grid.shape, truth @ v.grid.affine), v.name)
+        for v in (whole, mask, bare)
+    )
+    by_mask = align_affine(whole, fixed, moving_mask=mask).affine
+    # The head's own zero is not quite 0 far away.
+    np.testing.assert_allclose(by_mask, align_affine(bare, fixed).affine, atol=1e-6)
+    np.testing.assert_allclose(by_mask, truth, atol=0.5)
+
+
+def test_holes_of_a_mask_do_not_count():
+    """A bright ball in the moving image alone pulls at it, unless the mask leaves it out."""
+    truth = turned(12) @ np.diag([1.1, 0.95, 1.05, 1.0])
+    fixed = volume_of(head, centred_grid("RAS", (58, 62, 56)), "fixed")
+    moving = volume_of(head, centred_grid("RAS", (58, 62, 56)), "moving")
+    ball = np.linalg.norm(world_points(moving.grid) - (9, 9, 5), axis=-1) < 8
+    grid = Grid(moving.grid.shape, truth @ moving.grid.affine)
+    spoilt = Volume(np.where(ball, np.float32(400), moving.data), grid, "moving")
+    mask = Volume((~ball).astype(np.uint8), grid, "mask")
+    points = world_points(fixed.grid)[fixed.data > 20]
+
+    def wrong_mm(**masks):
+        found = align_affine(spoilt, fixed, **masks).affine - truth
+        return np.linalg.norm(points @ found[:3, :3].T + found[:3, 3], axis=-1).mean()
+
+    assert wrong_mm(moving_mask=mask) < 0.5 * wrong_mm()

@@ -36,7 +36,7 @@ def test_no_bundle_there(tmp_path):
 
 
 def test_manifest_is_no_json(folder):
-    (folder / "manifest.json").write_text("{")
+    (folder / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(BundleError, match="expected JSON, got something else"):
         load_bundle(folder)
 

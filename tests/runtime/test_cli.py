@@ -67,7 +67,7 @@ def infer(files: dict[str, Path], *flags: str) -> int:
 def test_json_goes_to_stdout_and_progress_to_stderr(files, capsys):
     assert infer(files, "--json", "--threads", "1") == 0
     captured = capsys.readouterr()
-    stored = json.loads((files["--out-dir"] / "metrics.json").read_text())
+    stored = json.loads((files["--out-dir"] / "metrics.json").read_text(encoding="utf-8"))
     assert json.loads(captured.out) == stored
     assert stored["dice"]["after"]["mean"] > 0.9
     assert "affine …" in captured.err
@@ -115,7 +115,7 @@ def test_more_results_on_request(files, tmp_path, capsys):
     assert infer(files, *map(str, options)) == 0
     assert "inverse off by" in capsys.readouterr().out
     out = files["--out-dir"]
-    error = json.loads((out / "metrics.json").read_text())["inverse_consistency_mm"]
+    error = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["inverse_consistency_mm"]
     assert 0 <= error["mean"] <= error["p99"] <= error["max"] < 0.1
     matrix = itk.read_affine(out / "affine.tfm")[:3, :3]
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-9)
@@ -170,7 +170,10 @@ def spoil_far(files):
 
 BAD_INPUT = {
     "missing file": (lambda f: f["--moving"].unlink(), "found none; check the path"),
-    "no NIfTI": (lambda f: f["--moving"].write_text("text"), "expected a NIfTI file"),
+    "no NIfTI": (
+        lambda f: f["--moving"].write_text("text", encoding="utf-8"),
+        "expected a NIfTI file",
+    ),
     "truncated": (spoil_truncated, "truncated"),
     "4-D": (lambda f: write_nifti(f["--fixed"], np.ones((5, 6, 7, 2))), "expected a 3-D volume"),
     "NaN": (spoil_nan, "1 voxels of NaN or Inf"),
@@ -215,8 +218,75 @@ def test_field_is_no_initial_transform(files, tmp_path, capsys):
 
 def test_two_files_of_one_name_cannot_be_warped_along(files, capsys):
     assert infer(files, "--also", *[str(files["--moving"])] * 2) == 1
-    assert "moving.nii.gz: expected a .nii or .nii.gz file name" in capsys.readouterr().err
+    assert "moving.nii.gz: expected a file name of its own" in capsys.readouterr().err
     assert not files["--out-dir"].exists()
+
+
+def test_all_volumes_of_a_series_are_warped_like_the_registered_one(files, tmp_path, capsys):
+    moving = nib.load(files["--moving"])
+    data = np.stack([moving.get_fdata(dtype=np.float32) * factor for factor in (1, 2, 4)], axis=-1)
+    series = nib.Nifti1Image(data, moving.affine)
+    series.header.set_xyzt_units("mm", "msec")
+    series.header.set_zooms((1, 1, 1, 2500))
+    for name in ("--moving-labels", "--fixed-labels"):
+        del files[name]
+    files["--moving"] = tmp_path / "bold.nii.gz"
+    nib.save(series, files["--moving"])
+    assert infer(files, "--no-affine") == 1
+    assert "pass --apply-to-all" in capsys.readouterr().err
+    assert infer(files, "--no-affine", "--apply-to-all", "--reference-volume", "3") == 1
+    assert "expected a volume from 0 to 2, got 3" in capsys.readouterr().err
+    assert infer(files, "--no-affine", "--apply-to-all", "--reference-volume", "1") == 0
+    out = files["--out-dir"]
+    warped, one = (nib.load(out / f"{name}.nii.gz") for name in ("warped_series", "warped"))
+    assert warped.shape == (*one.shape, 3)
+    assert warped.header.get_zooms()[3] == 2.5
+    np.testing.assert_allclose(warped.affine, one.affine, atol=1e-6)
+    for number, factor in enumerate((0.5, 1, 2)):
+        expected = factor * one.get_fdata()
+        np.testing.assert_allclose(warped.dataobj[..., number], expected, atol=1e-3)
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["moving"] == "bold.nii.gz[1]"
+    assert infer(files, "--no-affine", "--apply-to-all", "--force", "--output-grid", "moving") == 0
+    assert nib.load(out / "warped_series.nii.gz").shape == data.shape
+
+
+def test_masks_restrict_what_is_compared(files, tmp_path, capsys):
+    fixed = nib.load(files["--fixed"])
+    half = np.zeros(fixed.shape, np.uint8)
+    half[: fixed.shape[0] // 2] = 1
+    nib.save(nib.Nifti1Image(half, fixed.affine), tmp_path / "half.nii.gz")
+    nib.save(nib.Nifti1Image(half * 0, fixed.affine), tmp_path / "empty.nii.gz")
+    for mask, said in (("empty", "got an empty one"), ("half", "expected the grid of moving")):
+        option = ("--moving-mask", str(tmp_path / f"{mask}.nii.gz"))
+        assert infer(files, *option) == 1
+        assert said in capsys.readouterr().err
+    assert infer(files, "--no-affine", "--json") == 0
+    whole = json.loads(capsys.readouterr().out)
+    option = ("--fixed-mask", str(tmp_path / "half.nii.gz"))
+    assert infer(files, "--no-affine", "--json", "--force", *option) == 0
+    restricted = json.loads(capsys.readouterr().out)
+    image, warped = (
+        nib.load(path).get_fdata()
+        for path in (files["--fixed"], files["--out-dir"] / "warped.nii.gz")
+    )
+    within = (half > 0) & (image > image.min() + 0.05 * (np.percentile(image, 99.5) - image.min()))
+    expected = np.corrcoef(image[within], warped[within])[0, 1]
+    assert restricted["ncc"]["after"] == pytest.approx(expected, abs=1e-3)
+    assert restricted["ncc"]["after"] != whole["ncc"]["after"]
+    assert restricted["dice"] == whole["dice"]  # of labels, everywhere
+
+
+def test_affine_and_its_warnings_are_in_the_metrics(files, capsys):
+    assert infer(files, "--json") == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["warnings"] == []
+    affine = metrics["affine"]
+    assert affine["kind"] == "affine"
+    assert 0 < affine["mutual_information"]["before"] <= affine["mutual_information"]["after"]
+    assert 0.9 < affine["foreground_overlap"] <= 1
+    assert infer(files, "--json", "--no-affine", "--force") == 0
+    assert json.loads(capsys.readouterr().out)["affine"] is None
 
 
 @pytest.mark.parametrize(
@@ -256,7 +326,8 @@ def test_help_of_infer_names_every_option():
         *("--moving", "--fixed", "--out-dir", "--model", "--moving-labels", "--fixed-labels"),
         *("--no-affine", "--threads", "--force", "--json", "--affine", "--initial-transform"),
         *("--inverse", "--output-grid", "--interpolation", "--also", "--also-labels"),
-        *("--backend", "--precision"),
+        *("--backend", "--precision", "--moving-mask", "--fixed-mask", "--apply-to-all"),
+        *("--reference-volume", "--bids-names"),
     ):
         assert option in result.stdout
 
@@ -290,7 +361,7 @@ def test_public_names_exist():
 
 def test_runtime_imports_no_other_wing():
     for path in Path(paramorph_rt.__file__).parent.rglob("*.py"):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             words = line.split()
             if words[:1] in (["import"], ["from"]):
                 assert words[1].split(".")[0] not in {"paramorph", "paramorph_export", "torch"}

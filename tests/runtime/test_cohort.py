@@ -72,7 +72,7 @@ def write_table(folder: Path, text: str | bytes) -> Path:
 
 
 def statuses(out: Path) -> dict[str, str]:
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     return {entry["name"]: entry["status"] for entry in summary["results"]}
 
 
@@ -193,7 +193,7 @@ def test_template_and_all_pairs(subjects, zero_bundle_path, tmp_path):
     names = {f"{m}_t1_to_{f}_t1" for m in "abc" for f in "abc" if m != f}
     assert set(statuses(tmp_path / "all")) == names
     for place in ("one/pairs/a_t1", "all/pairs/a_t1_to_b_t1"):
-        metrics = json.loads((tmp_path / place / "metrics.json").read_text())
+        metrics = json.loads((tmp_path / place / "metrics.json").read_text(encoding="utf-8"))
         assert (metrics["moving"], metrics["fixed"]) == ("a_t1.nii.gz", "b_t1.nii.gz")
         assert "dice" in metrics
 
@@ -221,7 +221,7 @@ def test_pair_gets_what_infer_gives(subjects, zero_bundle_path, tmp_path):
 def test_failing_pair_is_reported_and_the_others_go_on(
     subjects, zero_bundle_path, tmp_path, capsys
 ):
-    (subjects / "bad.nii").write_text("no image")
+    (subjects / "bad.nii").write_text("no image", encoding="utf-8")
     rows = f"a,{A_TO_B}\nbad,bad.nii,b_t1.nii.gz\nc,c_t1.nii.gz,a_t1.nii.gz\n"
     table = write_table(subjects, f"name,moving,fixed\n{rows}")
     assert cohort(zero_bundle_path, tmp_path / "out", table) == 1
@@ -307,22 +307,28 @@ def test_other_options_model_and_versions_are_other_results(
     ("spoil", "note"),
     [
         (lambda f: (f / "warped.nii.gz").unlink(), "warped.nii.gz is missing or of another size"),
-        (lambda f: (f / "affine.tfm").write_text("half"), "affine.tfm is missing or of another"),
+        (
+            lambda f: (f / "affine.tfm").write_text("half", encoding="utf-8"),
+            "affine.tfm is missing or of another",
+        ),
         (lambda f: (f / "record.json").unlink(), "it was not finished"),
-        (lambda f: (f / "record.json").write_text('{"form'), "it was not finished"),
-        (lambda f: (f / "record.json").write_text("[]"), "it was not finished"),
+        (
+            lambda f: (f / "record.json").write_text('{"form', encoding="utf-8"),
+            "it was not finished",
+        ),
+        (lambda f: (f / "record.json").write_text("[]", encoding="utf-8"), "it was not finished"),
     ],
 )
 def test_half_written_pair_is_done_again(pair, settings, tmp_path, spoil, note):
     out = tmp_path / "out"
     run(pair, settings, out)
-    (out / "pairs/x/mine.txt").write_text("stays")
+    (out / "pairs/x/mine.txt").write_text("stays", encoding="utf-8")
     spoil(out / "pairs/x")
     status, said = run(pair, settings, out)
     assert status == "done"
     assert said.startswith(note)
     assert run(pair, settings, out) == ("kept", "")
-    assert (out / "pairs/x/mine.txt").read_text() == "stays"
+    assert (out / "pairs/x/mine.txt").read_text(encoding="utf-8") == "stays"
 
 
 def test_crash_while_replacing_leaves_no_record(pair, settings, subjects, tmp_path, monkeypatch):
@@ -372,7 +378,7 @@ def test_pictures_are_drawn_when_they_are_asked_for(subjects, zero_bundle_path, 
     assert cohort(zero_bundle_path, out, table) == 0
     assert cohort(zero_bundle_path, out, table, "--report") == 0
     assert statuses(out) == {"p00": "done"}
-    links = Page((out / "summary.html").read_text()).links
+    links = Page((out / "summary.html").read_text(encoding="utf-8")).links
     assert set(links) == {"pairs/p00/report.html"}
     assert (out / "pairs/p00/report.html").is_file()
     assert cohort(zero_bundle_path, out, table) == 0
@@ -384,21 +390,21 @@ def test_leftovers_of_killed_runs_are_swept_away(pair, settings, tmp_path):
     run(pair, settings, out)
     for leftover in (out / "pairs/.paramorph-1", out / "pairs/x/.paramorph-2"):
         leftover.mkdir()
-        (leftover / "warped.nii.gz").write_text("half")
+        (leftover / "warped.nii.gz").write_text("half", encoding="utf-8")
     assert run(pair, settings, out) == ("kept", "")
     assert not [*out.glob("pairs/.paramorph-*"), *out.glob("pairs/*/.paramorph-*")]
 
 
 def test_content_of_folders_and_detached_files(tmp_path):
     (tmp_path / "series").mkdir()
-    (tmp_path / "series/1.dcm").write_text("1")
+    (tmp_path / "series/1.dcm").write_text("1", encoding="utf-8")
     for name in ("a.mhd", "a.raw", "ab.raw"):
-        (tmp_path / name).write_text(name)
+        (tmp_path / name).write_text(name, encoding="utf-8")
     before = [content_hash(tmp_path / name) for name in ("series", "a.mhd")]
-    (tmp_path / "ab.raw").write_text("another image's")
+    (tmp_path / "ab.raw").write_text("another image's", encoding="utf-8")
     assert before == [content_hash(tmp_path / name) for name in ("series", "a.mhd")]
-    (tmp_path / "series/2.dcm").write_text("2")
-    (tmp_path / "a.raw").write_text("changed")
+    (tmp_path / "series/2.dcm").write_text("2", encoding="utf-8")
+    (tmp_path / "a.raw").write_text("changed", encoding="utf-8")
     after = [content_hash(tmp_path / name) for name in ("series", "a.mhd")]
     assert before[0] != after[0]
     assert before[1] != after[1]
@@ -465,7 +471,7 @@ def test_warnings_belong_to_their_pair(subjects, settings, tmp_path, monkeypatch
     pairs = [Pair(n, subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz") for n in "xy"]
     outcomes = list(run_cohort(pairs, settings, tmp_path / "out", at_once=2))
     assert {o.name: o.warnings for o in outcomes} == {n: (f"{n} looks odd",) for n in "xy"}
-    record = json.loads((tmp_path / "out/pairs/x/record.json").read_text())
+    record = json.loads((tmp_path / "out/pairs/x/record.json").read_text(encoding="utf-8"))
     assert record["warnings"] == ["x looks odd"]
 
 
@@ -556,7 +562,7 @@ def cluster(tmp_path):
     options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"]
     start("dask_scheduler", *options, "--scheduler-file", str(file))
     wait_until(file.exists)
-    address = json.loads(file.read_text())["address"]
+    address = json.loads(file.read_text(encoding="utf-8"))["address"]
     options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
     workers = [start("dask_worker", address, *options) for _ in range(2)]
     yield address, workers
@@ -595,7 +601,9 @@ def test_killed_worker_loses_nothing_and_does_nothing_twice(
 
 def processes(out: Path) -> dict[str, int]:
     """Which process registered each finished pair."""
-    records = [json.loads(path.read_text()) for path in out.glob("pairs/[!.]*/record.json")]
+    records = [
+        json.loads(path.read_text(encoding="utf-8")) for path in out.glob("pairs/[!.]*/record.json")
+    ]
     return {record["name"]: record["process"] for record in records}
 
 
@@ -670,7 +678,7 @@ EVIL = '<script>alert("x")&amp;'
 
 
 def test_summary_escapes_names_and_needs_no_network(subjects, zero_bundle_path, tmp_path):
-    (subjects / "bad.nii").write_text("no image")
+    (subjects / "bad.nii").write_text("no image", encoding="utf-8")
     name = EVIL.replace("/", "").replace('"', '""')
     table = write_table(
         subjects,
@@ -697,13 +705,13 @@ def test_summary_has_the_worst_first(tmp_path):
         folder.mkdir(parents=True)
         dice = {"after": {"mean": score, "labels": {"7": 0.1}}}
         metrics = {"dice": dice, "ncc": {"before": None}, "backend": "x", "seconds": {"load": 2}}
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-        (folder / "record.json").write_text('{"warnings": ["look at it"]}')
+        (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+        (folder / "record.json").write_text('{"warnings": ["look at it"]}', encoding="utf-8")
         outcomes[name] = Outcome(name, "done")
     summary = write_summary(tmp_path, pairs, outcomes, seconds=120)
     order = ["failed", "waiting", "odd", "worst", "middle", "best"]
     assert [entry["name"] for entry in summary["results"]] == order
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == summary
     counts = {key: summary[key] for key in ("pairs", "done", "kept", "failed", "not_run")}
     assert counts == {"pairs": 6, "done": 4, "kept": 0, "failed": 1, "not_run": 1}
     assert summary["pairs_per_minute"] == 2
@@ -715,7 +723,7 @@ def test_summary_has_the_worst_first(tmp_path):
     assert (rows[0]["note"], rows[0]["dice.after.mean"]) == (outcomes["failed"].note, "")
     assert "backend" not in rows[0]
     assert not any("labels" in column for column in rows[0])
-    words = Page((tmp_path / "summary.html").read_text()).words
+    words = Page((tmp_path / "summary.html").read_text(encoding="utf-8")).words
     assert [word for word in words if word in order] == order
 
 
@@ -764,7 +772,7 @@ def test_wrong_usage_is_exit_code_two(words, capsys):
 
 
 def test_out_dir_that_is_a_file(subjects, tmp_path, capsys):
-    (tmp_path / "out").write_text("file")
+    (tmp_path / "out").write_text("file", encoding="utf-8")
     assert cohort(tmp_path, tmp_path / "out", long_table(subjects, 1)) == 1
     assert "expected a folder, got a file" in capsys.readouterr().err
 

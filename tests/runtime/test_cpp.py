@@ -61,7 +61,7 @@ def settings() -> dict[str, str]:
     cache = BUILD / "CMakeCache.txt"
     if not cache.is_file() or cmake() is None:
         pytest.skip("the C++ library is not built (make cpp)")
-    return dict(re.findall(r"^(\w+):\w+=(.*)$", cache.read_text(), re.MULTILINE))
+    return dict(re.findall(r"^(\w+):\w+=(.*)$", cache.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,7 @@ def headers(settings) -> list[str]:
 def fakes(settings, headers, tmp_path_factory) -> Path:
     """A folder with a driver and with TensorRTs of both flavours, for LD_LIBRARY_PATH."""
     folder = tmp_path_factory.mktemp("fakes")
-    (folder / "stubs.h").write_text(stubs(Path(settings["TENSORRT_INCLUDE_DIR"])))
+    (folder / "stubs.h").write_text(stubs(Path(settings["TENSORRT_INCLUDE_DIR"])), encoding="utf-8")
     compiler = [settings["CMAKE_CXX_COMPILER"], "-std=c++17", "-O1", "-g", "-shared", "-fPIC"]
     compiler += [*headers, "-I", folder, "-Wall", "-Wno-deprecated-declarations"]
     driver = folder / "libcuda.so.1"
@@ -94,7 +94,10 @@ def fakes(settings, headers, tmp_path_factory) -> Path:
 
 def stubs(include: Path) -> str:
     """For each interface that the fake offers, a class whose functions all end the program."""
-    text = "".join((include / f"NvInfer{name}.h").read_text() for name in ("Impl", "RuntimeCommon"))
+    text = "".join(
+        (include / f"NvInfer{name}.h").read_text(encoding="utf-8")
+        for name in ("Impl", "RuntimeCommon")
+    )
     classes = []
     for name in ("VRuntime", "VCudaEngine", "VExecutionContext", "IPluginRegistry"):
         body = re.search(rf"^class {name}\b[^;{{]*{{(.*?)^}};", text, re.MULTILINE | re.DOTALL)[1]
@@ -117,7 +120,7 @@ def engine_entry(folder: Path, file: str, line: str, **changes: Any) -> tuple[di
     """An engine file, its entry among the engines and its entry among the files."""
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(line)
+    path.write_text(line, encoding="utf-8")
     entry = {
         "file": file,
         "flavour": "tensorrt",
@@ -140,10 +143,10 @@ def write_bundle(folder: Path, variant: str = "", **changes: Any) -> Path:
 
 def add_engine(folder: Path, entry: dict, recorded: dict) -> None:
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text()) if path.exists() else empty_manifest()
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty_manifest()
     manifest["engines"].append(entry)
     manifest["files"][entry["file"]] = recorded
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def empty_manifest() -> dict:
@@ -167,9 +170,9 @@ def empty_manifest() -> dict:
 
 def edit(folder: Path, change: Callable[[dict], object]) -> None:
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     change(manifest)
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -518,8 +521,12 @@ def bad_bundles(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     shutil.rmtree(root / "empty")
     (root / "empty").mkdir()
     for name, text in {"cut": '{"format": ', "binary": "\x00\xff", "deep": "[" * 100_000}.items():
-        (bad(name, "expected JSON, got something else") / "manifest.json").write_text(text)
-    (bad("list", 'expected the format "paramorph-bundle"') / "manifest.json").write_text("[1]")
+        (bad(name, "expected JSON, got something else") / "manifest.json").write_text(
+            text, encoding="utf-8"
+        )
+    (bad("list", 'expected the format "paramorph-bundle"') / "manifest.json").write_text(
+        "[1]", encoding="utf-8"
+    )
     bad("format", 'expected the format "paramorph-bundle"', lambda m: m.update(format="x"))
     bad("future", "expected format version 2, got 3;", lambda m: m.update(format_version=3))
     bad("text-version", 'got "2";', lambda m: m.update(format_version="2"))
@@ -545,8 +552,12 @@ def bad_bundles(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     bad("axes", '"RRS" where an orientation', lambda m: m["grid"].update(orientation="RRS"))
     altered = bad("altered", "the file was altered; copy the bundle again from a source that you")
     engine = altered / "engines/a.engine"
-    engine.write_text(engine.read_text().replace("fake 4", "fake 5"))
-    (bad("longer", "expected 12 bytes, got 13;") / "engines/a.engine").write_text("fake 4 5 6 \n\n")
+    engine.write_text(
+        engine.read_text(encoding="utf-8").replace("fake 4", "fake 5"), encoding="utf-8"
+    )
+    (bad("longer", "expected 12 bytes, got 13;") / "engines/a.engine").write_text(
+        "fake 4 5 6 \n\n", encoding="utf-8"
+    )
     (bad("gone", "expected this file of the bundle, found none") / "engines/a.engine").unlink()
     for name, file in {"up": "../secret", "absolute": str(root / "secret")}.items():
         bad(
@@ -618,7 +629,9 @@ def test_machine_without_driver_is_told_so(errors, settings, tmp_path):
     source, tensorrt = tmp_path / "a.c", tmp_path / "alone.so"
     numbers = {"Major": 10, "Minor": 14, "Patch": 1, "Build": 48}
     functions = [f"int getInferLib{n}Version() {{ return {v}; }}" for n, v in numbers.items()]
-    source.write_text("\n".join([*functions, "void createInferRuntime_INTERNAL() {}", ""]))
+    source.write_text(
+        "\n".join([*functions, "void createInferRuntime_INTERNAL() {}", ""]), encoding="utf-8"
+    )
     checked(settings["CMAKE_C_COMPILER"], "-shared", "-fPIC", source, "-o", tensorrt)
     write_bundle(tmp_path / "bundles" / "bundle")
     environment = {**os.environ, "LD_LIBRARY_PATH": ""}
@@ -751,14 +764,17 @@ def test_pkg_config_says_how_to_compile(prefix, settings, tmp_path):
 
 def test_header_is_cpp_too(settings, tmp_path):
     source = tmp_path / "a.cpp"
-    source.write_text("#include <paramorph.h>\nint main() { return *paramorph_version() == 0; }\n")
+    source.write_text(
+        "#include <paramorph.h>\nint main() { return *paramorph_version() == 0; }\n",
+        encoding="utf-8",
+    )
     compiler = [settings["CMAKE_CXX_COMPILER"], "-std=c++11", *WARNINGS, "-fsyntax-only"]
     checked(*compiler, "-I", SOURCE / "include", source)
 
 
 def test_library_exports_the_interface_and_nothing_else(library):
     listed = checked("nm", "--dynamic", "--defined-only", "--format=posix", library)
-    header = (SOURCE / "include" / "paramorph.h").read_text()
+    header = (SOURCE / "include" / "paramorph.h").read_text(encoding="utf-8")
     declared = re.findall(r"^\w.*?\b(paramorph_\w+)\(", header, re.MULTILINE)
     assert len(declared) == 9
     assert {line.split()[0] for line in listed.splitlines()} == set(declared)
@@ -812,7 +828,9 @@ def test_readme_leads_from_nifti_to_the_network_grid_and_back(bundle_path, tmp_p
     for name, orientation in {"moving.nii.gz": "LPS", "fixed.nii.gz": "RAS"}.items():
         save_volume(tmp_path / name, volume_of(head, centred_grid(orientation, (46, 52, 40))))
     (tmp_path / "BUNDLE").symlink_to(bundle_path)
-    there, back = re.findall(r"```python\n(.*?)```", (SOURCE / "README.md").read_text(), re.DOTALL)
+    there, back = re.findall(
+        r"```python\n(.*?)```", (SOURCE / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     names: dict[str, Any] = {}
     exec(there, names)
     shape = names["pair"].grid.shape

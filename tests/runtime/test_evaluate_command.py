@@ -55,7 +55,7 @@ FIELD = "--displacement out/displacement.nii.gz "
 def test_files_of_infer_give_its_own_metrics_again(evaluate, tmp_path, capsys):
     assert evaluate(IMAGES + LABELS + WARPED + FIELD + "--json -") == 0
     found = json.loads(capsys.readouterr().out)
-    told = json.loads((tmp_path / "out/metrics.json").read_text())
+    told = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
     for key in set(told) & set(found) - {"definitions"}:
         if isinstance(told[key], dict):
             told[key].pop("affine", None)
@@ -119,8 +119,10 @@ def test_landmarks_are_sent_through_the_transform(evaluate, tmp_path, capsys):
 
 
 def test_voxel_landmarks_count_in_their_own_image(evaluate, tmp_path, capsys):
-    (tmp_path / "f.csv").write_text("21.5,19.5,14.5\n")  # both are the middle of their image
-    (tmp_path / "m.csv").write_text("22.5,25.5,19.5\n")
+    (tmp_path / "f.csv").write_text(
+        "21.5,19.5,14.5\n", encoding="utf-8"
+    )  # both are the middle of their image
+    (tmp_path / "m.csv").write_text("22.5,25.5,19.5\n", encoding="utf-8")
     points = "--fixed-landmarks f.csv --moving-landmarks m.csv --landmark-space voxel --json - "
     assert evaluate(points + "--fixed fixed.nii.gz --moving-labels moving_labels.nii.gz") == 0
     found = json.loads(capsys.readouterr().out)["tre_mm"]
@@ -132,7 +134,7 @@ def test_csv_has_a_row_per_label_and_nothing_for_what_does_not_exist(evaluate, t
     labels = load_labels("moving_labels.nii.gz")
     odd = Volume(np.where(labels.data == 7, 9, labels.data).astype(np.int16), labels.grid)
     save_labels("odd.nii.gz", odd)
-    (tmp_path / "names.csv").write_text("label,name\n1,left\n9,odd one\n")
+    (tmp_path / "names.csv").write_text("label,name\n1,left\n9,odd one\n", encoding="utf-8")
     options = "--fixed-labels fixed_labels.nii.gz --moving-labels odd.nii.gz "
     assert evaluate(options + "--label-names names.csv --csv - --json all.json") == 0
     rows = {row["label"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
@@ -141,7 +143,7 @@ def test_csv_has_a_row_per_label_and_nothing_for_what_does_not_exist(evaluate, t
     assert float(rows["1"]["dice_before"]) > 0.9
     assert (rows["9"]["dice_before"], rows["9"]["assd_mm_before"]) == ("0.0", "")
     assert float(rows["9"]["volume_mm3_moving"]) > 0 == float(rows["9"]["volume_mm3_fixed"])
-    table = json.loads((tmp_path / "all.json").read_text())
+    table = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
     assert table["assd_mm"]["before"]["labels"]["9"] is None
     assert table["label_names"] == {"1": "left", "9": "odd one"}
 
@@ -196,11 +198,11 @@ def test_wrong_files_are_one_sentence(evaluate, tmp_path, capsys, line, message)
 
 
 def test_existing_files_need_force(evaluate, tmp_path):
-    (tmp_path / "m.json").write_text("old")
+    (tmp_path / "m.json").write_text("old", encoding="utf-8")
     assert evaluate(IMAGES + "--json m.json") == 1
-    assert (tmp_path / "m.json").read_text() == "old"
+    assert (tmp_path / "m.json").read_text(encoding="utf-8") == "old"
     assert evaluate(IMAGES + "--json m.json --force") == 0
-    assert "ncc" in json.loads((tmp_path / "m.json").read_text())
+    assert "ncc" in json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
 
 
 def test_a_negative_tolerance_is_wrong_usage(evaluate, capsys):

@@ -128,7 +128,7 @@ def test_with_one(on_gpu, folder):
 
 def test_driver_without_a_gpu(on_gpu, folder):
     message = "GPU: expected one of NVIDIA, found its driver alone; check CUDA_VISIBLE_DEVICES"
-    (folder / "expected.json").write_text(json.dumps({".": message}))
+    (folder / "expected.json").write_text(json.dumps({".": message}), encoding="utf-8")
     on_gpu("each_is_refused_at_load", folder=folder, FAKE_GPUS="0")
 
 
@@ -164,7 +164,7 @@ REFUSED = {
 
 def test_engines_that_are_refused(on_gpu, tmp_path):
     expected = {name: message for name, (_, message) in REFUSED.items()}
-    (tmp_path / "expected.json").write_text(json.dumps(expected))
+    (tmp_path / "expected.json").write_text(json.dumps(expected), encoding="utf-8")
     for name, (changes, _) in REFUSED.items():
         folder = write_bundle(tmp_path / name, np.zeros((3, *NETWORK_SHAPE), np.float32))
         add_engine(folder, **changes)
@@ -176,7 +176,7 @@ def test_engines_that_are_refused(on_gpu, tmp_path):
 def test_fake_library_has_the_signatures_of_the_real_one():
     library = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13")
     compared = 0
-    for kind in ast.parse((FAKES / "tensorrt_rtx.py").read_text()).body:
+    for kind in ast.parse((FAKES / "tensorrt_rtx.py").read_text(encoding="utf-8")).body:
         if not isinstance(kind, ast.ClassDef):
             continue
         real = getattr(library, kind.name)
@@ -242,7 +242,7 @@ def test_kernels_go_to_the_users_folder_if_the_bundle_cannot_be_written(
 
 
 def test_kernels_that_cannot_be_kept_are_no_error(tmp_path, monkeypatch, caplog):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     RuntimeCacheFile(tmp_path / "gone" / "e.engine", "ab" * 32).write(b"kernels")
     assert "the next run compiles again" in caplog.text

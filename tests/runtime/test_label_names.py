@@ -30,7 +30,7 @@ FREESURFER = """#No. Label Name:          R   G   B   A
     ],
 )
 def test_names_are_read(tmp_path, name, text, third):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     found = load_label_names(tmp_path / name)
     assert found[4] == (third or "3rd Ventricle")
     assert found[11] == "Brain-Stem"
@@ -42,7 +42,7 @@ def test_names_are_read(tmp_path, name, text, third):
     [("a.csv", "a,b\n1,2\n"), ("a.csv", "label,name\nx,y\n"), ("a.csv", ""), ("a.txt", "none\n")],
 )
 def test_a_file_without_names_is_one_sentence(tmp_path, name, text):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     match = r"a\.\w+: expected a table with columns label and name, .*convert it first\.$"
     with pytest.raises(EvaluationError, match=match):
         load_label_names(tmp_path / name)

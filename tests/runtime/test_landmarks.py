@@ -59,7 +59,7 @@ def test_every_file_becomes_ras_millimetres(tmp_path, name, text, space, names):
 
 def test_voxel_indices_are_of_the_image(tmp_path):
     grid = centred_grid("oblique", (9, 8, 7), (1, 2, 3))
-    (tmp_path / "a.csv").write_text("0,0,0\n8,7,6\n")
+    (tmp_path / "a.csv").write_text("0,0,0\n8,7,6\n", encoding="utf-8")
     found = load_landmarks(tmp_path / "a.csv", "voxel", grid).points_mm
     np.testing.assert_allclose(found, [grid.affine[:3, 3], -grid.affine[:3, 3]], atol=1e-9)
     with pytest.raises(EvaluationError, match=r"expected the image whose voxels .*, got none"):
@@ -83,7 +83,7 @@ def test_voxel_indices_are_of_the_image(tmp_path):
     ],
 )
 def test_unusable_files_are_one_sentence(tmp_path, name, text, space, match):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(EvaluationError, match=match):
         load_landmarks(tmp_path / name, space)
 

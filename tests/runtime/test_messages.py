@@ -73,7 +73,9 @@ def test_only_verbose_tells_what_was_skipped_and_where_an_error_came_from(words,
 
 
 def test_quiet_cohort_tells_failures_only(words, tmp_path, zero_bundle_path, capsys):
-    (tmp_path / "pairs.csv").write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
+    (tmp_path / "pairs.csv").write_text(
+        "moving,fixed\nmoving.nii.gz,fixed.nii.gz\n", encoding="utf-8"
+    )
     call = ["cohort", str(tmp_path / "pairs.csv"), "--out-dir", str(tmp_path / "COHORT")]
     call += ["--model", str(zero_bundle_path), "--no-affine", "--quiet"]
     assert main(call) == 0

@@ -406,7 +406,7 @@ def test_a_mirror_turns_everything_inside_out_and_an_affine_nothing():
 
 
 def test_the_document_defines_every_metric_in_the_same_words():
-    text = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/metrics.md").read_text(encoding="utf-8")
     for key, sentence in DEFINITIONS.items():
         assert f"| `{key}` | {sentence.replace('|', chr(92) + '|')} |" in text
     assert definitions_of(["dice", "seconds"]) == {"dice": DEFINITIONS["dice"]}

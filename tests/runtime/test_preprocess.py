@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
-from paramorph_rt.errors import AlignmentError
+from paramorph_rt.errors import AlignmentError, VolumeError
 from paramorph_rt.preprocess import (
     foreground_box,
     network_grid_for,
@@ -130,7 +130,7 @@ def test_no_overlap():
     shifted = Volume(
         moving.data, centred_grid("RAS", (46, 54, 41), centre=(500, 0, 0)), "fixed.nii"
     )
-    with pytest.raises(AlignmentError, match=r"moving.nii: .* overlap that of fixed.nii .*no-aff"):
+    with pytest.raises(AlignmentError, match=r"moving.nii: .* lie upon fixed.nii .*--no-aff"):
         prepare_pair(moving, shifted, np.eye(4), SPEC)
 
 
@@ -140,3 +140,33 @@ def test_labels_stay_labels():
     result = resample_to_grid(labels, grid, interpolation="nearest")
     assert result.dtype == labels.data.dtype
     assert set(np.unique(result)) == {0, 1, 2, 7}
+
+
+def test_network_sees_background_outside_a_mask_and_the_other_image_in_its_holes():
+    fixed = volume_of(head, centred_grid("LAS", (46, 52, 40)), "fixed")
+    moving = Volume(fixed.data[::-1] * 2, fixed.grid, "moving")
+    points = world_points(fixed.grid)
+    outside = points[..., 0] > 8  # reaches the border of the image
+    hole = np.linalg.norm(points - (-4, 0, 0), axis=-1) < 6
+    mask = Volume((~(outside | hole)).astype(np.uint8), fixed.grid, "mask")
+    plain = prepare_pair(moving, fixed, np.eye(4), SPEC)
+    for name in ("moving", "fixed"):
+        seen = prepare_pair(moving, fixed, np.eye(4), SPEC, **{f"{name}_mask": mask})
+        where = world_points(seen.grid)
+        deep = np.linalg.norm(where - (-4, 0, 0), axis=-1) < 3
+        np.testing.assert_array_equal(seen.moving[deep], seen.fixed[deep])
+        other = "fixed" if name == "moving" else "moving"
+        # One percentile of the range may move where the network grid does.
+        if name == "moving":
+            np.testing.assert_array_equal(getattr(seen, other), getattr(plain, other))
+            np.testing.assert_allclose(seen.moving[deep], plain.fixed[deep])
+        assert not getattr(seen, name)[where[..., 0] > 12].any()
+
+
+def test_mask_without_foreground_is_refused():
+    fixed = volume_of(head, centred_grid("RAS", (46, 52, 40)), "fixed.nii")
+    corner = np.zeros(fixed.grid.shape, np.uint8)
+    corner[0, 0, 0] = 1
+    mask = Volume(corner, fixed.grid, "mask.nii")
+    with pytest.raises(VolumeError, match=r"mask.nii: expected a mask with some of what fixed.nii"):
+        prepare_pair(fixed, fixed, np.eye(4), SPEC, fixed_mask=mask)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -157,7 +158,7 @@ def test_everything_is_written_and_lies_on_the_fixed_grid(labelled, tmp_path):
 
 def test_metrics_are_complete(labelled, tmp_path):
     labelled.save(tmp_path / "out")
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
     assert metrics["model"] == "known-displacement"
     assert set(metrics["ncc"]) == set(metrics["dice"]) == {"before", "affine", "after"}
     assert set(metrics["assd_mm"]) == set(metrics["hd95_mm"]) == {"before", "after"}
@@ -188,7 +189,8 @@ def test_results_on_another_grid_are_samples_of_the_same_field(bundle_path):
     register = Registration(bundle_path)
     there = register(moving, fixed, labels, affine=False)
     here = register(moving, fixed, labels, affine=False, output_grid=finer)
-    assert here.warped.grid is here.warped_labels.grid is here.displacement.grid is finer
+    assert here.warped.grid is here.warped_labels.grid is here.displacement.grid
+    assert here.warped.grid.matches(finer, 0.0)
     index = nib.affines.apply_affine(np.linalg.inv(fixed.grid.affine), world_points(finer))
     index = np.moveaxis(index, -1, 0)
     for c in range(3):
@@ -275,3 +277,17 @@ def test_one_registration_does_many_pairs_equally(bundle_path):
     first, second = (registration(*pair_on("LPS-oblique")) for _ in range(2))
     np.testing.assert_array_equal(first.warped.data, second.warped.data)
     np.testing.assert_array_equal(first.displacement.vectors_mm, second.displacement.vectors_mm)
+
+
+def test_results_carry_the_code_of_the_fixed_world(zero_bundle_path, tmp_path):
+    moving, fixed = pair_on("RAS-RAS")
+    in_mni = Volume(fixed.data, replace(fixed.grid, world_code=4), fixed.name)
+    for grid in (None, moving.grid):
+        result = Registration(zero_bundle_path)(
+            moving, in_mni, affine=False, inverse=True, output_grid=grid
+        )
+        result.save(tmp_path / "out", force=True)
+        for name, code in (("warped", 4), ("displacement", 4), ("inverse_displacement", 1)):
+            header = nib.load(tmp_path / f"out/{name}.nii.gz").header
+            assert (header["sform_code"], header["qform_code"]) == (code, code)
+    assert load_volume(tmp_path / "out/warped.nii.gz").grid.world_code == 4

@@ -316,13 +316,15 @@ def test_label_names_of_common_tables(tmp_path, line):
 
 def test_label_names_of_freesurfer(tmp_path):
     path = tmp_path / "lut.txt"
-    path.write_text("#No. Label Name: R G B A\n17  Left-Hippocampus   220 216 20 0\n")
+    path.write_text(
+        "#No. Label Name: R G B A\n17  Left-Hippocampus   220 216 20 0\n", encoding="utf-8"
+    )
     assert read_label_names(path) == {17: "Left-Hippocampus"}
 
 
 def test_file_without_label_names_is_refused(tmp_path):
     path = tmp_path / "names.csv"
-    path.write_text("hippocampus\n")
+    path.write_text("hippocampus\n", encoding="utf-8")
     with pytest.raises(VolumeError, match=r"names\.csv: expected lines of a label number"):
         read_label_names(path)
     with pytest.raises(VolumeError, match="No such file"):
@@ -345,11 +347,15 @@ def test_page_refers_to_nothing_outside(page_path):
 
 def test_page_says_what_metrics_json_says(page_path, result):
     text = Parsed(page_path).text
-    rows = re.findall(r'<tr data-label="(\d+)">.*?</tr>', page_path.read_text(), flags=re.DOTALL)
+    rows = re.findall(
+        r'<tr data-label="(\d+)">.*?</tr>', page_path.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     dice = result.metrics["dice"]["after"]["labels"]
     assert rows == sorted(dice, key=int)
     for label, value in dice.items():
-        row = re.search(rf'<tr data-label="{label}">.*?</tr>', page_path.read_text(), re.DOTALL)
+        row = re.search(
+            rf'<tr data-label="{label}">.*?</tr>', page_path.read_text(encoding="utf-8"), re.DOTALL
+        )
         assert f">{value:.3f}<" in row[0]
     assert f"{result.metrics['ncc']['after']:.3f}" in text
     for word in ("Right half", "rigid", "known-displacement", "58 × 60 × 24", "0.9 × 1 × 2.5"):
@@ -609,7 +615,7 @@ def test_command_writes_report_and_figures_beside_the_results(
 ):
     monkeypatch.setattr("paramorph_rt.report.figures.DPI", 60)  # the test above has one large
     names = tmp_path / "names.csv"
-    names.write_text("7,Core of the head\n")
+    names.write_text("7,Core of the head\n", encoding="utf-8")
     command += ["--report", "--figures", "--label-names", str(names), "--interpolation", "bspline"]
     assert main(command) == 0
     out = tmp_path / "out"
@@ -621,7 +627,7 @@ def test_command_writes_report_and_figures_beside_the_results(
     kinds = ("registration", "contours", "checkerboard", "difference", "grid", "jacobian")
     assert set(figures) == {f"{kind}.png" for kind in kinds}
     assert all(picture[..., :3].std() > 20 for picture in figures.values())
-    seconds = json.loads((out / "metrics.json").read_text())["seconds"]
+    seconds = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["seconds"]
     assert {"report", "figures"} <= set(seconds)
     assert main(command) == 1
     assert "report.html" in capsys.readouterr().err

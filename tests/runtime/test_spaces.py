@@ -95,6 +95,8 @@ def test_axis_signs_are_flipped_in_spaces_only():
     flipping = {
         path.name
         for path in sources
-        if any(text in path.read_text() for text in ("-1, -1, 1", "-1.0, -1.0, 1.0"))
+        if any(
+            text in path.read_text(encoding="utf-8") for text in ("-1, -1, 1", "-1.0, -1.0, 1.0")
+        )
     }
     assert flipping == {"spaces.py"}

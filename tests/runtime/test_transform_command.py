@@ -134,20 +134,20 @@ def test_bad_calls_are_one_sentence_and_leave_nothing(transform, tmp_path, capsy
 
 
 def test_force_replaces(transform, tmp_path):
-    (tmp_path / "b.tfm").write_text("old")
+    (tmp_path / "b.tfm").write_text("old", encoding="utf-8")
     assert transform("invert out/affine.tfm --out b.tfm --force") == 0
-    assert "AffineTransform" in (tmp_path / "b.tfm").read_text()
+    assert "AffineTransform" in (tmp_path / "b.tfm").read_text(encoding="utf-8")
 
 
 def test_failure_while_writing_leaves_the_earlier_result(transform, tmp_path, monkeypatch):
-    (tmp_path / "b.tfm").write_text("old")
+    (tmp_path / "b.tfm").write_text("old", encoding="utf-8")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("paramorph_rt.transforms.itk.write_affine", full)
     assert transform("invert out/affine.tfm --out b.tfm --force") == 1
-    assert (tmp_path / "b.tfm").read_text() == "old"
+    assert (tmp_path / "b.tfm").read_text(encoding="utf-8") == "old"
     assert not list(tmp_path.glob(".paramorph*"))
 
 

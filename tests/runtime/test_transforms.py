@@ -185,7 +185,7 @@ class TestItk:
 
     def test_affine_is_itk_text(self, tmp_path, affine):
         itk.write_affine(tmp_path / "a.tfm", affine)
-        text = (tmp_path / "a.tfm").read_text()
+        text = (tmp_path / "a.tfm").read_text(encoding="utf-8")
         assert text.startswith("#Insight Transform File V1.0")
         assert "AffineTransform_double_3_3" in text
 
@@ -444,8 +444,12 @@ class TestFreeSurfer:
     @pytest.mark.parametrize("line", ["type = 14", "nxforms = 2", "1 4 4"])
     def test_other_lta(self, tmp_path, images, affine, line):
         path = written(tmp_path, affine, "freesurfer", images)
-        kept = [row for row in path.read_text().splitlines() if row.split()[0] != line.split()[0]]
-        path.write_text("\n".join([line, *kept] if "=" in line else kept))
+        kept = [
+            row
+            for row in path.read_text(encoding="utf-8").splitlines()
+            if row.split()[0] != line.split()[0]
+        ]
+        path.write_text("\n".join([line, *kept] if "=" in line else kept), encoding="utf-8")
         with pytest.raises(TransformError, match=r"expected (a FreeSurfer|an) LTA"):
             read_transform(path)
 
@@ -500,7 +504,7 @@ def test_bad_files_are_one_sentence(tmp_path, name):
     ],
 )
 def test_text_that_is_no_affine(tmp_path, images, format, text, match):
-    (tmp_path / "a.mat").write_text(text)
+    (tmp_path / "a.mat").write_text(text, encoding="utf-8")
     with pytest.raises(TransformError, match=match):
         read_transform(tmp_path / "a.mat", format, images)
 

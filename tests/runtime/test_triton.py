@@ -62,7 +62,7 @@ def add_engine(folder, flavour, version, capability, content: bytes) -> str:
 
 def parsed(model_folder):
     """config.pbtxt by Triton's own schema, which refuses unknown fields and wrong types."""
-    text = (model_folder / "config.pbtxt").read_text()
+    text = (model_folder / "config.pbtxt").read_text(encoding="utf-8")
     return text_format.Parse(text, schema.ModelConfig())
 
 
@@ -132,7 +132,9 @@ def test_engines_are_one_model_by_compute_capability(bundle_folder, tmp_path, ca
     assert contents == {"8.6": b"ampere", "8.9": b"ada"}
     assert configured(config.input)["moving"] == ([1, 1, 20, 24, 16], "TYPE_FP32")
     assert configured(config.output)["displacement"] == ([1, 3, 20, 24, 16], "TYPE_FP32")
-    assert "built by TensorRT 10.14.1" in (tmp_path / "repo" / new / "README.md").read_text()
+    assert "built by TensorRT 10.14.1" in (tmp_path / "repo" / new / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_networks_of_other_shapes_and_precisions_have_names_of_their_own(bundle_folder, tmp_path):
@@ -149,7 +151,7 @@ def test_models_of_a_repository_stay_and_ours_need_force(bundle_folder, tmp_path
     (repository / "theirs").mkdir(parents=True)
     bundle = load_bundle(bundle_folder)
     write_repository(bundle, repository)
-    (repository / NAME / "old").write_text("old")
+    (repository / NAME / "old").write_text("old", encoding="utf-8")
     with pytest.raises(OutputError, match=rf"expected no model .* got {NAME}; pass --force"):
         write_repository(bundle, repository)
     assert (repository / NAME / "old").exists()
@@ -213,7 +215,7 @@ def test_client_of_the_readme_registers(address, bundle_folder, tmp_path, monkey
     for name, orientation in (("moving", "LAS"), ("fixed", "RAS")):
         grid = centred_grid(orientation, (46, 52, 40))
         save_volume(tmp_path / f"{name}.nii.gz", volume_of(head, grid))
-    readme = (tmp_path / "repo" / NAME / "README.md").read_text()
+    readme = (tmp_path / "repo" / NAME / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     code = code.replace("localhost:8001", address).replace('"BUNDLE"', repr(str(bundle_folder)))
     monkeypatch.chdir(tmp_path)

@@ -107,9 +107,9 @@ def test_missing_file(tmp_path):
 
 
 def test_other_file_type(tmp_path):
-    (tmp_path / "v.mha").write_text("ObjectType = Image")
+    (tmp_path / "v.png").write_text("not looked at", encoding="utf-8")
     with pytest.raises(VolumeError, match=sentence("another file type")):
-        load_volume(tmp_path / "v.mha")
+        load_volume(tmp_path / "v.png")
 
 
 @pytest.mark.parametrize("name", ["v.nii", "v.nii.gz"])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from ..errors import TransformError
 from ..field import DisplacementField
 from ..nifti import open_nifti
 from . import Images, Transform, freesurfer, fsl, itk, niftyreg
 from .matrix import check_affine
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
 
 FORMATS: dict[str, ModuleType] = {
     "itk": itk,
@@ -36,6 +41,21 @@ def read_transform(
     transform = FORMATS[format or format_of(path)].read(path, images or Images())
     if not isinstance(transform, DisplacementField):
         check_affine(transform, path.name)
+    return transform
+
+
+def read_start(path: Path) -> Float[np.ndarray, "4 4"]:
+    """Read the linear transform, fixed → moving (RAS), that a registration starts from.
+
+    Raises:
+        TransformError: The file holds a field, does not tell its format, or cannot be read.
+    """
+    transform = read_transform(path)
+    if isinstance(transform, DisplacementField):
+        raise TransformError(
+            f"{path.name}: expected a linear transform to start from, got a displacement field; "
+            "pass its affine part."
+        )
     return transform
 
 

@@ -176,7 +176,7 @@ def too_little_memory(folder: Path) -> None:
 
 def each_is_refused_at_load(folder: Path) -> None:
     """Bundles, and what `expected.json` says of each by its name."""
-    for name, words in json.loads((folder / "expected.json").read_text()).items():
+    for name, words in json.loads((folder / "expected.json").read_text(encoding="utf-8")).items():
         with refused(words):
             engine(folder / name)
     assert live_handles() == 0

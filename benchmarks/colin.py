@@ -1,0 +1,76 @@
+"""A labelled pair of any size from files of the repository: Colin27, and itself deformed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paramorph.data import SubjectFiles
+from paramorph_rt.field import DisplacementField
+from paramorph_rt.preprocess import resample_to_grid
+from paramorph_rt.spaces import Grid
+from paramorph_rt.volume import Volume, load_labels, load_volume, save_labels, save_volume
+from paramorph_rt.warp import warp_volume
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+HOME = Path(__file__).parents[1] / "examples" / "colin27"
+SIDE_MM = 208  # of a cube with all of the brain; so many voxels per axis are 1 mm
+MIDDLE = (-0.5, -16.5, 8.5)  # of the brain, in its world
+BEND_MM, WAVE_MM = 5.0, 60.0
+TURN_DEGREES = 8
+
+
+def cube(size: int) -> Grid:
+    """`size`³ voxels about the brain, RAS: more voxels are finer, what they show stays the same."""
+    affine = np.diag([SIDE_MM / size] * 3 + [1.0])
+    affine[:3, 3] = np.subtract(MIDDLE, affine[0, 0] * (size - 1) / 2)
+    return Grid((size, size, size), affine)
+
+
+def write_colin_pair(folder: Path, size: int) -> tuple[SubjectFiles, SubjectFiles]:
+    """Moving and fixed subject of `size`³ voxels, 116 labels each.
+
+    The fixed one is Colin27 turned by 8 degrees and bent by up to 5 mm on each axis.
+    """
+    grid = cube(size)
+    image, labels = load_volume(HOME / "ch2bet.nii.gz"), load_labels(HOME / "aal.nii.gz")
+    # On the cube first, smoothed where that is coarser; the warp does not smooth.
+    coarse = Volume(resample_to_grid(image, grid), grid, image.name)
+    bent = DisplacementField(grid, _deformation_mm(grid))
+    return (
+        _written(
+            *(folder, "colin", coarse),
+            Volume(resample_to_grid(labels, grid, None, "nearest"), grid, labels.name),
+        ),
+        _written(
+            *(folder, "bent", warp_volume(coarse, bent)), warp_volume(labels, bent, "nearest")
+        ),
+    )
+
+
+def _deformation_mm(grid: Grid) -> Float[np.ndarray, "i j k 3"]:
+    ones = np.ones(grid.shape, np.float32)
+    i, j, k = np.ix_(*[np.arange(n, dtype=np.float32) for n in grid.shape])
+    x, y, z = (
+        grid.affine[axis, 3] + grid.affine[axis, axis] * at - MIDDLE[axis]
+        for axis, at in enumerate((i, j, k))
+    )
+    turn = np.radians(TURN_DEGREES)
+    wave = 2 * np.pi / WAVE_MM
+    parts = (
+        (np.cos(turn) - 1) * x - np.sin(turn) * y + BEND_MM * np.sin(wave * z) * ones,
+        np.sin(turn) * x + (np.cos(turn) - 1) * y + BEND_MM * np.sin(wave * x) * ones,
+        BEND_MM * np.sin(wave * y) * ones,
+    )
+    return np.stack(parts, axis=-1).astype(np.float32)
+
+
+def _written(folder: Path, name: str, image: Volume, labels: Volume) -> SubjectFiles:
+    files = SubjectFiles(name, folder / f"{name}_t1.nii.gz", folder / f"{name}_labels.nii.gz")
+    save_volume(files.image, Volume(np.rint(image.data).astype(np.int16), image.grid, name))
+    save_labels(files.labels, labels)
+    return files

@@ -1,0 +1,183 @@
+"""Tables of the documentation, written from result files: `python benchmarks/doc_tables.py`.
+
+Whatever stands between `<!-- table: NAME -->` and `<!-- end -->` in a Markdown file is replaced by
+what `TABLES` makes of a result; `--check` only says whether all are as they should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import end_to_end
+import latency
+import record
+import scaling
+import startup
+from pairs import BenchmarkError
+from paramorph_rt.errors import exit_code
+from report import accuracy_table
+from tables import markdown_table
+
+ROOT = Path(__file__).parents[1]
+PLACES = ("*.md", "docs/**/*.md", "models/**/*.md", "benchmarks/*.md")
+BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+ENGINES = {
+    "onnxruntime:fp32": "ONNX Runtime",
+    "openvino:fp32": "OpenVINO",
+    "openvino:bf16": "OpenVINO, bf16",
+    "pytorch": "PyTorch",
+    "transcription": "PyTorch, a plain transcription",
+}
+METHODS = {"affine": "affine alone", "diffeomorphic demons": "diffeomorphic demons (SimpleITK)"}
+
+Result = Mapping[str, Any]
+
+
+def accuracy(result: Result) -> str:
+    """What a user asks first: Dice, seconds, folds; ours in bold."""
+    rows = [
+        {"method": _method(title), **entry}
+        for title, entry in result["summary"].items()
+        if title != "no registration"
+    ]
+    return markdown_table(
+        rows,
+        (
+            (_machine(result, result["threads"]), "method", ""),
+            ("Dice", "dice", ".3f"),
+            ("seconds", "seconds", ".1f"),
+            ("of these network", "network_seconds", ".1f"),
+            ("folds, %", "nonpositive_jacobian_percent", ".3f"),
+        ),
+    )
+
+
+def network_seconds(result: Result) -> str:
+    """Seconds and memory of the last network of a result, with the most threads."""
+    network = result["networks"][-1]
+    most = max(row["threads"] for row in network["rows"])
+    rows = [
+        {**row, "contender": _engine(row["contender"])}
+        for row in network["rows"]
+        if "error" not in row and row["threads"] == most
+    ]
+    return markdown_table(
+        rows,
+        (
+            (_machine(result, most), "contender", ""),
+            ("network, s", "median_seconds", ".2f"),
+            (f"times faster than {_engine(result['baseline'])}", "times_faster", ".1f"),
+            ("peak MB", "peak_mb", ".0f"),
+        ),
+    )
+
+
+def whole_job(result: Result) -> str:
+    """Seconds from files to files, and where they go."""
+    rows = [row for row in result["summary"] if row["n"]]
+    stages = list(dict.fromkeys(stage for row in rows for stage in row["stages"]))
+    columns = [(_machine(result, result["threads"]), "job", ""), ("seconds", "seconds", ".1f")]
+    columns += [("times faster", "times_faster", ".1f"), ("peak MB", "peak_mb", ".0f")]
+    columns += [(stage, stage, ".1f") for stage in stages]
+    return markdown_table(
+        [{**row, **row["stages"], "job": _method(row["job"])} for row in rows], columns
+    )
+
+
+TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "accuracy-brain-t1-validation": ("accuracy-brain-t1-validation", accuracy),
+    "latency-brain-t1-small": ("latency-brain-t1-small", network_seconds),
+    "latency-paramorph": ("latency-paramorph", network_seconds),
+    "end-to-end": ("end-to-end", whole_job),
+}
+# The pages beside result files, by how the files' names begin.
+PAGES: dict[str, Callable[[Result, str], str]] = {
+    "accuracy": accuracy_table,
+    "latency": latency.page,
+    "end-to-end": end_to_end.page,
+    "scaling": scaling.page,
+    "startup": startup.page,
+}
+
+
+def table(name: str) -> str:
+    """The Markdown that belongs between the marks of a table.
+
+    Raises:
+        BenchmarkError: No such table, or no result to make it from.
+    """
+    if name not in TABLES:
+        raise BenchmarkError(
+            f"{name}: expected one of the tables {', '.join(TABLES)}; correct the mark."
+        )
+    source, make = TABLES[name]
+    path = record.RESULTS / f"{source}.json"
+    if not path.is_file():
+        raise BenchmarkError(f"{name}: expected the result {path}, found none; measure it first.")
+    return make(json.loads(path.read_text(encoding="utf-8")))
+
+
+def updated(text: str) -> str:
+    """A Markdown file's text with all its tables as the results have them now."""
+    return BLOCK.sub(lambda found: f"{found[1]}{table(found[2])}{found[3]}", text)
+
+
+def outdated(root: Path = ROOT) -> Iterator[tuple[Path, str]]:
+    """The files that say something else than their results, and what they should say."""
+    for place in PLACES:
+        for path in sorted(root.glob(place)):
+            text = path.read_text(encoding="utf-8")
+            if (wanted := updated(text)) != text:
+                yield path, wanted
+    for path in sorted(record.RESULTS.glob("*.md")):
+        make = next((make for begin, make in PAGES.items() if path.name.startswith(begin)), None)
+        if make is not None:
+            result = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            if (wanted := make(result, path.stem)) != path.read_text(encoding="utf-8"):
+                yield path, wanted
+
+
+def run(check: bool) -> None:
+    """Write what is outdated, or say so."""
+    found = list(outdated())
+    if check and found:
+        raise BenchmarkError(
+            f"expected tables as the results have them, got others in "
+            f"{', '.join(path.name for path, _ in found)}; run python benchmarks/doc_tables.py."
+        )
+    for path, text in found:
+        path.write_text(text, encoding="utf-8")
+        print(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if outdated")
+    args = parser.parse_args(argv)
+    return exit_code("doc_tables.py", lambda: run(args.check))
+
+
+def _machine(result: Result, threads: int) -> str:
+    words = {1: "one core", 2: "two cores"}
+    return f"{words.get(threads, f'{threads} cores')} of {result['processor']}"
+
+
+def _method(title: str) -> str:
+    if not title.startswith("ParaMorph "):
+        return METHODS.get(title, title)
+    return f"**ParaMorph**, {_engine(title.rpartition(', ')[2])}"
+
+
+def _engine(name: str) -> str:
+    return ENGINES.get(name, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,376 @@
+"""The network on the CPU by every engine and precision, in turns: seconds, memory, differences.
+
+Each contender has a process of its own, loaded once, and its output is compared with the first
+contender's before anything is timed. Then they run in turns, so that a busy machine is busy for
+all: what counts is how many times faster than the first one each is, within the same turn. Several
+networks (sizes, exports) and numbers of threads are measured one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from bundles import add_model_option, named_bundles, weights_of
+from charts import latency_picture
+from colin import SIDE_MM, write_colin_pair
+from contenders import PYTORCH, Spec, contender
+from evaluation import LabelledPair, load_pair, mean_dice
+from pairs import BenchmarkError, labelled_pairs
+from paramorph_rt.affine import align_affine
+from paramorph_rt.backends import WAYS
+from paramorph_rt.bundle import Bundle
+from paramorph_rt.errors import ParamorphError, exit_code
+from paramorph_rt.field import field_from_network
+from paramorph_rt.preprocess import PreparedPair, prepare_pair
+from paramorph_rt.warp import warp_volume
+from record import weights_sha256, write_page, write_result
+from tables import differences, markdown_table, origin
+
+DEFAULT = ("pytorch", "onnxruntime:fp32", "openvino:fp32", "openvino:bf16")
+# Mean difference as a share of the largest displacement, beyond which it is not the same network.
+MOST_DIFFERENCE = {"fp32": 1e-3, "other": 2e-2}
+AT_LEAST = 3  # turns, however long they take
+PAUSE_SECONDS = 0.2  # in which threads of the one before fall asleep
+TOLERANCE = 0.15  # how much of its lead a contender may lose to noise
+COLUMNS = (
+    ("contender", "contender", ""),
+    ("threads", "threads", "d"),
+    ("network, s", "median_seconds", ".2f"),
+    ("p90", "p90_seconds", ".2f"),
+    ("p99", "p99_seconds", ".2f"),
+    ("n", "n", "d"),
+    ("CPU, s", "median_cpu_seconds", ".2f"),
+    ("times faster", "times_faster", ".2f"),
+    ("loading, s", "load_seconds", ".1f"),
+    ("peak MB", "peak_mb", ".0f"),
+    ("mean difference, voxel", "mean_difference_vox", ".1e"),
+    ("p99.9", "p999_difference_vox", ".1e"),
+    ("largest", "max_difference_vox", ".1e"),
+)
+DICE_COLUMNS = (("Dice", "dice", ".4f"), ("change of Dice", "dice_change", "+.1e"))
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair, ready for the network, and what its displacement is judged with."""
+
+    name: str
+    pair: LabelledPair
+    affine: np.ndarray
+    prepared: PreparedPair
+
+    def dice(self, displacement_vox: np.ndarray, sampling: str) -> float | None:
+        """Mean Dice of the registration that this output of the network makes."""
+        field = field_from_network(displacement_vox, self.prepared.grid, sampling)
+        field = field.resampled_to(self.pair.fixed.grid).composed_with_affine(self.affine)
+        return mean_dice(warp_volume(self.pair.moving_labels, field, "nearest"), self.pair)
+
+
+def check_contenders(engines: Sequence[str]) -> None:
+    """Whether all are known.
+
+    Raises:
+        BenchmarkError: A backend or precision that there is none of.
+    """
+    runtime = dict.fromkeys(f"{way.backend}:{p}" for way in WAYS for p in way.precisions)
+    if unknown := [engine for engine in engines if engine not in (*PYTORCH, *runtime)]:
+        raise BenchmarkError(
+            f"--contenders: expected some of {', '.join((*PYTORCH, *runtime))}, got {unknown[0]}; "
+            "correct it."
+        )
+
+
+def load_pairs(folder: Path | None) -> list[tuple[str, LabelledPair]]:
+    """The labelled pairs of a folder; without one, Colin27 and itself deformed."""
+    if folder is not None:
+        files = labelled_pairs(folder)
+        return [(f"{a.name} → {b.name}", load_pair(a, b)) for a, b in files]
+    with TemporaryDirectory() as name:
+        moving, fixed = write_colin_pair(Path(name), SIDE_MM)
+        return [("Colin27 → itself, deformed", load_pair(moving, fixed))]
+
+
+def measure(
+    bundle: Bundle, cases: Sequence[Case], args: argparse.Namespace, threads: int
+) -> list[Row]:
+    """Each contender on one network with so many threads: its figures, or its `error`."""
+    engines = args.contenders.split(",")
+    weights = None
+    if set(engines) & set(PYTORCH):
+        weights = str(weights_of(bundle, args.weights))
+    with ExitStack() as stack:
+        running, outputs, rows = {}, {}, {}
+        for engine in engines:
+            _say(f"{bundle.name}, {threads} threads: {engine} …")
+            rows[engine] = {"contender": engine, "threads": threads}
+            try:
+                spec = Spec(engine, threads, str(bundle.folder), weights)
+                # Of a stack of its own, so that one which fails ends at once.
+                with ExitStack() as own:
+                    started = own.enter_context(contender(spec))
+                    found = [_answer(started, case).displacement for case in cases]
+                    difference = _checked(engine, found, outputs.get(engines[0]))
+                    stack.enter_context(own.pop_all())
+            except ParamorphError as err:
+                if engine == engines[0]:  # with which all others are compared
+                    raise
+                rows[engine]["error"] = str(err)
+                continue
+            running[engine], outputs[engine] = started, found
+            rows[engine] |= {"load_seconds": started.load_seconds, **difference}
+        answers = _in_turns(running, cases, args.runs, args.seconds)
+    baseline = [answer.seconds for answer in answers[engines[0]]]
+    for engine, each in answers.items():
+        rows[engine] |= _figures(each, baseline)
+    if args.folder is not None:
+        _add_dice(rows, outputs, cases, bundle.sampling)
+    return list(rows.values())
+
+
+def _answer(running: Any, case: Case) -> Any:
+    return running.run(case.prepared.moving, case.prepared.fixed)
+
+
+def _checked(
+    engine: str, found: Sequence[np.ndarray], expected: Sequence[np.ndarray] | None
+) -> dict[str, float]:
+    """Differences from the first contender's output, small enough to be the same network's."""
+    if expected is None:
+        return {"largest_displacement_vox": float(max(abs(u).max() for u in found))}
+    difference = differences(expected, found)
+    precision = "fp32" if engine in PYTORCH else engine.partition(":")[2]
+    allowed = MOST_DIFFERENCE.get(precision, MOST_DIFFERENCE["other"])
+    allowed *= float(max(abs(u).max() for u in expected))
+    if not difference["mean_difference_vox"] <= allowed:  # nor NaN
+        raise BenchmarkError(
+            f"{engine}: expected the first contender's displacement within {allowed:.1e} voxel on "
+            f"average, got {difference['mean_difference_vox']:.1e}; correct it before timing it."
+        )
+    return difference
+
+
+def _in_turns(
+    running: Mapping[str, Any], cases: Sequence[Case], runs: int, seconds: float
+) -> dict[str, list[Any]]:
+    """Up to `runs` turns; none starts after `seconds`, once there were `AT_LEAST`."""
+    answers: dict[str, list[Any]] = {engine: [] for engine in running}
+    order = list(running)
+    started = time.perf_counter()
+    for turn in range(runs):
+        if turn >= AT_LEAST and time.perf_counter() - started > seconds:
+            break
+        for engine in order:
+            time.sleep(PAUSE_SECONDS)
+            answers[engine].append(_answer(running[engine], cases[turn % len(cases)]))
+        order = order[1:] + order[:1]  # so that nobody always follows the same one
+        _say(f"turn {turn + 1}")
+    return answers
+
+
+def _figures(answers: Sequence[Any], baseline: Sequence[float]) -> Row:
+    seconds = [answer.seconds for answer in answers]
+    return {
+        "median_seconds": statistics.median(seconds),
+        "p90_seconds": float(np.quantile(seconds, 0.9)),
+        "p99_seconds": float(np.quantile(seconds, 0.99)),
+        "n": len(seconds),
+        "median_cpu_seconds": statistics.median(answer.cpu_seconds for answer in answers),
+        "times_faster": statistics.median(b / s for b, s in zip(baseline, seconds, strict=True)),
+        "peak_mb": answers[-1].peak_mb,
+        "seconds": seconds,
+    }
+
+
+def _add_dice(
+    rows: Mapping[str, Row],
+    outputs: Mapping[str, Sequence[np.ndarray]],
+    cases: Sequence[Case],
+    sampling: str,
+) -> None:
+    dice = {
+        engine: [case.dice(u, sampling) for case, u in zip(cases, found, strict=True)]
+        for engine, found in outputs.items()
+    }
+    reference = next(iter(dice.values()))
+    for engine, values in dice.items():
+        changes = [b - a for a, b in zip(reference, values, strict=True)]
+        rows[engine] |= {
+            "dice": statistics.mean(values),
+            "dice_change": statistics.mean(changes),
+            "largest_dice_change": max(changes, key=abs),
+        }
+
+
+def page(result: Mapping[str, Any], name: str) -> str:
+    """The Markdown page of a result."""
+    text = (
+        f"# {name}\n\nWritten by `benchmarks/latency.py` from `{name}.json`: {origin(result)}.\n\n"
+        f"Seconds are those of the network alone, on {', '.join(result['pairs'])}. Times faster "
+        f"is the median, over the turns, of {result['baseline']}'s seconds by the contender's own. "
+        "Memory is the whole process's, packages included. Differences of the displacement, as "
+        f"lengths, are to {result['baseline']}.\n"
+    )
+    for network in result["networks"]:
+        measured = [row for row in network["rows"] if "error" not in row]
+        columns = [*COLUMNS, *(c for c in DICE_COLUMNS if c[1] in measured[0])]
+        text += (
+            f"\n## {network['name']}\n\n{network['embed_dim']} channels, {network['passes']} "
+            f"pass(es) at {' × '.join(map(str, network['shape']))}; displacements of up to "
+            f"{measured[0]['largest_displacement_vox']:.1f} voxels.\n\n"
+            + markdown_table(measured, columns)
+        )
+        for row in (row for row in network["rows"] if "error" in row):
+            text += (
+                f"\nNot measured: {row['contender']}, {row['threads']} threads: {row['error']}\n"
+            )
+    return text + f"\n![Seconds and memory]({name}.svg)\n"
+
+
+def compared(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[Row]:
+    """How each contender's lead over the first changed; below 1 is slower.
+
+    Leads and not seconds, which another machine, or this one on another day, has others of.
+
+    Raises:
+        BenchmarkError: The two have nothing in common, or another first contender.
+    """
+    if new["baseline"] != old["baseline"]:
+        raise BenchmarkError(
+            f"--compare: expected a result that compares with {new['baseline']}, got one with "
+            f"{old['baseline']}; measure with the same first contender."
+        )
+    before, after = _leads(old), _leads(new)
+    common = [key for key in after if key in before]
+    if not common:
+        raise BenchmarkError(
+            "--compare: expected networks, contenders and threads of this run in the older "
+            "result, got none of them; compare with another."
+        )
+    return [
+        {
+            **dict(zip(("network", "contender", "threads"), key, strict=True)),
+            "before": before[key],
+            "after": after[key],
+            "change": after[key] / before[key],
+        }
+        for key in common
+    ]
+
+
+def _leads(result: Mapping[str, Any]) -> dict[tuple[str, str, int], float]:
+    return {
+        (network["name"], row["contender"], row["threads"]): row["times_faster"]
+        for network in result["networks"]
+        for row in network["rows"]
+        if "error" not in row and row["contender"] != result["baseline"]
+    }
+
+
+def check_compared(rows: Sequence[Row], tolerance: float) -> None:
+    """Print how it changed.
+
+    Raises:
+        BenchmarkError: A contender lost more of its lead than `tolerance`.
+    """
+    columns = [("network", "network", ""), ("contender", "contender", "")]
+    columns += [("threads", "threads", "d"), ("times faster before", "before", ".2f")]
+    print(
+        markdown_table(rows, [*columns, ("now", "after", ".2f"), ("now / before", "change", ".2f")])
+    )
+    if slower := [row for row in rows if row["change"] < 1 - tolerance]:
+        what = ", ".join(
+            f"{r['contender']} with {r['threads']} threads {r['change']:.2f}" for r in slower
+        )
+        raise BenchmarkError(
+            f"--compare: expected every lead at least {1 - tolerance:.2f} of what it was, got "
+            f"{what}; run again, and look for the change if it stays."
+        )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure; write the JSON, the table and the picture; compare with an older result."""
+    engines = args.contenders.split(",")
+    check_contenders(engines)
+    older = json.loads(args.compare.read_text(encoding="utf-8")) if args.compare else None
+    bundles = named_bundles(args.model)
+    pairs = load_pairs(args.folder)
+    alignments = [align_affine(pair.moving, pair.fixed).affine for _, pair in pairs]
+    networks = []
+    for label, bundle in bundles.items():
+        cases = [
+            Case(name, pair, affine, prepare_pair(pair.moving, pair.fixed, affine, bundle.inputs))
+            for (name, pair), affine in zip(pairs, alignments, strict=True)
+        ]
+        networks.append(
+            {
+                "name": label,
+                "weights_sha256": weights_sha256(bundle),
+                "embed_dim": bundle.manifest["network"].get("embed_dim"),
+                "passes": bundle.manifest["network"].get("passes", 1),
+                "shape": list(bundle.inputs.grid.shape),
+                "rows": [row for n in args.threads for row in measure(bundle, cases, args, n)],
+            }
+        )
+    path = write_result(
+        args.name,
+        {
+            "baseline": engines[0],
+            "load_average": os.getloadavg(),
+            "pairs": [name for name, _ in pairs],
+            "networks": networks,
+        },
+        packages=["openvino"],
+    )
+    result = json.loads(path.read_text(encoding="utf-8"))
+    latency_picture(result, path.with_suffix(".svg"))
+    write_page(path, page(result, path.stem))
+    if older:
+        check_compared(compared(result, older), args.tolerance)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add_model_option(parser)
+    add(
+        "--weights", type=Path, action="append", default=[], help="of a --model that is not shipped"
+    )
+    add(
+        "--contenders",
+        default=",".join(DEFAULT),
+        help=f"{', '.join(PYTORCH)}, or backend:precision; the first is compared with "
+        "(default: %(default)s)",
+    )
+    add("--folder", type=Path, help="labelled volumes, for Dice (default: Colin27, deformed)")
+    cores = len(os.sched_getaffinity(0))
+    add("--threads", type=int, nargs="+", default=[cores], help="(default: all cores)")
+    add("--runs", type=int, default=20, help="turns at most (default: %(default)s)")
+    add("--seconds", type=float, default=300, help="of turns, about (default: %(default)s)")
+    add("--name", default="latency", help="of the result files (default: %(default)s)")
+    add("--compare", type=Path, metavar="JSON", help="older result; fails if a lead got smaller")
+    add("--tolerance", type=float, default=TOLERANCE, help="for it (default: %(default)s)")
+    args = parser.parse_args(argv)
+    return exit_code("latency.py", lambda: run(args))
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

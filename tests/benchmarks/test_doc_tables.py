@@ -1,0 +1,94 @@
+"""Tables in the documentation equal what their results give."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+
+import doc_tables
+import record
+from pairs import BenchmarkError
+
+NAME = "accuracy-brain-t1-validation"
+MARKED = f"before\n\n<!-- table: {NAME} -->\n| old |\n<!-- end -->\n\nafter\n"
+
+
+@pytest.fixture
+def project(tmp_path, results):
+    """A README with an old table, and the result that it is made from."""
+    results.mkdir()
+    shutil.copy(doc_tables.ROOT / "benchmarks" / "results" / f"{NAME}.json", results)
+    (tmp_path / "README.md").write_text(MARKED, encoding="utf-8")
+    return tmp_path
+
+
+def test_committed_tables_are_what_their_results_give():
+    assert [path.name for path, _ in doc_tables.outdated()] == []
+
+
+def test_readme_has_its_table():
+    text = (doc_tables.ROOT / "README.md").read_text(encoding="utf-8")
+    assert [found[2] for found in doc_tables.BLOCK.finditer(text)].count(NAME) == 1
+
+
+def test_what_stands_between_the_marks_is_made_from_the_result(project):
+    ((path, text),) = doc_tables.outdated(project)
+    assert path == project / "README.md"
+    assert text.startswith(f"before\n\n<!-- table: {NAME} -->\n| two cores of AMD EPYC | Dice |")
+    assert "| **ParaMorph**, OpenVINO, bf16 | 0.567 | 2.9 | 0.7 | 0.038 |\n" in text
+    assert text.endswith("|\n<!-- end -->\n\nafter\n")
+    assert "| old |" not in text
+    assert doc_tables.updated(text) == text
+
+
+def test_another_number_in_the_result_outdates_the_table(project):
+    path = record.RESULTS / f"{NAME}.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    text = doc_tables.updated(MARKED)
+    result["summary"]["affine"]["dice"] += 0.1
+    path.write_text(json.dumps(result), encoding="utf-8")
+    assert doc_tables.updated(text) != text
+
+
+def test_check_writes_nothing_and_fails(project, monkeypatch, capsys):
+    monkeypatch.setattr(
+        doc_tables, "outdated", lambda _=None: iter([(project / "README.md", "new")])
+    )
+    assert doc_tables.main(["--check"]) == 1
+    assert "got others in README.md" in capsys.readouterr().err
+    assert (project / "README.md").read_text(encoding="utf-8") == MARKED
+    assert doc_tables.main([]) == 0
+    assert (project / "README.md").read_text(encoding="utf-8") == "new"
+
+
+def test_page_beside_a_result_is_checked_too(project):
+    (project / "README.md").unlink()
+    (record.RESULTS / f"{NAME}.md").write_text("typed by hand\n", encoding="utf-8")
+    ((path, text),) = doc_tables.outdated(project)
+    assert path.name == f"{NAME}.md"
+    assert "| ANTs SyN | 0.543 |" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wishes", "wishes: expected one of the tables accuracy-brain-t1-validation"),
+        ("end-to-end", "end-to-end: expected the result .*, found none; measure it first"),
+    ],
+)
+def test_tables_that_cannot_be_made(project, name, message):
+    with pytest.raises(BenchmarkError, match=message):
+        doc_tables.updated(MARKED.replace(NAME, name))
+
+
+def test_readme_names_every_benchmark_and_no_other():
+    home = doc_tables.ROOT / "benchmarks"
+    text = (home / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(\w+\.py)\b", text))
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in home.glob("*.py")}
+    assert named - {"to_onnx.py"} <= set(scripts)
+    measuring = {name for name, code in scripts.items() if "write_result(" in code}
+    assert measuring - {"record.py"} <= named
