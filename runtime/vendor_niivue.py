@@ -53,7 +53,8 @@ def _is_part(package: Path) -> bool:
 def _entry(package: Path) -> str:
     about = json.loads(package.read_text(encoding="utf-8"))
     text = next(p for p in package.parent.iterdir() if p.name.lower().startswith("licen"))
-    return f"{about['name']} {about['version']} ({about['license']})\n\n{text.read_text(encoding='utf-8').strip()}"
+    terms = text.read_text(encoding="utf-8").strip()
+    return f"{about['name']} {about['version']} ({about['license']})\n\n{terms}"
 
 
 if __name__ == "__main__":
