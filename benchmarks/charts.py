@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -29,6 +29,14 @@ STAGE_COLOURS = {
     "metrics": "#d9783c",
     "save": "#7a9e5b",
 }
+
+
+def stages_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """All stages of some rows, in the order in which they are done; others come last."""
+    found = dict.fromkeys(stage for row in rows for stage in row["stages"])
+    return [stage for stage in STAGE_COLOURS if stage in found] + [
+        stage for stage in found if stage not in STAGE_COLOURS
+    ]
 
 
 def latency_picture(result: Mapping[str, Any], path: Path) -> None:
@@ -75,10 +83,9 @@ def stages_picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for ax, shown, title in ((left, rows, "all, seconds"), (right, ours, "ParaMorph, seconds")):
         names = [row["job"].replace(", ", ",\n") for row in shown]
         ends = [0.0] * len(shown)
-        for stage, colour in STAGE_COLOURS.items():
+        for stage in stages_of(rows):
             lengths = [row["stages"].get(stage, 0.0) for row in shown]
-            if any(lengths):
-                ax.barh(names, lengths, left=ends, color=colour, label=stage)
+            ax.barh(names, lengths, left=ends, color=_colour(stage), label=stage)
             ends = [end + length for end, length in zip(ends, lengths, strict=True)]
         for name, end in zip(names, ends, strict=True):
             ax.text(end, name, f" {end:.1f}", va="center", color="0.2")
@@ -93,9 +100,9 @@ def growth_picture(result: Mapping[str, Any], path: Path) -> None:
     figure, grid = plt.subplots(2, 3, figsize=(12, 6), layout="constrained", sharex="col")
     sizes, threads, pairs = (result[key] for key in ("sizes", "threads", "pairs"))
     megavoxels = [row["size"] ** 3 / 1e6 for row in sizes]
-    stages = [stage for stage in STAGE_COLOURS if stage in sizes[0]["stages"]]
+    stages = stages_of(sizes)
     lengths = [[row["stages"][stage] for row in sizes] for stage in stages]
-    colours = [STAGE_COLOURS[stage] for stage in stages]
+    colours = [_colour(stage) for stage in stages]
     grid[0, 0].stackplot(megavoxels, lengths, labels=stages, colors=colours)
     figure.legend(loc="outside upper left", ncols=len(stages), fontsize=9, frameon=False)
     _line(grid[1, 0], megavoxels, sizes, "peak_mb", 1e-3)
@@ -113,6 +120,10 @@ def growth_picture(result: Mapping[str, Any], path: Path) -> None:
             ax.grid(alpha=0.25)
             ax.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def _colour(stage: str) -> str:
+    return STAGE_COLOURS.get(stage, "0.3")
 
 
 def _line(

@@ -19,6 +19,7 @@ import latency
 import record
 import scaling
 import startup
+from charts import stages_of
 from pairs import BenchmarkError
 from paramorph_rt.errors import exit_code
 from report import accuracy_table
@@ -82,10 +83,9 @@ def network_seconds(result: Result) -> str:
 def whole_job(result: Result) -> str:
     """Seconds from files to files, and where they go."""
     rows = [row for row in result["summary"] if row["n"]]
-    stages = list(dict.fromkeys(stage for row in rows for stage in row["stages"]))
     columns = [(_machine(result, result["threads"]), "job", ""), ("seconds", "seconds", ".1f")]
     columns += [("times faster", "times_faster", ".1f"), ("peak MB", "peak_mb", ".0f")]
-    columns += [(stage, stage, ".1f") for stage in stages]
+    columns += [(stage, stage, ".1f") for stage in stages_of(rows)]
     return markdown_table(
         [{**row, **row["stages"], "job": _method(row["job"])} for row in rows], columns
     )

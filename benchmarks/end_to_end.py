@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from bundles import add_model_option, named_bundles
-from charts import stages_picture
+from charts import stages_of, stages_picture
 from colin import SIDE_MM, write_colin_pair
 from evaluation import load_pair, mean_dice
 from jobs import PEERS, Files, Job
@@ -44,6 +44,7 @@ COLUMNS = (
     ("seconds", "seconds", ".1f"),
     ("CPU, s", "cpu_seconds", ".1f"),
     ("of {}'s time", "share", ".3f"),
+    ("of its CPU", "cpu_share", ".3f"),
     ("times faster", "times_faster", ".1f"),
     ("peak MB", "peak_mb", ".0f"),
     ("Dice", "dice", ".3f"),
@@ -100,7 +101,7 @@ def summarise(rows: Iterable[Row]) -> list[Row]:
     rows = list(rows)
     done = [row for row in rows if "error" not in row]
     peer = next((row["job"] for row in reversed(rows) if not row["ours"]), None)
-    theirs = {(r["pair"], r["turn"]): r["seconds"] for r in done if r["job"] == peer}
+    theirs = {(row["pair"], row["turn"]): row for row in done if row["job"] == peer}
     summary = []
     for title in dict.fromkeys(row["job"] for row in rows):
         mine = [row for row in done if row["job"] == title]
@@ -112,9 +113,11 @@ def summarise(rows: Iterable[Row]) -> list[Row]:
                 stage: statistics.median(row["stages"].get(stage, 0.0) for row in mine)
                 for stage in dict.fromkeys(stage for row in mine for stage in row["stages"])
             }
-            pairs = [(row["seconds"], theirs.get((row["pair"], row["turn"]))) for row in mine]
-            if shares := [ours / other for ours, other in pairs if other]:
-                entry["share"] = statistics.median(shares)
+            beside = [(row, theirs.get((row["pair"], row["turn"]))) for row in mine]
+            for share, key in (("share", "seconds"), ("cpu_share", "cpu_seconds")):
+                if shares := [row[key] / other[key] for row, other in beside if other]:
+                    entry[share] = statistics.median(shares)
+            if "share" in entry:
                 entry["times_faster"] = 1 / entry["share"]
         summary.append(entry)
     return summary
@@ -125,7 +128,6 @@ def page(result: Mapping[str, Any], name: str) -> str:
     rows = [row for row in result["summary"] if row["n"]]
     peer = result["summary"][0]["peer"] or "a peer"
     columns = [(title.format(peer), key, spec) for title, key, spec in COLUMNS]
-    stages = dict.fromkeys(stage for row in rows for stage in row["stages"])
     failed = dict.fromkeys(
         (r["job"], r["pair"], r["error"]) for r in result["rows"] if "error" in r
     )
@@ -140,7 +142,7 @@ def page(result: Mapping[str, Any], name: str) -> str:
         "network, and the end.\n\n"
         + markdown_table(
             [{"job": row["job"], **row["stages"]} for row in rows],
-            [("job", "job", ""), *((stage, stage, ".2f") for stage in stages)],
+            [("job", "job", ""), *((stage, stage, ".2f") for stage in stages_of(rows))],
         )
         + ("\nFailed:\n\n" + "".join(f"- {j}, {p}: {e}\n" for j, p, e in failed) if failed else "")
         + f"\n![Seconds of each stage]({name}.svg)\n"

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 from bundles import add_model_option, named_bundles
 from paramorph_export.engine import add_engines
-from paramorph_rt.bundle import load_bundle
+from paramorph_export.errors import ExportError
+from paramorph_export.graph import REWRITES
+from paramorph_export.precision import stays_float, with_precision
+from paramorph_rt.bundle import MANIFEST, load_bundle
 from paramorph_rt.errors import exit_code
 from record import write_result
 from report import markdown_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from onnxscript import ir
+
+    from paramorph_export.graph import Rewrite
     from paramorph_rt.bundle import Bundle
+
+    Rule = Callable[[ir.Node, ir.DataType], bool]
 
 COLUMNS = (
     ("network", "label", ""),
+    ("graph", "graph", ""),
     ("passes", "passes", "d"),
     ("grid", "grid", ""),
     ("precision", "precision", ""),
@@ -36,44 +49,88 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A half graph other than the exported one: what each choice of the export is worth."""
+
+    name: str
+    rule: Rule = stays_float
+    rewrites: Sequence[type[Rewrite]] = REWRITES
+
+
+def _but(operator: str) -> Rule:
+    return lambda node, half: stays_float(node, half) and node.op_type != operator
+
+
+VARIANTS = (
+    *(
+        Variant(f"without {left_out.__name__}", rewrites=[r for r in REWRITES if r is not left_out])
+        for left_out in REWRITES
+    ),
+    Variant("convolutions of one channel in half", _but("Conv")),
+    Variant("sums of one or two channels in half", _but("Add")),
+)
+
+
 def measure(
     label: str, bundle: Bundle, targets: Sequence[str], precisions: Sequence[str], flavour: str
 ) -> list[dict[str, Any]]:
-    """Build in a copy of the bundle; a row per engine.
+    """Build in a copy of the bundle; a row per engine, and one per variant for the first target.
 
     Raises:
-        ExportError: A build failed.
+        ExportError: The build of an exported network failed.
     """
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "bundle"
-        shutil.copytree(bundle.folder, copy)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "bundle"
+        shutil.copytree(bundle.folder, folder)
         for precision in precisions:
-            for entry in add_engines(copy, targets, flavour, precision):
-                size = load_bundle(copy).manifest["files"]
-                rows.append(
-                    {
-                        "label": label,
-                        "passes": bundle.manifest["network"].get("passes", 1),
-                        "grid": "×".join(map(str, entry["shape"])),
-                        "network_mb": size[entry["network"]]["bytes"] / 1e6,
-                        "engine_mb": size[entry["file"]]["bytes"] / 1e6,
-                        "weights_mb": entry["weights_bytes"] / 1e6,
-                        "activations_mb": entry["device_memory_bytes"] / 1e6,
-                        **{
-                            key: entry[key]
-                            for key in (
-                                "flavour",
-                                "version",
-                                "compute_capability",
-                                "precision",
-                                "build_seconds",
-                                "network_sha256",
-                            )
-                        },
-                    }
-                )
+            for entry in add_engines(folder, targets, flavour, precision):
+                rows.append(_row(label, "as exported", folder, entry))
+            for variant in VARIANTS if precision != "fp32" else ():
+                _replace_network(folder, precision, variant)
+                try:
+                    (entry,) = add_engines(folder, targets[:1], flavour, precision)
+                    rows.append(_row(label, variant.name, folder, entry))
+                except ExportError as err:
+                    print(err, file=sys.stderr)
+                    rows.append(
+                        {
+                            "label": f"{label}: no engine",
+                            "graph": variant.name,
+                            "precision": precision,
+                            "error": str(err),
+                        }
+                    )
     return rows
+
+
+def _row(label: str, graph: str, folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    manifest = load_bundle(folder).manifest
+    kept = ("flavour", "version", "compute_capability", "precision", "build_seconds")
+    return {
+        "label": label,
+        "graph": graph,
+        "passes": manifest["network"].get("passes", 1),
+        "grid": "×".join(map(str, entry["shape"])),
+        "network_mb": manifest["files"][entry["network"]]["bytes"] / 1e6,
+        "engine_mb": manifest["files"][entry["file"]]["bytes"] / 1e6,
+        "weights_mb": entry["weights_bytes"] / 1e6,
+        "activations_mb": entry["device_memory_bytes"] / 1e6,
+        **{key: entry[key] for key in kept},
+    }
+
+
+def _replace_network(folder: Path, precision: str, variant: Variant) -> None:
+    """The half graph of a bundle by another one, made from its float32 graph."""
+    bundle = load_bundle(folder)
+    full = onnx.load(bundle.verified_path(bundle.network().file))
+    half = with_precision(full, precision, variant.rule, variant.rewrites).SerializeToString()
+    file = bundle.network(precision).file
+    (folder / file).write_bytes(half)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][file] = {"sha256": hashlib.sha256(half).hexdigest(), "bytes": len(half)}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 def table(result: dict[str, Any], name: str) -> str:
@@ -87,7 +144,9 @@ def table(result: dict[str, Any], name: str) -> str:
         "MB are 10⁶ bytes. Weights and activations are what the library reports; it reserves the "
         "activations on the device when a context is created. What an engine holds beyond its "
         "weights is the text of its kernels, about 145 kB each, which the library compiles on the "
-        "card.\n\n" + markdown_table(result["rows"], COLUMNS)
+        "card. The other graphs compute the same without one choice of the export each (classes of "
+        "`paramorph_export.graph`, rules of `paramorph_export.precision`).\n\n"
+        + markdown_table(result["rows"], COLUMNS)
     )
 
 

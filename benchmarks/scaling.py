@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from bundles import add_model_option, single_bundle
-from charts import growth_picture
+from charts import growth_picture, stages_of
 from colin import SIDE_MM, write_colin_pair
 from jobs import START_UP, Files, Job
 from pairs import BenchmarkError
@@ -70,7 +70,7 @@ def median_row(rows: Sequence[Row]) -> Row:
 
 def page(result: Mapping[str, Any], name: str) -> str:
     """The Markdown page of a result."""
-    stages = [(stage, stage, ".2f") for stage in result["sizes"][0]["stages"]]
+    stages = [(stage, stage, ".2f") for stage in stages_of(result["sizes"])]
     sizes = [{**row, **row["stages"]} for row in result["sizes"]]
     megabytes = [("size", "size", "d"), *COSTS, *MEMORY]
     return (

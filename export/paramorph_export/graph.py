@@ -5,7 +5,7 @@ Gains are those of TensorRT for RTX 1.7 building for an RTX 3080 (`benchmarks/en
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx_ir.passes.common import (
@@ -17,6 +17,9 @@ from onnx_ir.passes.common import (
 from onnxscript import ir
 from onnxscript.rewriter import MatchResult, RewriteRuleClassBase, RewriteRuleSet
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 #: Volumes of features beyond this many numbers, 200 MB in half, are not kept whole. Smaller pieces
 #: do not help: the compiler then keeps more of them at a time.
 LARGEST_NUMBERS = 100_000_000
@@ -24,26 +27,18 @@ LARGEST_NUMBERS = 100_000_000
 _LARGEST_CONSTANT = 1 << 26  # numbers; larger ones are not compared with one another
 
 
-def rewrite_for_gpus(model: ir.Model) -> None:
-    """Apply all rewrites, in place.
+class Rewrite(RewriteRuleClassBase):
+    """What a graph has in place of a pattern.
 
     Args:
-        model: In float32, traced and folded; every value knows its static shape.
+        graph: As it is before any rewrite.
     """
-    rules = [
-        WideFeaturesInSlabs.rule(),
-        WideJoinSplit.rule(),
-        ShiftMasksAsPatterns.rule(),
-        RepeatedUpsamplingAsProducts.rule(model.graph),
-    ]
-    RewriteRuleSet(rules).apply_to_model(model)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    DeduplicateInitializersPass(size_limit=_LARGEST_CONSTANT)(model)
-    RemoveUnusedNodesPass()(model)
-    ShapeInferencePass()(model)
+
+    def __init__(self, graph: ir.Graph) -> None:
+        super().__init__()
 
 
-class WideFeaturesInSlabs(RewriteRuleClassBase):
+class WideFeaturesInSlabs(Rewrite):
     """The widened features of a NeXt block, 16 times as many as others, slab by slab.
 
     Those of two volumes of 160×160×96 are 472 million numbers at half resolution; nothing needs
@@ -78,7 +73,7 @@ class WideFeaturesInSlabs(RewriteRuleClassBase):
         return op.Concat(*done, axis=2)
 
 
-class WideJoinSplit(RewriteRuleClassBase):
+class WideJoinSplit(Rewrite):
     """The convolution of two joined volumes as the sum of two convolutions: nothing is joined.
 
     570 → 511 MB of activations.
@@ -100,7 +95,7 @@ class WideJoinSplit(RewriteRuleClassBase):
         return op.Add(op.Conv(a, of_a, **attributes), op.Conv(b, of_b, **attributes))
 
 
-class ShiftMasksAsPatterns(RewriteRuleClassBase):
+class ShiftMasksAsPatterns(Rewrite):
     """An attention mask as the few patterns that its windows share, looked up by window.
 
     512 windows at 1/4 of 160×160×96 have 8. 6.4 MB less in the engine.
@@ -119,7 +114,7 @@ class ShiftMasksAsPatterns(RewriteRuleClassBase):
         return op.Add(logits, op.Gather(*(op.Constant(value=ir.tensor(t)) for t in tables), axis=0))
 
 
-class RepeatedUpsamplingAsProducts(RewriteRuleClassBase):
+class RepeatedUpsamplingAsProducts(Rewrite):
     """Trilinear doubling as one matrix product per axis, in networks of several passes.
 
     The compiler computes which voxels each result comes from in the kernel that uses it; when the
@@ -128,7 +123,7 @@ class RepeatedUpsamplingAsProducts(RewriteRuleClassBase):
     """
 
     def __init__(self, graph: ir.Graph) -> None:
-        super().__init__()
+        super().__init__(graph)
         shapes = [tuple(n.inputs[0].shape) for n in graph if n.op_type == "Resize"]
         self._repeated = {shape for shape in shapes if shapes.count(shape) > 1}
 
@@ -156,6 +151,31 @@ class RepeatedUpsamplingAsProducts(RewriteRuleClassBase):
             x = op.MatMul(doubling, op.Reshape(x, sizes))
         sizes = op.Constant(value=ir.tensor(np.array([1, 2 * d, 2 * h, 2 * w, channels])))
         return op.Transpose(op.Reshape(x, sizes), perm=[0, 4, 1, 2, 3])
+
+
+#: All of them.
+REWRITES: tuple[type[Rewrite], ...] = (
+    WideFeaturesInSlabs,
+    WideJoinSplit,
+    ShiftMasksAsPatterns,
+    RepeatedUpsamplingAsProducts,
+)
+
+
+def rewrite_for_gpus(model: ir.Model, rewrites: Sequence[type[Rewrite]] = REWRITES) -> None:
+    """Apply rewrites, in place.
+
+    Args:
+        model: In float32, traced and folded; every value knows its static shape.
+        rewrites: Which.
+    """
+    rules = [rewrite.rule(model.graph) for rewrite in rewrites]
+    if rules:
+        RewriteRuleSet(rules).apply_to_model(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    DeduplicateInitializersPass(size_limit=_LARGEST_CONSTANT)(model)
+    RemoveUnusedNodesPass()(model)
+    ShapeInferencePass()(model)
 
 
 def doubling_matrix(n: int) -> np.ndarray:

@@ -11,11 +11,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import ir
 
 from paramorph_export.errors import ExportError
-from paramorph_export.graph import rewrite_for_gpus
+from paramorph_export.graph import REWRITES, rewrite_for_gpus
 from paramorph_export.grid_sample import OP_TYPE as GRID_SAMPLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from paramorph_export.graph import Rewrite
 
     Rule = Callable[[ir.Node, ir.DataType], bool]
 
@@ -63,7 +65,10 @@ def stays_float(node: ir.Node, half: ir.DataType) -> bool:
 
 
 def with_precision(
-    model: onnx.ModelProto, precision: str, rule: Rule = stays_float
+    model: onnx.ModelProto,
+    precision: str,
+    rule: Rule = stays_float,
+    rewrites: Sequence[type[Rewrite]] = REWRITES,
 ) -> onnx.ModelProto:
     """The graph in half where that is safe, rewritten for GPUs; strongly typed.
 
@@ -75,6 +80,7 @@ def with_precision(
         model: In float32, from `onnx_from_network`; stays as it is.
         precision: fp32 (which gives `model` back), fp16 or bf16.
         rule: Which nodes stay float32; asked in the order of the graph, with the type of half.
+        rewrites: For GPUs.
 
     Raises:
         ExportError: A weight beyond the range of half.
@@ -83,7 +89,7 @@ def with_precision(
         return model
     dtype, _, opset = HALVES[precision]
     whole = ir.from_proto(model)
-    rewrite_for_gpus(whole)
+    rewrite_for_gpus(whole, rewrites)
     _choose_types(whole.graph, dtype, rule)
     converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in list(whole.graph):

@@ -77,14 +77,19 @@ def test_a_field_that_is_not_worth_what_was_told_is_an_error(phantoms):
 
 def test_shares_are_of_the_same_pair_and_turn():
     def row(job, turn, seconds):
-        figures = {"cpu_seconds": 1.0, "peak_mb": 1.0, "dice": 0.5, "stages": {"warp": seconds}}
+        figures = {
+            "cpu_seconds": 2 * seconds,
+            "peak_mb": 1.0,
+            "dice": 0.5,
+            "stages": {"warp": seconds},
+        }
         known = {"job": job, "ours": job == "ours", "pair": "p", "turn": turn, "seconds": seconds}
         return known | figures
 
     rows = [row("ours", 0, 2.0), row("peer", 0, 40.0), row("ours", 1, 6.0), row("peer", 1, 60.0)]
     rows += [{"job": "ours", "ours": True, "pair": "p", "turn": 2, "error": "killed by SIGKILL"}]
     ours, peer = end_to_end.summarise(rows)
-    assert ours["share"] == pytest.approx((2 / 40 + 6 / 60) / 2)
+    assert ours["share"] == ours["cpu_share"] == pytest.approx((2 / 40 + 6 / 60) / 2)
     assert (ours["n"], ours["seconds"], ours["stages"]) == (2, 4.0, {"warp": 4.0})
     assert peer["times_faster"] == 1
 

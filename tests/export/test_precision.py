@@ -18,7 +18,6 @@ from paramorph_export import verify as verify_module
 from paramorph_export.engine import add_engines
 from paramorph_export.errors import ExportError
 from paramorph_export.precision import LARGEST, emulated, with_precision
-from paramorph_export.trace import onnx_from_network
 from paramorph_export.verify import GraphSession, extreme_pairs, random_pair, verify_half
 from paramorph_rt.bundle import load_bundle
 
