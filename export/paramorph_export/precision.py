@@ -51,12 +51,12 @@ def stays_float(node: ir.Node, half: ir.DataType) -> bool:
             # Sums over millions of voxels, whose squares exceed float16's 65504.
             return True
         case "Conv":
-            # One channel for each: nothing for tensor cores, and TensorRT for RTX bakes a constant
-            # of its input's size into an fp16 engine for each (87 MB at 160×160×96).
+            # One input channel each: nothing for tensor cores, and TensorRT for RTX bakes a tensor
+            # of its input's size into an fp16 engine: 291 instead of 202 MB at 160×160×96.
             return node.inputs[1].shape[1] == 1
         case "Add":
-            # The volumes themselves and what one or two channels add to them cost nothing; in half,
-            # TensorRT for RTX fails to compile a second pass (ssa_validation).
+            # The volumes and what one or two channels add to them cost nothing. In half, TensorRT
+            # for RTX fails to compile two passes (ssa_validation), and takes more memory for one.
             shape = node.outputs[0].shape
             return len(shape) == 5 and shape[1] <= 2
         case op if op in _MOVING:
