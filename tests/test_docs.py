@@ -204,5 +204,5 @@ def test_blocks_run(page, volumes, tmp_path, monkeypatch):
             exec(code, {"__name__": str(block)})
         else:
             command = ["bash", "-euo", "pipefail", "-c", block.text]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
             assert result.returncode == 0, f"{block}: {result.stderr}"

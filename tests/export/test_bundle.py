@@ -191,7 +191,7 @@ def test_exported_bundle_registers_files_from_the_command_line(bundle, tmp_path)
     command = [sys.executable, "-c", code, "infer", "--model", str(bundle), "--json"]
     command += ["--moving", str(tmp_path / "moving.nii.gz"), "--out-dir", str(tmp_path / "out")]
     command += ["--fixed", str(tmp_path / "fixed.nii.gz")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["model"] == "tiny"
     assert (tmp_path / "out" / "warped.nii.gz").exists()

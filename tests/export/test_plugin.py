@@ -87,7 +87,7 @@ def library(build_plugin) -> Path:
 def answers(library) -> dict:
     """What the library says to a program that knows TensorRT's headers but not its libraries."""
     probe = library.with_name("plugin_probe")
-    done = subprocess.run([probe, library], capture_output=True, text=True, check=True)
+    done = subprocess.run([probe, library], capture_output=True, encoding="utf-8", check=True)
     return json.loads(done.stdout)
 
 
@@ -219,7 +219,7 @@ def test_library_holds_code_for_every_card(library, build_plugin):
     if cuobjdump is None:
         pytest.skip("no cuobjdump; `make plugin` brings it")
     command = [cuobjdump, "--list-elf", "--list-ptx", library]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
     files = [line.rsplit(".", 2)[-2:] for line in listed.splitlines() if "file" in line]
     code = {architecture for architecture, kind in files if kind == "cubin"}
     assert code == {"sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120"}

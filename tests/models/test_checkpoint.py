@@ -185,7 +185,10 @@ def test_import_command_fails_with_one_sentence(tmp_path):
     script = Path(__file__).parents[2] / "models" / "import_checkpoint.py"
     command = [sys.executable, script, tmp_path / "none.pth", "--out", tmp_path / "w.safetensors"]
     run = subprocess.run(
-        [*map(str, command), "--window", "5", "5", "3"], capture_output=True, text=True, check=False
+        [*map(str, command), "--window", "5", "5", "3"],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1

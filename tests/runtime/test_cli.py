@@ -35,7 +35,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess:
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": home},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
 

@@ -509,7 +509,7 @@ def test_ctrl_c_finishes_what_is_under_way_and_a_restart_goes_on(
         env={**os.environ, **ENVIRONMENT},
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
     wait_until(lambda: len(inodes(out)) >= 2)
     process.send_signal(signal.SIGINT)

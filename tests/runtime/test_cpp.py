@@ -40,7 +40,7 @@ Client = Callable[..., Any]
 
 def call(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, **options
+        [str(part) for part in command], capture_output=True, encoding="utf-8", **options
     )
 
 

@@ -75,7 +75,7 @@ def on_gpu(driver, tmp_path):
                 **environment,
             },
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -159,7 +159,7 @@ def test_completion_script_is_printed(shell, capsys):
     script = capsys.readouterr().out
     assert "--moving-labels" in script
     if shutil.which(shell):
-        check = subprocess.run([shell, "-n"], input=script, text=True, check=False)
+        check = subprocess.run([shell, "-n"], input=script, encoding="utf-8", check=False)
         assert check.returncode == 0
 
 
@@ -187,6 +187,6 @@ def test_bash_completes(tmp_path, capsys, line, expected):
     script += f"\nCOMP_WORDS=({words}); COMP_CWORD={len(line)}; {function} || true\n"
     script += 'printf "%s\\n" "${COMPREPLY[@]}"\n'
     result = subprocess.run(
-        ["bash"], input=script, capture_output=True, text=True, cwd=tmp_path, check=True
+        ["bash"], input=script, capture_output=True, encoding="utf-8", cwd=tmp_path, check=True
     )
     assert set(result.stdout.split()) == expected, result.stderr
