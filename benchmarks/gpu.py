@@ -65,6 +65,8 @@ class Prepared:
             self._step("weights", [script, self.weights], args)
         export = [ROOT / "export" / "to_onnx.py", "--weights", self.weights]
         export += ["--out-dir", self.bundle, "--shape", *args.shape]
+        if args.device == "cuda":
+            export += ["--precision", "fp32", "fp16"]
         self._step("export", export, args)
         if args.device == "cuda":
             target = f"sm{find_gpu().compute_capability.replace('.', '')}"
