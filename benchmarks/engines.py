@@ -43,7 +43,7 @@ COLUMNS = (
     ("target", "compute_capability", ""),
     ("build, s", "build_seconds", ".0f"),
     ("ONNX file, MB", "network_mb", ".1f"),
-    ("engine, MB", "engine_mb", ".1f"),
+    ("engine, MB", "engine_mb", ".2f"),
     ("of these weights", "weights_mb", ".1f"),
     ("activations, MB", "activations_mb", ".0f"),
 )

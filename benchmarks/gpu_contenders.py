@@ -110,7 +110,7 @@ def by_backend(name: str, precision: str, **options: Any) -> Callable[[Task], Ru
         if options:
             backend = engine_backend(bundle, name, precision, **options)
         else:
-            backend = choose_backend(bundle, name, precision)
+            backend = choose_backend(bundle, name, precision).at(bundle.inputs.grid.shape)
         on_device = (
             enqueued(backend, bundle.inputs.grid.shape) if hasattr(backend, "enqueue") else None
         )

@@ -89,7 +89,8 @@ class Job:
         command = [sys.executable, "-m", "paramorph_rt", "infer", "--threads", str(threads)]
         command += ["--moving", files.moving, "--fixed", files.fixed, "--out-dir", files.out]
         command += ["--moving-labels", files.moving_labels, "--fixed-labels", files.fixed_labels]
-        command += ["--backend", backend, "--precision", precision]
+        # Of metrics, peers take the Dice alone.
+        command += ["--backend", backend, "--precision", precision, "--no-surface-distances"]
         return command + (["--model", self.model] if self.model else [])
 
 
@@ -181,7 +182,7 @@ def register_many(files: dict[str, str], model: str, engine: str, count: int, th
     register = Registration(model, threads, *engine.split(":"))
     inputs = [files[role] for role in ("moving", "fixed", "moving_labels", "fixed_labels")]
     for number in range(count):
-        register(*inputs).save(Path(files["out"]) / str(number))
+        register(*inputs, surfaces=False).save(Path(files["out"]) / str(number))
 
 
 def main(what: str, task: str) -> None:

@@ -23,8 +23,8 @@ def parser() -> argparse.ArgumentParser:
         nargs=3,
         action="append",
         metavar=("D", "H", "W"),
-        help="network grid, multiples of 32; may be repeated, the first is the bundle's (default: "
-        "the one the weights were trained on)",
+        help="network grid, multiples of 32; may be repeated: each image takes the smallest that "
+        "it fits into (default: the one the weights were trained on)",
     )
     p.add_argument(
         "--precision",

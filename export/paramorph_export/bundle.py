@@ -15,6 +15,7 @@ import onnx
 from paramorph.checkpoint import sha256_of
 from paramorph.warp import SAMPLING
 from paramorph_export.errors import ExportError
+from paramorph_export.graph import for_cpus
 from paramorph_export.grid_sample import STANDARD_OPSET
 from paramorph_export.pairs import pairs_of
 from paramorph_export.precision import with_precision
@@ -59,7 +60,7 @@ def write_bundle(
         network: In float32.
         info: What is recorded about its weights.
         weights: The file they came from.
-        shapes: Volume sizes (D, H, W), a graph for each; the first is the bundle's grid.
+        shapes: Volume sizes (D, H, W), a graph for each; the first is that of the manifest's grid.
         force: Replace an existing bundle.
         halves: Precisions of further graphs besides float32: fp16, bf16.
         real_pairs: Folder of labelled volumes on which these are measured as well.
@@ -165,8 +166,9 @@ def _write_networks(
     stem = "registration" if is_first else f"registration.{'x'.join(map(str, shape))}"
     traced = onnx_from_network(network, shape)
     reference = folder / f"{stem}.onnx"
-    onnx.save(traced, reference)
-    yield _entry(reference, "fp32", shape, traced, verify(reference, network, shape))
+    whole = for_cpus(traced)
+    onnx.save(whole, reference)
+    yield _entry(reference, "fp32", shape, whole, verify(reference, network, shape))
     pairs = pairs_of(real_pairs, input_spec(info, shape)) if real_pairs and halves else []
     for precision in halves:
         path = folder / f"{stem}.{precision}.onnx"

@@ -182,6 +182,7 @@ def _build(
         "compute_capability": _capability(target),
         "precision": network.precision,
         "shape": list(network.shape),
+        "has_plugin": built["has_plugin"],
         "network": network.file,
         "network_sha256": bundle.manifest["files"][network.file]["sha256"],
         "build_seconds": round(seconds, 1),

@@ -29,18 +29,18 @@ def main() -> int:
     if engine is None:
         return 1
     Path(job["engine"]).write_bytes(engine)
-    answer = {"version": library.__version__} | {key: said.get(key) for key in MEMORY}
+    answer = {"version": library.__version__, "has_plugin": _needs_plugin(library)}
+    answer |= {key: said.get(key) for key in MEMORY}
     Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
 
 def build(library: Any, logger: Any, job: dict[str, Any]) -> Any:
     """The serialised engine, or None; the log says why."""
-    rtx = job["module"] == "tensorrt_rtx"
     builder = library.Builder(logger)
     config = builder.create_builder_config()
     content = Path(job["network"]).read_bytes()
-    if not rtx and _version(library) < NATIVE_GRID_SAMPLE:
+    if _needs_plugin(library):
         if job["plugin"] is None:
             return _refuse(
                 f"TensorRT {library.__version__} has no GridSample of volumes: pass --plugin "
@@ -58,15 +58,19 @@ def build(library: Any, logger: Any, job: dict[str, Any]) -> Any:
         return _refuse("; ".join(errors).replace("\n", " ") or "the network was not parsed")
     if not _is_float32(library, network):
         return _refuse("inputs and outputs are not the float32 volumes of a bundle's network")
-    if rtx:
+    if _is_rtx(library):
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(library.ComputeCapability, job["target"].upper()), 0)
     return builder.build_serialized_network(network, config)
 
 
-def _version(library: Any) -> tuple[int, int]:
+def _is_rtx(library: Any) -> bool:
+    return library.__name__ == "tensorrt_rtx"
+
+
+def _needs_plugin(library: Any) -> bool:
     major, minor, *_ = library.__version__.split(".")
-    return int(major), int(minor)
+    return not _is_rtx(library) and (int(major), int(minor)) < NATIVE_GRID_SAMPLE
 
 
 def _without_definitions(content: bytes) -> bytes:

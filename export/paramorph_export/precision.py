@@ -32,7 +32,7 @@ LARGEST = "largest_half"
 
 _FLOAT = ir.DataType.FLOAT
 _HALF_TYPES = tuple(dtype for dtype, *_ in HALVES.values())
-_MOVING = ("Concat", "Gather", "Reshape", "Split", "Transpose")  # change no number
+_MOVING = ("Concat", "Gather", "Reshape", "Slice", "Split", "Transpose")  # change no number
 _ALWAYS_FLOAT = {("Resize", 2)}  # its scales, by the operator's definition
 
 
@@ -52,13 +52,15 @@ def stays_float(node: ir.Node, half: ir.DataType) -> bool:
             return True
         case "Conv":
             # One input channel each: nothing for tensor cores, and TensorRT for RTX bakes a tensor
-            # of its input's size into an fp16 engine: 291 instead of 202 MB at 160×160×96.
+            # of its input's size into an fp16 engine: 289 instead of 200 MB at 160×160×96.
             return node.inputs[1].shape[1] == 1
         case "Add":
             # The volumes and what one or two channels add to them cost nothing. In half, TensorRT
             # for RTX fails to compile two passes (ssa_validation), and takes more memory for one.
             shape = node.outputs[0].shape
             return len(shape) == 5 and shape[1] <= 2
+        case "Gather" if node.inputs[0].is_initializer():
+            return node.inputs[0].dtype != _FLOAT  # a table is not kept in float32
         case op if op in _MOVING:
             return all(value is None or value.dtype != half for value in node.inputs)
     return False

@@ -9,6 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+# Said where results are shown.
+PURPOSE = "For research only, not for clinical use."
+
 if TYPE_CHECKING:
     from .affine import align_affine as align_affine
     from .bundle import load_bundle as load_bundle

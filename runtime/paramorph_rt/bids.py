@@ -172,10 +172,12 @@ def bids_names(
         warped_labels=labels,
         inverse=backward,
         series=image,
+        also=transform(start, end, "also"),
         also_names={nifti_name(path.name): name for path, name in along.items()},
         metrics=transform(start, end, "metrics.json"),
         report=transform(start, end, "report.html"),
         figures=transform(start, end, "figures"),
+        record=transform(start, end, "record.json"),
         sidecars=sidecars,
         shared={DATASET: _dataset()},
     )

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class EngineEntry:
     compute_capability: str  # of the GPUs that it was built for, such as "8.6"
     precision: str
     shape: tuple[int, int, int]
+    has_plugin: bool = False  # holds the library of GridSample3D: code for the host
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,16 @@ class Bundle:
     engines: tuple[EngineEntry, ...]
     manifest: Mapping[str, Any]
 
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Voxels of all grids that there are networks for, that of `inputs` first."""
+        return tuple(dict.fromkeys((self.inputs.grid.shape, *(e.shape for e in self.networks))))
+
+    def at(self, shape: tuple[int, int, int]) -> Bundle:
+        """The bundle as one whose grid has another of its shapes."""
+        grid = replace(self.inputs.grid, shape=shape)
+        return replace(self, inputs=replace(self.inputs, grid=grid))
+
     def network(self, precision: str = "fp32") -> NetworkEntry:
         """The network of a precision, at the shape of the bundle's grid.
 
@@ -105,7 +116,7 @@ class Bundle:
         raise BundleError(
             f"{self.name}: expected a network of precision {precision} at {shape}, got "
             f"{', '.join(f'{e.precision} at {e.shape}' for e in self.networks)}; export the bundle "
-            f"with --precision {precision}, or choose another precision."
+            f"with --precision {precision} and this --shape, or choose another precision."
         )
 
     def verified_path(self, file: str) -> Path:
@@ -253,6 +264,7 @@ def _engine(entry: Mapping[str, Any]) -> EngineEntry:
         str(entry["compute_capability"]),
         _one_of(PRECISIONS, entry["precision"]),
         _three(entry["shape"], int),
+        bool(entry.get("has_plugin", False)),
     )
 
 

@@ -5,6 +5,7 @@ ITK refuses truncated files of these kinds (it does not for NIfTI, see `nifti`).
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 POSITION, DESCRIPTION = "0020|0032", "0008|103e"
 # Slices may be this far from equal steps: headers round, and a tenth of a millimetre moves nothing.
 MAX_UNEVEN_MM = 0.1
+
+_warnings = threading.Lock()  # ITK has one switch for them
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,11 @@ _COMPLEX = (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
 
 def _only_series(folder: Path) -> tuple[str, ...]:
     """The slices of the folder's DICOM series, in order."""
-    found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    with _warnings:
+        told = sitk.ProcessObject.GetGlobalWarningDisplay()
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)  # our own error says it
+        found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        sitk.ProcessObject.SetGlobalWarningDisplay(told)
     series = {
         name: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name) for name in found
     }

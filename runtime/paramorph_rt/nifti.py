@@ -5,8 +5,6 @@ nibabel reads, because SimpleITK takes a truncated file for one that ends in zer
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from .errors import VolumeError
+from .gzip_files import GZIP_ERRORS, reading, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,9 +110,9 @@ def _complete(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
     promised = _promised_bytes(image)
     try:
         # One byte more than promised, so that gzip meets the end and verifies its checksum.
-        with (gzip.open if compressed else open)(path, "rb") as stream:
+        with reading(path, compressed) as stream:
             content = stream.read(promised + 1)
-    except (OSError, EOFError, zlib.error) as err:
+    except GZIP_ERRORS as err:
         raise VolumeError(
             f"{path.name}: expected a complete file, got damaged or truncated data "
             f"({_first_line(err)}); copy it again."
@@ -139,7 +138,9 @@ def write_nifti(
         header: Further header fields by their NIfTI names.
     """
     image = nib.Nifti1Image(data, grid.affine, _header(grid, intent, **header), dtype=data.dtype)
-    nib.save(image, path)  # nibabel compresses .gz at level 1: faster, little larger
+    path = Path(path)
+    with writing(path, path.name.endswith(".gz")) as stream:
+        image.to_stream(stream)
 
 
 @contextmanager
@@ -163,8 +164,8 @@ def writing_series(
     header.set_data_shape((*grid.shape, count))
     header["pixdim"][4] = step
     header.set_data_offset(352)
-    compressed = str(path).endswith(".gz")
-    with gzip.open(path, "wb", compresslevel=1) if compressed else open(path, "wb") as stream:
+    path = Path(path)
+    with writing(path, path.name.endswith(".gz")) as stream:
         header.write_to(stream)
 
         def append(volume: np.ndarray) -> None:

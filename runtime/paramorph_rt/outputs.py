@@ -65,6 +65,11 @@ class Names:
         )
         return tuple(dict.fromkeys((*results, *self.sidecars, self.record)))
 
+    @property
+    def pictures(self) -> dict[str, str]:
+        """What is drawn under a plain name, and what it is called then."""
+        return {REPORT: self.report, FIGURES: self.figures}
+
     def also_warped(self, name: str) -> str:
         """Where a file of this name goes that was warped along."""
         return self.also_names.get(name, f"{self.also}/{name}")
@@ -94,7 +99,7 @@ def make_folders(folder: Path, names: Names, also: Iterable[str]) -> None:
 
 def finish_names(folder: Path, names: Names) -> None:
     """Rename what was written under its plain name; describe those results that are there."""
-    for plain, name in ((REPORT, names.report), (FIGURES, names.figures)):
+    for plain, name in names.pictures.items():
         if (folder / plain).exists():
             (folder / plain).rename(folder / name)
     for name, sidecar in names.sidecars.items():
@@ -163,14 +168,15 @@ def check_file(path: Path, force: bool, suffixes: tuple[str, ...] = ("",)) -> No
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """A hidden file to write, which becomes `path` when the block ends well.
+    """A file of the same name in a hidden folder, which becomes `path` when the block ends well.
 
     Raises:
         OutputError: Writing fails; nothing of the block's is left then.
     """
-    # The name stays at the end, because writers choose the form by its suffix.
-    staging = path.with_name(f".paramorph-{uuid.uuid4().hex}-{path.name}")
+    # The name stays, because writers choose the form by its suffix, and name it in errors.
+    staging = path.parent / f".paramorph-{uuid.uuid4().hex}" / path.name
     try:
+        staging.parent.mkdir()
         yield staging
         staging.replace(path)
     except OSError as err:
@@ -179,7 +185,7 @@ def staged_file(path: Path) -> Iterator[Path]:
             "choose another file name."
         ) from err
     finally:
-        staging.unlink(missing_ok=True)
+        shutil.rmtree(staging.parent, ignore_errors=True)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from .errors import AlignmentError, VolumeError
 from .spaces import Grid, from_sitk, itk_affine, network_grid, place, to_sitk
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Bool, Float, Shaped
 
     from .bundle import InputSpec
@@ -50,6 +52,7 @@ def prepare_pair(
     fixed: Volume,
     affine: Float[np.ndarray, "4 4"],
     spec: InputSpec,
+    shapes: Sequence[tuple[int, int, int]] | None = None,
     *,
     moving_mask: Volume | None = None,
     fixed_mask: Volume | None = None,
@@ -64,6 +67,7 @@ def prepare_pair(
         fixed: Image on its own grid.
         affine: Fixed world mm → moving world mm (RAS).
         spec: Grid and intensities that the network expects.
+        shapes: Voxels of the grids that there are networks for; None is that of `spec` alone.
         moving_mask: On the grid of `moving`; what is not 0 counts, None is everything.
         fixed_mask: The same for `fixed`.
 
@@ -72,7 +76,7 @@ def prepare_pair(
         VolumeError: A mask without any of its image's foreground.
     """
     moving, fixed = masked(moving, moving_mask), masked(fixed, fixed_mask)
-    grid = network_grid_for(fixed, spec)
+    grid = network_grid_for(fixed, spec, shapes)
     aligned = prepare_moving(moving, fixed.name, grid, affine, spec)
     target = normalise_for(resample_to_grid(fixed, grid), spec)
     moving_hole = _hole_on_grid(moving_mask, grid, affine)
@@ -140,11 +144,25 @@ def _hole_on_grid(
     return resample_to_grid(hole, grid, affine, "nearest") != 0
 
 
-def network_grid_for(fixed: Volume, spec: InputSpec) -> Grid:
-    """Place the network grid of `spec` over the foreground of the fixed image."""
+def network_grid_for(
+    fixed: Volume, spec: InputSpec, shapes: Sequence[tuple[int, int, int]] | None = None
+) -> Grid:
+    """Place the network grid of `spec` over the foreground of the fixed image.
+
+    Args:
+        fixed: Image on its own grid.
+        spec: Spacing and orientation of the grid.
+        shapes: That it may have: the smallest takes it into which the foreground fits, or else the
+            one whose spacing has to grow least. None is that of `spec` alone.
+    """
     box_lo, box_hi = foreground_box(fixed)
     return network_grid(
-        fixed.grid, box_lo, box_hi, spec.grid.shape, spec.grid.spacing_mm, spec.grid.orientation
+        fixed.grid,
+        box_lo,
+        box_hi,
+        shapes or (spec.grid.shape,),
+        spec.grid.spacing_mm,
+        spec.grid.orientation,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
@@ -43,7 +44,7 @@ from .volume import (
     save_labels,
     save_volume,
 )
-from .warp import warp_volume
+from .warp import warp_volume, warp_volumes
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -121,7 +122,8 @@ class Registration:
     Args:
         bundle: A bundle, or the path of one; None is the default bundle.
         threads: For the network and for resampling; None uses all cores.
-        backend: Name of an inference engine, see `choose_backend`, or one that is loaded already.
+        backend: Name of an inference engine, see `choose_backend`, or one that is loaded already,
+            or will be.
         precision: Of the network, see there too; a loaded engine has its own.
 
     Raises:
@@ -134,7 +136,7 @@ class Registration:
         self,
         bundle: str | Path | Bundle | None = None,
         threads: int | None = None,
-        backend: str | Backend = AUTO,
+        backend: str | Backend | Future[Backend] = AUTO,
         precision: str = AUTO,
     ) -> None:
         if not isinstance(bundle, Bundle):
@@ -143,7 +145,16 @@ class Registration:
         self.threads = threads
         if isinstance(backend, str):
             backend = choose_backend(bundle, backend, precision, threads)
-        self.backend = backend
+        self._backend = backend
+
+    @property
+    def backend(self) -> Backend:
+        """The engine; one that is still loading is waited for."""
+        return self._backend.result() if isinstance(self._backend, Future) else self._backend
+
+    def ready(self) -> None:
+        """Wait until the engine is loaded; raises whatever is wrong with it."""
+        _ = self.backend
 
     def __call__(
         self,
@@ -161,6 +172,7 @@ class Registration:
         interpolation: Interpolation = "linear",
         also: Sequence[Source] = (),
         also_labels: Sequence[Source] = (),
+        surfaces: bool = True,
     ) -> RegistrationResult:
         """Register the moving to the fixed image.
 
@@ -184,6 +196,8 @@ class Registration:
             interpolation: Of the images; labels take the nearest voxel.
             also: More images in the moving image's world, each on any grid, to be warped along.
             also_labels: The same for label maps.
+            surfaces: Measure the distances between the surfaces of labels; of the more than 100
+                labels of a brain that takes longer than registering it.
 
         Raises:
             VolumeError: An input that cannot be trusted, or labels or a mask of another grid.
@@ -209,15 +223,18 @@ class Registration:
                     kind = "auto" if affine is True else affine
                     alignment = align_affine(moving, fixed, kind, initial, **masks)
                     to_moving = alignment.affine
+            if isinstance(self._backend, Future) and not self._backend.done():
+                with seconds("load network"):
+                    self.ready()
             with seconds("preprocess"):
-                pair = prepare_pair(moving, fixed, to_moving, self.bundle.inputs, **masks)
+                spec, shapes = self.bundle.inputs, self.backend.shapes
+                pair = prepare_pair(moving, fixed, to_moving, spec, shapes, **masks)
             with seconds("network"):
                 displacement_vox = self.backend.run(pair.moving, pair.fixed)
             with seconds("warp"):
                 by_network = field_from_network(displacement_vox, pair.grid, self.bundle.sampling)
                 field = by_network.resampled_to(fixed.grid).composed_with_affine(to_moving)
-                warped = warp_volume(moving, field, interpolation)
-                warped_labels = moving_labels and warp_volume(moving_labels, field, "nearest")
+                warped, warped_labels = _warped(moving, moving_labels, field, interpolation)
             with seconds("metrics"):
                 metrics = self._describe(moving, fixed, pair, alignment)
                 stages = _stages(moving, fixed, to_moving, warped, "linear")
@@ -225,8 +242,11 @@ class Registration:
                 metrics |= compare_images(fixed, stages, INFER_MEASURES, within)
                 if moving_labels and warped_labels and fixed_labels:
                     stages = _stages(moving_labels, fixed, to_moving, warped_labels, "nearest")
-                    metrics |= compare_labels(fixed_labels, moving_labels, stages)
-                    metrics["nsd_tolerance_mm"] = NSD_TOLERANCE_MM
+                    metrics |= compare_labels(
+                        fixed_labels, moving_labels, stages, surfaces=surfaces
+                    )
+                    if surfaces:
+                        metrics["nsd_tolerance_mm"] = NSD_TOLERANCE_MM
                 metrics |= regularity(field)
                 metrics["definitions"] = definitions_of(metrics)
             back: DisplacementField | None = None
@@ -240,13 +260,12 @@ class Registration:
                 output_grid = replace(output_grid, world_code=fixed.grid.world_code)
                 with seconds("output grid"):
                     field = by_network.resampled_to(output_grid).composed_with_affine(to_moving)
-                    warped = warp_volume(moving, field, interpolation)
-                    warped_labels = moving_labels and warp_volume(moving_labels, field, "nearest")
-            carried = {}
+                    warped, warped_labels = _warped(moving, moving_labels, field, interpolation)
+            carried: dict[str, Volume] = {}
             if companions:
                 with seconds("also"):
-                    for volume, how in companions:
-                        carried[volume.name] = warp_volume(volume, field, how or interpolation)
+                    each = [(volume, how or interpolation) for volume, how in companions]
+                    carried = {volume.name: volume for volume in warp_volumes(each, field)}
         metrics["seconds"] = seconds.table
         return RegistrationResult(
             warped, field, to_moving, warped_labels, metrics, inverse=back, also=carried
@@ -300,6 +319,17 @@ def _stages(
         for transform in (None, affine)
     )
     return {"before": before, "affine": aligned, "after": warped.data}
+
+
+def _warped(
+    moving: Volume, labels: Volume | None, field: DisplacementField, interpolation: Interpolation
+) -> tuple[Volume, Volume | None]:
+    """The moving image and its labels, if there are any, on the grid of the field."""
+    what: list[tuple[Volume, Interpolation]] = [(moving, interpolation)]
+    if labels:
+        what.append((labels, "nearest"))
+    image, *warped_labels = warp_volumes(what, field)
+    return image, next(iter(warped_labels), None)
 
 
 def _image(source: Source) -> Volume:

@@ -6,6 +6,7 @@ LPS+, and FSL millimetres along an image's own axes. All conversions between the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def network_grid(
     fixed: Grid,
     box_lo: Sequence[int],
     box_hi: Sequence[int],
-    shape: Sequence[int],
+    shapes: Sequence[tuple[int, int, int]],
     spacing_mm: Sequence[float],
     orientation: str,
 ) -> Grid:
@@ -88,13 +89,14 @@ def network_grid(
 
     Its axes are the fixed image's own, permuted and flipped to come closest to `orientation`, so
     an oblique image stays as the scanner cut it. It is centred on the box. If the box is larger
-    than shape × spacing, the spacing of all axes grows by one common factor until the box fits.
+    than shape × spacing, the spacing of all axes grows by one common factor until the box fits. Of
+    several shapes, the one whose spacing grows least is taken, and of those the smallest.
 
     Args:
         fixed: Grid of the fixed image.
         box_lo: First voxel of the box in `fixed`.
         box_hi: One past the last voxel of the box.
-        shape: Voxels of the result.
+        shapes: Voxels that the result may have.
         spacing_mm: Spacing of the result, unless it must grow.
         orientation: Closest anatomical directions of the result's axes, such as "RAS".
     """
@@ -105,10 +107,14 @@ def network_grid(
     directions = (fixed.directions * steps[:, 1])[:, source]
 
     extent_mm = (np.subtract(box_hi, box_lo) * fixed.spacing)[source]
-    growth = max(1.0, float((extent_mm / np.multiply(shape, spacing_mm)).max()))
+
+    def growth_of(shape: tuple[int, int, int]) -> float:
+        return max(1.0, float((extent_mm / np.multiply(shape, spacing_mm)).max()))
+
+    shape = min(shapes, key=lambda shape: (growth_of(shape), math.prod(shape)))
 
     affine = np.eye(4)
-    affine[:3, :3] = directions * np.asarray(spacing_mm) * growth
+    affine[:3, :3] = directions * np.asarray(spacing_mm) * growth_of(shape)
     centre = fixed.world(np.add(box_lo, box_hi) / 2 - 0.5)
     affine[:3, 3] = centre - affine[:3, :3] @ (np.subtract(shape, 1) / 2)
     return Grid(tuple(shape), affine)

@@ -171,7 +171,7 @@ The server runs the network alone. The client aligns the images affinely, brings
 of {spacing} mm with {spec.grid.orientation} axes over the fixed foreground, maps the
 percentiles {lower:g} and {upper:g} of their intensities to 0 and 1, and afterwards turns the
 displacement into a field on the fixed image's own grid. `paramorph_rt` does all of it with any
-engine that has these two attributes and this method:
+engine that has these attributes and this method:
 
 ```python
 import tritonclient.grpc as triton
@@ -181,6 +181,7 @@ from paramorph_rt import Registration
 
 class Served:
     name, precision = "triton", "{model.precision}"
+    shapes = ({model.shape},)
 
     def __init__(self, address: str) -> None:
         self.client = triton.InferenceServerClient(address)

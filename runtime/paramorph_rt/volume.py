@@ -331,7 +331,8 @@ def check_same_grid(volume: Volume, labels: Volume) -> None:
     differ = "another affine" if volume.grid.shape == labels.grid.shape else "another shape"
     raise VolumeError(
         f"{labels.name}: expected the grid of {volume.name} {volume.grid.shape}, got {differ} "
-        f"{labels.grid.shape}; resample the labels onto their image first."
+        f"{labels.grid.shape}; resample it onto its image first, labels and masks with nearest "
+        "neighbour."
     )
 
 

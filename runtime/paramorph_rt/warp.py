@@ -35,15 +35,15 @@ def warp_volume(
         Volume on the field's grid, dtype of `moving`. Outside the moving image it has that image's
         minimum (air, whatever its number), and 0 for "nearest".
     """
-    return next(warp_volumes([moving], field, interpolation))
+    return next(warp_volumes([(moving, interpolation)], field))
 
 
 def warp_volumes(
-    volumes: Iterable[Volume], field: DisplacementField, interpolation: Interpolation = "linear"
+    volumes: Iterable[tuple[Volume, Interpolation]], field: DisplacementField
 ) -> Iterator[Volume]:
-    """`warp_volume` of one after the other, such as those of a series."""
+    """`warp_volume` of one after the other, such as an image and its labels, or a series."""
     vectors = to_sitk(field.vectors_mm, field.grid)
-    for volume in volumes:
+    for volume, interpolation in volumes:
         yield _warped(volume, vectors, field.grid, interpolation)
 
 

@@ -229,11 +229,13 @@ def test_an_old_tensorrt_takes_the_plugin_into_the_engine(folder, fake, a_gpu, m
     assert seen["functions"] == 0  # its definition would hide the plugin
     assert seen["flags"] == 1 << 1  # strongly typed
     assert (entry["flavour"], entry["version"]) == ("tensorrt", "10.14.1.48")
+    assert [engine.has_plugin for engine in load_bundle(copy).engines] == [True]
 
 
 def test_a_new_tensorrt_samples_itself(fake, a_gpu, monkeypatch, bundle):
     monkeypatch.setenv("FAKE_VERSION", "11.2.0.1")
-    build(shutil.copytree(bundle, fake / "copy"), flavour="tensorrt")
+    (entry,) = build(shutil.copytree(bundle, fake / "copy"), flavour="tensorrt")
+    assert entry["has_plugin"] is False
     seen = json.loads((fake / "seen.json").read_text(encoding="utf-8"))
     assert (seen["plugins"], seen["functions"], seen["flags"]) == ([], 1, 0)
 

@@ -1,4 +1,4 @@
-"""Rewrites for GPUs: each computes what was there before, and only where it is worth it."""
+"""Rewrites of graphs: each computes what was there before, and only where it is worth it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from onnxscript import ir
 
+from paramorph.windows import merge_table
 from paramorph_export import graph as graph_module
-from paramorph_export.graph import doubling_matrix, rewrite_for_gpus
+from paramorph_export.graph import doubling_matrix, for_cpus, rewrite_for_gpus
 
 SHAPE = (6, 4, 5)  # three different sides, the first with divisors
 DOUBLING = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
@@ -120,6 +121,15 @@ def test_wide_features_come_in_slabs_of_equal_depth(wide, monkeypatch):
     check_same(wide, after)
 
 
+def test_the_graph_for_cpus_has_slabs_and_its_shapes(wide):
+    after = for_cpus(wide, 2 * 12 * 4 * 5 * 3)
+    assert operators(after) == {"Split": 1, "Conv": 4, "Gelu": 2, "Concat": 1}
+    check_same(wide, after)
+    shapes = {v.name: len(v.type.tensor_type.shape.dim) for v in after.graph.value_info}
+    assert all(name in shapes for node in after.graph.node[:-1] for name in node.output)
+    assert operators(for_cpus(wide)) == operators(wide)
+
+
 def test_a_depth_that_cannot_be_cut_finely_enough_is_cut_into_single_planes(wide, monkeypatch):
     monkeypatch.setattr(graph_module, "LARGEST_NUMBERS", 1)
     after = rewritten(wide)
@@ -147,14 +157,59 @@ def test_small_features_stay_whole(wide, joined):
     assert operators(rewritten(joined)) == operators(joined)
 
 
-def test_masks_become_their_patterns():
-    patterns = random(3, 1, 5, 5)
-    mask = patterns[np.random.default_rng(1).integers(0, 3, 12)]
-    nodes = [helper.make_node("Add", ["x", "mask"], ["y"])]
-    shape = [1, 1, 12, 2, 5, 5]
-    before = model_of(nodes, {"x": shape}, {"y": shape}, {"mask": mask})
+def test_masks_become_their_patterns_all_at_once():
+    patterns = np.where(random(3, 1, 5, 5) > 0, -100, 0).astype(np.float32)
+    windows = {"m0": 12, "m1": 4, "m2": 1}  # one window is no pattern of several
+    masks = {n: patterns[np.random.default_rng(1).integers(0, 3, c)] for n, c in windows.items()}
+    shapes = {f"x{n[1]}": [1, 1, count, 2, 5, 5] for n, count in windows.items()}
+    nodes = [helper.make_node("Add", [f"x{n}", f"m{n}"], [f"y{n}"]) for n in range(3)]
+    outputs = {f"y{name[1]}": shape for name, shape in shapes.items()}
+    before = model_of(nodes, shapes, outputs, masks)
     after = rewritten(before)
-    assert operators(after) == {"Gather": 1, "Add": 1}
-    sizes = {t.name: len(t.dims) and t.dims[0] for t in after.graph.initializer}
-    assert sorted(sizes.values()) == [3, 12]
+    assert operators(after) == {"Gather": 1, "Where": 1, "Slice": 2, "Add": 3}
+    tables = {tuple(t.dims) for t in after.graph.initializer}
+    assert {(3, 1, 5, 5), (16,), (1, 1, 5, 5)} <= tables
     check_same(before, after)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_position_biases_come_from_one_table(masked):
+    """Through a softmax, which sees no difference between a mask with a bias and one without."""
+    of_pair = np.add.outer(np.arange(4), -np.arange(4)) + 3
+    constants = {"b0": random(2, 7)[:, of_pair], "b1": random(3, 7, seed=1)[:, of_pair]}
+    nodes = [
+        helper.make_node("Add", ["x0", "b0"], ["z0"]),
+        helper.make_node("Add", ["x1", "b1"], ["biased"]),
+    ]
+    if masked:
+        constants["m"] = np.float32(-100) * (np.eye(4, dtype=np.float32) == 0)[None, None]
+        nodes.append(helper.make_node("Add", ["biased", "m"], ["z1"]))
+    ends = ["z0", "z1" if masked else "biased"]
+    nodes += [helper.make_node("Softmax", [end], [f"y{n}"]) for n, end in enumerate(ends)]
+    shapes = {"x0": [1, 5, 2, 4, 4], "x1": [1, 5, 3, 4, 4]}
+    before = model_of(nodes, shapes, {"y0": shapes["x0"], "y1": shapes["x1"]}, constants)
+    after = rewritten(before)
+    assert operators(after) == {"Gather": 1, "Slice": 2, "Add": 2, "Softmax": 2}
+    tables = {tuple(t.dims) for t in after.graph.initializer}
+    assert {(5, 8), (8 if masked else 4, 4)} <= tables  # the eighth column is the mask's
+    check_same(before, after)
+
+
+def test_patch_merging_needs_no_table():
+    table = merge_table((4, 6, 2), torch.device("cpu")).numpy()
+    nodes = [
+        helper.make_node("Gather", ["x", "table"], ["picked"], axis=1),
+        helper.make_node("Reshape", ["picked", "sizes"], ["merged"]),
+        helper.make_node("LayerNormalization", ["merged", "scale", "bias"], ["normed"], axis=-1),
+        helper.make_node("MatMul", ["normed", "w"], ["y"]),
+    ]
+    constants = {"table": table, "sizes": np.array([2, 6, 24]), "scale": random(24)}
+    constants |= {"bias": random(24, seed=1), "w": random(24, 6, seed=2)}
+    before = model_of(nodes, {"x": [2, 48, 3]}, {"y": [2, 6, 6]}, constants)
+    after = rewritten(before)
+    assert "Gather" not in operators(after)
+    assert operators(after)["Transpose"] == 1
+    check_same(before, after)
+    constants["table"] = table[::-1].copy()
+    other = model_of(nodes, {"x": [2, 48, 3]}, {"y": [2, 6, 6]}, constants)
+    assert operators(rewritten(other)) == operators(other)

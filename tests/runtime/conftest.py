@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +34,44 @@ def brains() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the real volumes of ../shared/data")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium: the machine's own, or Playwright's."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    graphics = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    with playwright.sync_playwright() as driver:
+        try:
+            started = driver.chromium.launch(
+                executable_path=found, args=["--no-sandbox", *graphics]
+            )
+        except playwright.Error as err:
+            pytest.skip(f"needs Chromium: {err.message.splitlines()[0]}")
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens files offline; at the end nothing must have gone to the network or the console."""
+    said, asked, contexts = [], [], []
+
+    def opened(path: Path, **options):
+        options = {"viewport": {"width": 960, "height": 700}} | options
+        contexts.append(browser.new_context(offline=True, **options))
+        contexts[-1].set_default_timeout(120_000)  # a busy machine draws slowly
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append(dialog.message))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert [url[:80] for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []

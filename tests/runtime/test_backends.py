@@ -62,8 +62,10 @@ def test_displacement_is_the_network_output(bundle_path, engine, threads):
 
 def test_input_of_another_shape(bundle_path, engine):
     backend = choose_backend(load_bundle(bundle_path), engine)
-    with pytest.raises(BackendError, match=r"registration.onnx: expected a displacement for shape"):
+    with pytest.raises(BackendError, match=r"of shape \(20, 24, 16\), got \(19, 24, 16\); prep"):
         backend.run(ZEROS[1:], ZEROS[1:])
+    with pytest.raises(BackendError, match=r"registration.onnx: expected a displacement for shape"):
+        backend.run(ZEROS[1:], ZEROS)
 
 
 def test_file_that_is_no_network(bundle_path, tmp_path, engine):
@@ -125,7 +127,8 @@ def test_auto_takes_the_first_that_works_and_tells_what_it_skipped(
     fp16 = replace(bundle.network(), precision="fp16")
     bundle = replace(bundle, networks=(*bundle.networks, fp16))
     chosen = choose_backend(bundle, threads=3)
-    assert (chosen.name, chosen.precision, chosen.threads) == ("works", "fp32", 3)
+    assert (chosen.name, chosen.precision, chosen.shapes) == ("works", "fp32", (NETWORK_SHAPE,))
+    assert chosen.at(NETWORK_SHAPE).threads == 3
     assert caplog.messages == [
         "skipped first-way, second-way: GPU: expected one, found none",
         "skipped third-way: third: does not start",

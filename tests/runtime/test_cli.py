@@ -90,7 +90,8 @@ def test_precision_that_the_backend_lacks_is_one_sentence(files, capsys):
 def test_table_is_for_people(files, capsys):
     assert infer(files, "--no-affine") == 0
     printed = capsys.readouterr().out
-    for word in ("before", "after", "NCC", "mean Dice", "mean ASSD (mm)", "folded", "results in"):
+    means = "mean Dice", "mean ASSD (mm)", "mean HD95 (mm)", "mean NSD"
+    for word in ("before", "after", "NCC", *means, "folded voxels", "folded volume", "results in"):
         assert word in printed
 
 
@@ -289,12 +290,23 @@ def test_affine_and_its_warnings_are_in_the_metrics(files, capsys):
     assert json.loads(capsys.readouterr().out)["affine"] is None
 
 
+def test_start_that_does_not_tell_its_format_gets_advice_that_infer_can_follow(
+    files, tmp_path, capsys
+):
+    (tmp_path / "flirt.mat").write_text("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", encoding="utf-8")
+    assert infer(files, "--initial-transform", str(tmp_path / "flirt.mat")) == 1
+    error = capsys.readouterr().err
+    assert "turn it into an ITK transform with paramorph-rt transform convert." in error
+    assert "--from" not in error
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         [],
         ["infer"],
         ["infer", "--threads", "0"],
+        ["evaluate", "--threads", "two"],
         ["infer", "--affine", "rigid", "--no-affine"],
         ["transform"],
         ["transform", "apply", "t.tfm", "--out", "w.nii"],

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from paramorph_rt import Registration
+from paramorph_rt import Registration, loaded
 from paramorph_rt.cli import main
 from paramorph_rt.cohort import run as cohort_run
 from paramorph_rt.cohort import work
@@ -37,7 +37,7 @@ from paramorph_rt.registration import RegistrationResult
 from paramorph_rt.threads import itk_threads
 from paramorph_rt.volume import save_labels, save_volume
 
-from .phantoms import centred_grid, head, head_labels, volume_of
+from .phantoms import NETWORK_SHAPE, centred_grid, head, head_labels, volume_of
 from .test_cli import run_python
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
@@ -179,6 +179,11 @@ def test_labels_of_a_folder_go_with_their_images(subjects, tmp_path):
     (subjects / "b_t1.nii.gz").unlink()
     with pytest.raises(CohortError, match=r"b_labels.nii.gz: expected its image beside it"):
         images_with_labels([subjects])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CohortError, match="empty: expected a folder with images"):
+        images_with_labels([tmp_path / "empty"])
+    with pytest.raises(CohortError, match="nowhere: expected an image or a folder, found none"):
+        images_with_labels([tmp_path / "nowhere"])
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -216,6 +221,64 @@ def test_pair_gets_what_infer_gives(subjects, zero_bundle_path, tmp_path):
             ours, theirs = (nib.load(p / name) for p in (pair, tmp_path / "one"))
             np.testing.assert_array_equal(ours.get_fdata(), theirs.get_fdata())
             np.testing.assert_array_equal(ours.affine, theirs.affine)
+
+
+def test_bids_names_make_one_dataset_of_all_pairs(subjects, zero_bundle_path, tmp_path, capsys):
+    for name in "ab":
+        (subjects / f"{name}_t1.nii.gz").rename(subjects / f"sub-{name}_T1w.nii.gz")
+    rows = "one,sub-a_T1w.nii.gz,c_t1.nii.gz\ntwo,sub-b_T1w.nii.gz,c_t1.nii.gz\n"
+    table = write_table(subjects, f"name,moving,fixed\n{rows}")
+    out, options = tmp_path / "out", ["--bids-names", "--report"]
+    assert cohort(zero_bundle_path, out, table, *options) == 0
+    one = ["--moving", subjects / "sub-a_T1w.nii.gz", "--fixed", subjects / "c_t1.nii.gz"]
+    one += ["--model", zero_bundle_path, "--backend", "onnxruntime", "--no-affine", *options]
+    assert main(["infer", *map(str, one), "--out-dir", str(tmp_path / "one")]) == 0
+    files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    alone = {str(p.relative_to(tmp_path / "one")) for p in (tmp_path / "one").rglob("*.*")}
+    way = "sub-{0}/anat/sub-{0}_from-T1w_to-ct1_mode-image"
+    assert f"{way.format('a')}_report.html" in alone
+    theirs = {name.replace("sub-a", "sub-b") for name in alone}
+    records = {f"{way.format(name)}_record.json" for name in "ab"}
+    summaries = {f"summary.{ending}" for ending in ("csv", "json", "html")}
+    assert files == alone | theirs | records | summaries
+    page = Page((out / "summary.html").read_text(encoding="utf-8"))
+    assert {link for link in page.links if link} == {
+        f"{way.format(name)}_report.html" for name in "ab"
+    }
+    capsys.readouterr()
+    assert cohort(zero_bundle_path, out, table, *options) == 0
+    assert set(statuses(out).values()) == {"kept"}
+    (out / f"{way.format('b')}_metrics.json").unlink()
+    assert cohort(zero_bundle_path, out, table, *options) == 0
+    assert statuses(out) == {"one": "kept", "two": "done"}
+
+
+def test_pairs_with_the_same_bids_names_are_refused_before_anything_runs(
+    subjects, zero_bundle_path, tmp_path, capsys
+):
+    table = write_table(subjects, f"name,moving,fixed\none,{A_TO_B}\ntwo,{A_TO_B}\n")
+    assert cohort(zero_bundle_path, tmp_path / "out", table, "--bids-names") == 1
+    assert "two: expected BIDS names of its own, got sub-at1/anat" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_series_is_warped_in_each_pair(subjects, zero_bundle_path, tmp_path):
+    image = nib.load(subjects / "a_t1.nii.gz")
+    series = np.stack([image.get_fdata() * scale for scale in (1, 2, 3)], axis=-1)
+    nib.save(nib.Nifti1Image(series.astype(np.float32), image.affine), subjects / "bold.nii.gz")
+    table = write_table(subjects, "moving,fixed\nbold.nii.gz,b_t1.nii.gz\n")
+    out, options = tmp_path / "out", ["--apply-to-all", "--reference-volume", "1"]
+    assert cohort(zero_bundle_path, out, table, *options) == 0
+    pair = out / "pairs/bold_to_b_t1"
+    warped = nib.load(pair / "warped.nii.gz").get_fdata()
+    volumes = nib.load(pair / "warped_series.nii.gz").get_fdata()
+    np.testing.assert_allclose(volumes[..., 1], warped, atol=1e-4)
+    np.testing.assert_allclose(volumes[..., 2], 1.5 * warped, atol=1e-3)
+    assert cohort(zero_bundle_path, out, table, *options) == 0
+    assert statuses(out) == {"bold_to_b_t1": "kept"}
+    options[-1] = "0"
+    assert cohort(zero_bundle_path, out, table, *options) == 0
+    assert statuses(out) == {"bold_to_b_t1": "done"}
 
 
 def test_failing_pair_is_reported_and_the_others_go_on(
@@ -417,7 +480,7 @@ def test_one_model_load_and_one_network_at_a_time(subjects, settings, tmp_path, 
     loads, running, most = [], [], []
 
     class Slow:
-        name, precision = "slow", "fp32"
+        name, precision, shapes = "slow", "fp32", (NETWORK_SHAPE,)
 
         def __init__(self) -> None:
             loads.append(threading.get_ident())
@@ -430,11 +493,11 @@ def test_one_model_load_and_one_network_at_a_time(subjects, settings, tmp_path, 
             running.pop()
             return np.zeros((3, *fixed.shape), np.float32)
 
-    monkeypatch.setattr(work, "choose_backend", lambda *_: Slow())
-    work._load.cache_clear()
+    monkeypatch.setattr(loaded, "choose_backend", lambda *_: Slow())
+    loaded._load.cache_clear()
     pairs = [Pair(str(n), subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz") for n in range(6)]
     outcomes = list(run_cohort(pairs, settings, tmp_path / "out", at_once=3))
-    work._load.cache_clear()
+    loaded._load.cache_clear()
     assert [outcome.status for outcome in outcomes] == ["done"] * 6
     assert (len(loads), max(most)) == (1, 1)
 
@@ -725,6 +788,26 @@ def test_summary_has_the_worst_first(tmp_path):
     assert not any("labels" in column for column in rows[0])
     words = Page((tmp_path / "summary.html").read_text(encoding="utf-8")).words
     assert [word for word in words if word in order] == order
+
+
+def test_summary_on_a_phone_and_by_keyboard(subjects, zero_bundle_path, tmp_path, open_page):
+    (subjects / "bad.nii").write_text("no image", encoding="utf-8")
+    rows = f"one,{A_TO_B}\ntwo,c_t1.nii.gz,b_t1.nii.gz\nbad,bad.nii,b_t1.nii.gz\n"
+    table = write_table(subjects, f"name,moving,fixed\n{rows}")
+    assert cohort(zero_bundle_path, tmp_path / "out", table, "--report") == 1
+    page = open_page(tmp_path / "out/summary.html", viewport={"width": 360, "height": 640})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    note = page.locator(".note").bounding_box()
+    assert note["x"] + note["width"] <= 360
+    assert page.locator("svg a").count() > 2
+    reached = []
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.textContent.trim()"))
+    assert reached[0].startswith("pair")  # the table, which the arrow keys scroll
+    assert set(reached[1:]) == {"one", "two"}
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/report.html")
 
 
 def test_statistics_are_those_of_numpy():

@@ -425,6 +425,23 @@ def test_plugins_are_loaded_before_the_engine(client, bundle):
     assert refused[1].startswith("nothing.so: expected a TensorRT plugin library, got none")
 
 
+def test_code_of_an_engines_own_plugin_is_allowed_to_it_alone(client, tmp_path):
+    folders = [
+        write_bundle(tmp_path / name, "plugin", has_plugin=name == "said")
+        for name in ("said", "not said")
+    ]
+    opened, refused = client(
+        """
+        with Engine(sys.argv[1]) as engine:
+            opened = engine.info.file.decode()
+        answer([opened, refusal(Engine, sys.argv[2])])
+        """,
+        *folders,
+    )
+    assert opened == "engines/a.engine"
+    assert "expected an engine from TensorRT, got none (host code" in refused[1]
+
+
 def test_displacement_that_is_not_finite_is_refused(client, tmp_path):
     status, sentence = client(
         """

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from paramorph_rt import Registration
 from paramorph_rt.cli import main
@@ -68,6 +69,20 @@ def test_files_of_infer_give_its_own_metrics_again(evaluate, tmp_path, capsys):
             assert found[key] == pytest.approx(told[key], rel=1e-4), key
     assert set(found) - set(told) == {"ssim"}
     assert set(told["definitions"]) <= set(found["definitions"]) <= set(found)
+
+
+def test_threads_are_limited_while_it_measures(evaluate, monkeypatch, capsys):
+    told = []
+
+    def measure(*_, **__):
+        told.append(sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
+        return {"definitions": {}}
+
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    monkeypatch.setattr("paramorph_rt.evaluation.evaluate", measure)
+    assert evaluate(IMAGES + "--threads 1") == 0
+    assert told == [1]
+    assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == before
 
 
 def test_the_transform_warps_what_was_not_warped(evaluate, capsys):

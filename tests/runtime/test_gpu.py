@@ -126,6 +126,12 @@ def test_with_one(on_gpu, folder):
     )
 
 
+def test_engine_that_holds_its_plugin(on_gpu, tmp_path):
+    folder = write_bundle(tmp_path / "bundle", np.zeros((3, *NETWORK_SHAPE), np.float32))
+    add_engine(folder, has_plugin=True, plan={"plugin": "GridSample3D"})
+    on_gpu("pairs_follow_one_another", folder=folder)
+
+
 def test_driver_without_a_gpu(on_gpu, folder):
     message = "GPU: expected one of NVIDIA, found its driver alone; check CUDA_VISIBLE_DEVICES"
     (folder / "expected.json").write_text(json.dumps({".": message}), encoding="utf-8")
@@ -155,6 +161,10 @@ REFUSED = {
     ),
     "other flavour": ({"flavour": "tensorrt"}, f"flavour tensorrt-rtx, got tensorrt; {BUILD}"),
     "no engine": ({}, f"{ENGINE}: expected an engine that tensorrt_rtx {VERSION} loads, got Err"),
+    "plugin that the manifest does not tell of": (
+        {"plan": {"plugin": "GridSample3D"}},
+        f"{ENGINE}: expected an engine that tensorrt_rtx {VERSION} loads, got Error Code 4: host",
+    ),
     "not finite": ({"plan": {"not_a_number": True}}, "expected finite displacements"),
     "half tensors": ({"plan": {"type": "HALF"}}, "expected float32 tensors moving, fixed"),
     "too large": ({"plan": {"too_large": True}}, "expected memory for its activations"),
@@ -194,6 +204,7 @@ def test_fake_library_has_the_signatures_of_the_real_one():
     assert compared >= 12
     assert set(library.CudaGraphStrategy.__members__) == {"DISABLED", "WHOLE_GRAPH_CAPTURE"}
     assert isinstance(library.IRuntimeConfig.cuda_graph_strategy, property)
+    assert isinstance(library.Runtime.engine_host_code_allowed, property)
     assert (library.float32, library.ILogger.Severity.ERROR.name) == (
         library.DataType.FLOAT,
         "ERROR",

@@ -17,6 +17,7 @@ from .phantoms import smooth_displacement_vox
 
 ov = pytest.importorskip("openvino", reason="needs openvino, of the extra openvino")
 
+from paramorph_rt.backends import openvino_graph  # noqa: E402
 from paramorph_rt.backends.openvino import OpenVinoBackend, has_bf16  # noqa: E402
 from paramorph_rt.backends.openvino_graph import warp_model  # noqa: E402
 
@@ -41,6 +42,16 @@ WARP_BETWEEN = """
     field = Conv (fixed, last_axis)
     once = paramorph.GridSample3D (moving, field)
     displacement = Conv (once, all_axes)
+    warped = Add (moving, fixed)
+"""
+#: At half resolution, a thousandth is added, convolved and kept alone: bfloat16 has too few digits.
+THOUSANDTH = """
+    half = Conv <strides: ints = [2, 2, 2]> (moving, one)
+    more = Add (half, thousandth)
+    same = Conv (more, one)
+    rest = Sub (same, half)
+    displacement = ConvTranspose
+        <strides: ints = [2, 2, 2], output_padding: ints = [1, 1, 1]> (rest, thousands)
     warped = Add (moving, fixed)
 """
 WEIGHTS = {
@@ -125,6 +136,21 @@ def test_coordinates_stay_float32_in_bf16(tmp_path):
     expected[..., -1] = 1  # the border
     np.testing.assert_allclose(found, np.stack(3 * [expected]), atol=1e-3)
     assert backend.precision == "bf16"
+
+
+@needs_bf16
+@pytest.mark.parametrize(("most", "kept"), [(10**6, 1), (0, 0)])
+def test_half_resolution_stays_float32_in_bf16_where_it_is_small(tmp_path, monkeypatch, most, kept):
+    monkeypatch.setattr(openvino_graph, "MOST_IN_FLOAT", most)
+    shape = (4, 6, 8)
+    one, thousands = np.ones((1, 1, 1, 1, 1)), np.full((1, 3, 1, 1, 1), 1024)
+    path = write_graph(
+        *(tmp_path / "g.onnx", THOUSANDTH, shape),
+        **{"one": one, "thousandth": one / 1024, "thousands": thousands},
+    )
+    backend = OpenVinoBackend(path, threads=1, precision="bf16")
+    found = backend.run(np.ones(shape, np.float32), np.zeros(shape, np.float32))
+    assert (found[:, ::2, ::2, ::2] == kept).all()
 
 
 def test_cpu_without_bf16(tmp_path, monkeypatch):

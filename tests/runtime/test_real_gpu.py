@@ -39,7 +39,7 @@ def engine(gpu) -> EngineBackend:
     flavours = {entry.flavour for entry in bundle.engines}
     if not flavours:
         pytest.skip("needs a bundle with an engine for this GPU in $PARAMORPH_MODEL")
-    backend = choose_backend(bundle, sorted(flavours)[-1])
+    backend = choose_backend(bundle, sorted(flavours)[-1]).at(bundle.inputs.grid.shape)
     assert isinstance(backend, EngineBackend)
     return backend
 

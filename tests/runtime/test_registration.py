@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+from concurrent.futures import Future
 from dataclasses import replace
+from threading import Timer
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +13,8 @@ import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 
 from paramorph_rt import Registration, RegistrationResult
-from paramorph_rt.errors import VolumeError
+from paramorph_rt.errors import BackendError, VolumeError
+from paramorph_rt.loaded import loaded
 from paramorph_rt.preprocess import network_grid_for
 from paramorph_rt.spaces import Grid
 from paramorph_rt.volume import Volume, load_volume, save_labels, save_volume
@@ -172,6 +175,36 @@ def test_metrics_are_complete(labelled, tmp_path):
     stages = ["load", "affine", "preprocess", "network", "warp", "metrics", "save"]
     assert list(metrics["seconds"]) == stages
     assert metrics["network_grid"]["spacing_growth"] >= 1
+
+
+def test_surfaces_are_measured_unless_they_are_left_out(labelled, bundle_path):
+    moving, fixed = pair_on("LAS-RAS")
+    labels = (volume_of(head_labels, volume.grid, "labels") for volume in (moving, fixed))
+    found = Registration(bundle_path, 1)(moving, fixed, *labels, affine=False, surfaces=False)
+    of_surfaces = {"assd_mm", "hd95_mm", "nsd", "nsd_tolerance_mm"}
+    assert labelled.metrics.keys() - found.metrics.keys() == of_surfaces
+    assert not any(name in found.metrics["definitions"] for name in of_surfaces)
+    assert found.metrics["dice"] == labelled.metrics["dice"]
+
+
+def test_an_engine_that_is_still_loading_is_waited_for(bundle_path):
+    moving, fixed = pair_on("RAS-RAS")
+    eager = Registration(bundle_path, 1)
+    loading: Future = Future()
+    register = Registration(bundle_path, 1, loading)
+    Timer(0.2, lambda: loading.set_result(eager.backend)).start()
+    found = register(moving, fixed, affine=False)
+    expected = eager(moving, fixed, affine=False).displacement.vectors_mm
+    np.testing.assert_array_equal(found.displacement.vectors_mm, expected)
+    assert "load network" in found.metrics["seconds"]
+    assert "load network" not in register(moving, fixed, affine=False).metrics["seconds"]
+
+
+def test_an_engine_that_cannot_be_loaded_says_so_when_it_is_needed(bundle_path):
+    register = loaded(bundle_path, 1, "onnxruntime", "bf16", wait=False)
+    for needed in (register.ready, lambda: register(*pair_on("RAS-RAS"), affine=False)):
+        with pytest.raises(BackendError, match=r"^onnxruntime: expected precision fp32, got bf16"):
+            needed()
 
 
 def test_folds_are_counted(tmp_path):

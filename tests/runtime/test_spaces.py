@@ -59,7 +59,7 @@ def test_affine_is_read_off_any_linear_itk_transform():
 
 def test_network_grid_has_the_orientation_and_centre_asked_for(grid):
     box_lo, box_hi = (1, 0, 2), (4, 5, 7)
-    network = spaces.network_grid(grid, box_lo, box_hi, (20, 24, 16), (2.0, 2.5, 3.0), "LPI")
+    network = spaces.network_grid(grid, box_lo, box_hi, [(20, 24, 16)], (2.0, 2.5, 3.0), "LPI")
     assert network.orientation == "LPI"
     np.testing.assert_allclose(network.spacing, (2.0, 2.5, 3.0))
     middle = network.world((np.array(network.shape) - 1) / 2)
@@ -68,16 +68,35 @@ def test_network_grid_has_the_orientation_and_centre_asked_for(grid):
 
 def test_network_grid_keeps_oblique_axes():
     grid = Grid((5, 6, 7), affine_of("oblique"))
-    network = spaces.network_grid(grid, (0, 0, 0), (5, 6, 7), (8, 8, 8), (1.0, 1.0, 1.0), "RAS")
+    network = spaces.network_grid(grid, (0, 0, 0), (5, 6, 7), [(8, 8, 8)], (1.0, 1.0, 1.0), "RAS")
     np.testing.assert_allclose(np.abs(network.directions.T @ grid.directions), np.eye(3), atol=1e-9)
 
 
 def test_network_grid_grows_by_one_factor_until_the_box_fits():
     grid = centred_grid("RAS", (40, 60, 30))
     network = spaces.network_grid(
-        grid, (0, 0, 0), (40, 60, 30), (20, 20, 20), (1.0, 2.0, 3.0), "RAS"
+        grid, (0, 0, 0), (40, 60, 30), [(20, 20, 20)], (1.0, 2.0, 3.0), "RAS"
     )
     np.testing.assert_allclose(network.spacing, (2.0, 4.0, 6.0))
+
+
+@pytest.mark.parametrize(
+    ("box", "shape", "growth"),
+    [
+        ((8, 8, 8), (8, 8, 8), 1.0),
+        ((9, 8, 8), (12, 10, 8), 1.0),
+        ((8, 8, 16), (8, 8, 16), 1.0),
+        ((12, 10, 9), (16, 16, 16), 1.0),
+        ((20, 16, 8), (16, 16, 16), 1.25),
+        ((8, 8, 24), (8, 8, 16), 1.5),  # as fine as in the largest, for fewer voxels
+    ],
+)
+def test_network_grid_takes_the_smallest_shape_that_its_box_fits_into(box, shape, growth):
+    shapes = [(12, 10, 8), (16, 16, 16), (8, 8, 8), (8, 8, 16)]
+    grid = centred_grid("RAS", (30, 30, 30), (2.0, 2.0, 2.0))
+    network = spaces.network_grid(grid, (0, 0, 0), box, shapes, (2.0, 2.0, 2.0), "RAS")
+    assert network.shape == shape
+    np.testing.assert_allclose(network.spacing, 2 * growth)
 
 
 def test_grids_match_within_header_rounding_only():

@@ -134,7 +134,7 @@ def test_transform_survives_every_format(tmp_path, images, field, affine, format
 def test_files_tell_their_format(tmp_path, images, transform, format):
     path = written(tmp_path, transform, format, images)
     if format in ("fsl", "niftyreg") and isinstance(transform, np.ndarray):
-        with pytest.raises(TransformError, match="pass --from fsl or --from niftyreg"):
+        with pytest.raises(TransformError, match="plain text, as FSL and NiftyReg write"):
             format_of(path)
     else:
         assert format_of(path) == format
@@ -477,7 +477,7 @@ BAD_FILES = {
     "missing.lta": (None, "found none"),
     "a.tfm": (b"nothing", "expected an ITK transform"),
     "a.txt": (b"#Insight Transform File V1.0\nnothing", "expected an ITK transform"),
-    "b.txt": (b"one two", "pass --from"),
+    "b.txt": (b"one two", "say with --from"),
     "a.lta": (b"nothing", "expected a FreeSurfer LTA"),
     "a.mgz": (b"nothing", "damaged or truncated"),
     "a.nii.gz": (b"nothing", "unreadable header"),

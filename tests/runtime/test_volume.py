@@ -54,6 +54,14 @@ def test_saved_volume_has_both_codes_and_is_read_by_itk(tmp_path, image):
     np.testing.assert_allclose(read.GetOrigin(), (-10.0, 20.0, 30.0), atol=1e-5)
 
 
+def test_equal_volumes_give_equal_files_that_gzip_reads(tmp_path, image):
+    for name in ("a.nii.gz", "b.nii.gz", "c.nii"):
+        save_volume(tmp_path / name, Volume(image, Grid(image.shape, affine_of("RAS"))))
+    first, second, plain = (path.read_bytes() for path in sorted(tmp_path.iterdir()))
+    assert first == second
+    assert gzip.decompress(first) == plain
+
+
 def test_scaled_integers_become_intensities(tmp_path):
     stored = nib.Nifti1Image(np.arange(210, dtype=np.int16).reshape(SHAPE), np.eye(4))
     stored.header.set_slope_inter(2.0, 5.0)

@@ -100,6 +100,7 @@ EngineEntry engine_entry(const json& entry, const json& files) {
             entry.at("compute_capability").get<std::string>(),
             one_of({"fp32", "fp16", "bf16"}, entry.at("precision")),
             three<int32_t>(entry.at("shape")),
+            entry.value("has_plugin", false),
             recorded.at("sha256").get<std::string>(),
             recorded.at("bytes").get<std::uintmax_t>()};
 }

@@ -18,6 +18,7 @@ struct EngineEntry {
     std::string compute_capability;
     std::string precision;
     Shape shape;
+    bool has_plugin;  // holds the library of GridSample3D: code for the host
     std::string sha256;
     std::uintmax_t bytes;
 };

@@ -44,8 +44,12 @@ std::unique_ptr<T> expect(T* object, const std::string& file, const char* what) 
     return std::unique_ptr<T>(object);
 }
 
-std::unique_ptr<nvinfer1::IRuntime> runtime_with(const TensorRT& tensorrt, const char* plugin) {
+std::unique_ptr<nvinfer1::IRuntime> runtime_for(const TensorRT& tensorrt, const EngineEntry& entry,
+                                                const char* plugin) {
     std::unique_ptr<nvinfer1::IRuntime> runtime = tensorrt.runtime();
+    if (entry.has_plugin) {
+        runtime->setEngineHostCodeAllowed(true);
+    }
     if (plugin != nullptr && runtime->getPluginRegistry().loadLibrary(plugin) == nullptr) {
         refuse(PARAMORPH_MISSING_DEPENDENCY,
                std::string(plugin) + ": expected a TensorRT plugin library, got none (" +
@@ -64,7 +68,7 @@ Session::Session(const TensorRT& tensorrt, const std::vector<char>& file, const 
       warped(bytes_of(entry.shape)),
       entry_(entry),
       volume_bytes_(bytes_of(entry.shape)),
-      runtime_(runtime_with(tensorrt, plugin)),
+      runtime_(runtime_for(tensorrt, entry, plugin)),
       engine_(expect(runtime_->deserializeCudaEngine(file.data(), file.size()), entry.file,
                      "an engine")) {
     check_tensors();

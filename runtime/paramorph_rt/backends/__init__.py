@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
@@ -27,8 +28,11 @@ Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 
-class Backend(Protocol):
-    """Something that runs a bundle's network.
+Shape = tuple[int, int, int]
+
+
+class Network(Protocol):
+    """A network in an engine, at one shape.
 
     Attributes:
         name: Engine and device.
@@ -53,7 +57,61 @@ class Backend(Protocol):
         ...
 
 
-Load = Callable[[], Backend]
+class Backend(Network, Protocol):
+    """Something that runs a bundle's networks.
+
+    Attributes:
+        shapes: Of the volumes that it takes, at least one.
+    """
+
+    shapes: tuple[Shape, ...]
+
+
+Load = Callable[[], Network]
+
+
+class NetworksByShape:
+    """A bundle's networks of several shapes as one backend.
+
+    The first is loaded at once, which shows whether it can be; each other when a pair of its shape
+    comes. Loaded networks stay. Several threads may call it.
+
+    Args:
+        loads: What loads the network of a shape.
+
+    Raises:
+        BackendError: The engine refuses the first network.
+    """
+
+    def __init__(self, loads: Mapping[Shape, Load]) -> None:
+        self.shapes = tuple(loads)
+        self._loads = loads
+        self._loaded: dict[Shape, Network] = {}
+        self._loading = threading.Lock()
+        first = self.at(self.shapes[0])
+        self.name, self.precision = first.name, first.precision
+
+    def at(self, shape: Shape) -> Network:
+        """The network of a shape.
+
+        Raises:
+            BackendError: There is none, or the engine refuses it.
+        """
+        if shape not in self._loads:
+            raise BackendError(
+                f"{self.name}: expected volumes of shape {' or '.join(map(str, self.shapes))}, got "
+                f"{shape}; prepare them for one of these, or export the bundle with --shape."
+            )
+        with self._loading:
+            if shape not in self._loaded:
+                self._loaded[shape] = self._loads[shape]()
+            return self._loaded[shape]
+
+    def run(
+        self, moving: Float[np.ndarray, "i j k"], fixed: Float[np.ndarray, "i j k"]
+    ) -> Float[np.ndarray, "3 i j k"]:
+        """See `Network.run`."""
+        return self.at(fixed.shape).run(moving, fixed)
 
 
 @dataclass(frozen=True)
@@ -66,7 +124,7 @@ class Way:
         precisions: That it can be asked for.
         unasked: Those that "auto" tries, in this order.
         prepare: Checks all that can be checked without loading (bundle, precision, threads) and
-            returns what loads it; raises what is in the way.
+            returns what loads the network of the bundle's grid; raises what is in the way.
     """
 
     backend: str
@@ -75,11 +133,28 @@ class Way:
     unasked: tuple[Precision, ...]
     prepare: Callable[[Bundle, Precision, int | None], Load]
 
+    def loads(self, bundle: Bundle, precision: Precision, threads: int | None) -> dict[Shape, Load]:
+        """What loads the network of each shape that can be run this way.
+
+        Raises:
+            ParamorphError: What is in the way of the first, if none can be run.
+        """
+        loads: dict[Shape, Load] = {}
+        reasons: list[ParamorphError] = []
+        for shape in bundle.shapes:
+            try:
+                loads[shape] = self.prepare(bundle.at(shape), precision, threads)
+            except ParamorphError as err:
+                reasons.append(err)
+        if not loads:
+            raise reasons[0]
+        return loads
+
 
 def choose_backend(
     bundle: Bundle, name: str = AUTO, precision: str = AUTO, threads: int | None = None
-) -> Backend:
-    """Load a bundle's network into an engine.
+) -> NetworksByShape:
+    """Load a bundle's networks into an engine: that of its grid at once, others when needed.
 
     Args:
         bundle: A verified bundle.
@@ -102,12 +177,12 @@ def choose_backend(
     for way in ways_to_run(name, precision):
         for wanted in _precisions(way, bundle, precision):
             try:
-                load = way.prepare(bundle, wanted, threads)
+                loads = way.loads(bundle, wanted, threads)
             except ParamorphError as err:
                 skipped.setdefault(way, err)
                 continue
             try:
-                backend = load()
+                backend = NetworksByShape(loads)
             except (BackendError, MissingDependencyError) as err:
                 skipped.setdefault(way, err)
                 continue
@@ -167,7 +242,7 @@ def check_displacement(
     return displacement[0]
 
 
-def prove(backend: Backend, shape: tuple[int, int, int]) -> Backend:
+def prove(network: Network, shape: Shape) -> Network:
     """Run once, on a ramp: what a GPU's libraries lack shows only then, and kernels get compiled.
 
     Raises:
@@ -176,8 +251,8 @@ def prove(backend: Backend, shape: tuple[int, int, int]) -> Backend:
     import numpy as np
 
     ramp = np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)
-    backend.run(ramp, ramp)
-    return backend
+    network.run(ramp, ramp)
+    return network
 
 
 def _engine(flavour: Flavour) -> Callable[[Bundle, Precision, int | None], Load]:
@@ -203,7 +278,7 @@ def _onnxruntime_on_gpu(provider: str) -> Callable[[Bundle, Precision, int | Non
         entry = bundle.network(precision)
         check_provider(provider)
 
-        def load() -> Backend:
+        def load() -> Network:
             path = bundle.verified_path(entry.file)
             return prove(OnnxRuntimeBackend(path, threads, provider, precision), entry.shape)
 

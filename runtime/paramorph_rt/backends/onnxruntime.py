@@ -64,8 +64,6 @@ class OnnxRuntimeBackend:
         self._path = network_path
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; its warnings are about its own optimisations
-        # The arena would keep the largest activations allocated for a second run.
-        options.enable_cpu_mem_arena = False
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
@@ -92,10 +90,13 @@ class OnnxRuntimeBackend:
     def run(
         self, moving: Float[np.ndarray, "i j k"], fixed: Float[np.ndarray, "i j k"]
     ) -> Float[np.ndarray, "3 i j k"]:
-        """See `Backend.run`."""
+        """See `Network.run`."""
         options = ort.RunOptions()
         # Else the graph's own warp would be computed too and thrown away.
         options.only_execute_path_to_fetches = True
+        if self.name == NAMES[CPU]:
+            # Else the largest activations would stay allocated for another run.
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         feeds = {"moving": moving[np.newaxis, np.newaxis], "fixed": fixed[np.newaxis, np.newaxis]}
         try:
             (displacement,) = self._session.run(["displacement"], feeds, options)

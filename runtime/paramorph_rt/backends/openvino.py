@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the network in float32 or bfloat16, its warps in float32."""
+"""OpenVINO on the CPU: the network in float32 or, most of it, in bfloat16; warps in float32."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class OpenVinoBackend:
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
-            parts, self._output = parts_from_onnx(self._path, "displacement")
+            parts, self._output = parts_from_onnx(
+                self._path, "displacement", mixed=precision != "fp32"
+            )
             with ThreadPoolExecutor() as pool:
                 self._steps = list(
                     pool.map(lambda part: _Step(core, part, precision, options), parts)
@@ -62,11 +64,14 @@ class OpenVinoBackend:
     def run(
         self, moving: Float[np.ndarray, "i j k"], fixed: Float[np.ndarray, "i j k"]
     ) -> Float[np.ndarray, "3 i j k"]:
-        """See `Backend.run`."""
+        """See `Network.run`."""
         values = {"moving": moving[np.newaxis, np.newaxis], "fixed": fixed[np.newaxis, np.newaxis]}
         try:
-            for step in self._steps:
+            for number, step in enumerate(self._steps):
                 values |= step(values)
+                # What is not read again gives its memory back.
+                wanted = {self._output}.union(*(s.inputs for s in self._steps[number + 1 :]))
+                values = {name: value for name, value in values.items() if name in wanted}
         except Exception as err:
             raise BackendError(
                 f"{self._path.name}: expected a displacement for shape {moving.shape}, got "
@@ -100,15 +105,15 @@ class _Step:
     def __init__(
         self, core: ov.Core, part: Part, precision: Precision, options: dict[str, Any]
     ) -> None:
-        hint = _HINTS["fp32" if part.is_warp else precision]
-        self._inputs, self._outputs = part.inputs, part.outputs
+        hint = _HINTS["fp32" if part.in_float else precision]
+        self.inputs, self._outputs = part.inputs, part.outputs
         options = {**options, "INFERENCE_PRECISION_HINT": hint}
         self._compiled = core.compile_model(part.model, "CPU", options)
 
     def __call__(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         # A new request each time, so that several threads may run the network.
         request = self._compiled.create_infer_request()
-        feeds = {number: values[name] for number, name in enumerate(self._inputs)}
+        feeds = {number: values[name] for number, name in enumerate(self.inputs)}
         results = request.infer(feeds, share_inputs=True, share_outputs=True)
         return {name: results[number] for number, name in enumerate(self._outputs)}
 

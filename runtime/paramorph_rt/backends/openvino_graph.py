@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 SAMPLING = {"interpolation": "linear", "padding": "border", "align_corners": 1}
 
 
+# In float32 64 MB. Larger ones would cost a wide network more memory than bfloat16 saves it.
+MOST_IN_FLOAT = 16_000_000
+
+
 @dataclass(frozen=True)
 class Part:
     """A model whose inputs other parts compute, or the caller gives.
@@ -41,21 +45,23 @@ class Part:
         model: Its inputs and outputs are in the order of the names below.
         inputs: Names of the values that it reads.
         outputs: Names of the values that it computes.
-        is_warp: Whether it samples a volume, and nothing else.
+        in_float: Whether it computes in float32 whatever the network's precision.
     """
 
     model: ov.Model
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    is_warp: bool = False
+    in_float: bool = False
 
 
-def parts_from_onnx(path: Path, output: str) -> tuple[list[Part], str]:
+def parts_from_onnx(path: Path, output: str, mixed: bool = False) -> tuple[list[Part], str]:
     """Read a graph and cut it into parts, in the order to run them.
 
     Args:
         path: ONNX file.
         output: What to compute; whatever it does not depend on is left out.
+        mixed: Leave what a rounded network strays most by in float32: warps, and features at half
+            resolution, unless there are more than `MOST_IN_FLOAT` numbers in one.
 
     Returns:
         The parts, whose first inputs go by their names in the file; and the name that `output` has
@@ -73,7 +79,15 @@ def parts_from_onnx(path: Path, output: str) -> tuple[list[Part], str]:
     folding = Manager()
     folding.register_pass(ConstantFolding())
     folding.run_passes(model)
-    return _cut(model)
+    return _cut(model, _slice_in_float(model) if mixed else None)
+
+
+def _slice_in_float(model: ov.Model) -> tuple[int, int] | None:
+    """Height and width of the features at half resolution, unless they are too many."""
+    half = [n // 2 for n in model.inputs[0].get_shape()[2:]]
+    shapes = [list(node.output(0).get_shape()) for node in model.get_ops() if node.inputs()]
+    most = max((int(np.prod(shape)) for shape in shapes if shape[2:] == half), default=0)
+    return (half[1], half[2]) if most <= MOST_IN_FLOAT else None
 
 
 def warp_model(shape: tuple[int, ...]) -> ov.Model:
@@ -145,14 +159,15 @@ class _GridSample3D(Op):
             rules = ", ".join(f"{name} {value}" for name, value in self.sampling.items())
             raise RuntimeError(f"a warp with {rules} inside the network")
         names = _name(volume), _name(displacement)
-        return Part(warp_model(shape), names, (_name(self.output(0)),), is_warp=True)
+        return Part(warp_model(shape), names, (_name(self.output(0)),), in_float=True)
 
 
-def _cut(model: ov.Model) -> tuple[list[Part], str]:
+def _cut(model: ov.Model, in_float: tuple[int, int] | None) -> tuple[list[Part], str]:
     """The warps and what lies between them; and the name of the model's only output.
 
-    A node's stage is the number of warps that lie before it, one after the other. All nodes of a
-    stage make one part, which reads what it needs of earlier ones.
+    A node's stage is above those of all warps before it, and odd where slices of features have the
+    size `in_float` (h, w). All nodes of a stage make one part, which reads what it needs of earlier
+    ones.
     """
     stages: dict[str, int] = {}
     read: dict[int, dict[str, ov.Node]] = defaultdict(dict)  # stage → name → parameter
@@ -166,10 +181,17 @@ def _cut(model: ov.Model) -> tuple[list[Part], str]:
         node = source.get_node()
         return stages[node.get_name()] + isinstance(node, _GridSample3D)
 
+    def is_odd(node: ov.Node) -> bool:
+        shape = tuple(node.output(0).get_shape())
+        return bool(node.inputs()) and len(shape) == 5 and shape[3:] == in_float
+
     for node in model.get_ordered_ops():
         sources = [port.get_source_output() for port in node.inputs()]
-        stage = stages[node.get_name()] = max(map(stage_after, sources), default=0)
+        stage = max(map(stage_after, sources), default=0)
         is_warp, is_result = isinstance(node, _GridSample3D), node.get_type_name() == "Result"
+        if not (is_warp or is_result) and is_odd(node) != stage % 2:
+            stage += 1
+        stages[node.get_name()] = stage
         if is_warp:
             warps[stage].append(node.part())
         for port, source in zip(node.inputs(), sources, strict=True):
@@ -187,7 +209,8 @@ def _cut(model: ov.Model) -> tuple[list[Part], str]:
     for stage in sorted(given | warps):
         if given[stage]:
             inner = ov.Model(list(given[stage].values()), list(read[stage].values()))
-            parts.append(Part(inner, tuple(read[stage]), tuple(given[stage])))
+            names = tuple(read[stage]), tuple(given[stage])
+            parts.append(Part(inner, *names, in_float=bool(stage % 2)))
         parts += warps[stage]
     return parts, output
 

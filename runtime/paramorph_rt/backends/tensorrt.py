@@ -70,6 +70,8 @@ class EngineBackend:
         self._device = device or open_device()
         with self._device.active():
             self._runtime = library.Runtime(self._logger)
+            if entry.has_plugin:
+                self._runtime.engine_host_code_allowed = True
             self._engine = self._runtime.deserialize_cuda_engine(content)
             if self._engine is None:
                 raise self._refusal(
@@ -92,7 +94,7 @@ class EngineBackend:
     def run(
         self, moving: Float[np.ndarray, "i j k"], fixed: Float[np.ndarray, "i j k"]
     ) -> Float[np.ndarray, "3 i j k"]:
-        """See `Backend.run`."""
+        """See `Network.run`."""
         for volume in (moving, fixed):
             if volume.shape != self._shape:
                 raise BackendError(
@@ -126,7 +128,7 @@ class EngineBackend:
         Args:
             moving: Address of (1, 1, i, j, k), in [0, 1] on the network grid.
             fixed: Likewise.
-            displacement: Address of (1, 3, i, j, k), written: see `Backend.run`.
+            displacement: Address of (1, 3, i, j, k), written: see `Network.run`.
             warped: Address of (1, 1, i, j, k), written; None if it is not wanted.
             stream: CUDA stream handle.
 

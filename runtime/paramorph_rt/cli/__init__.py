@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from .. import PURPOSE
 from . import cohort, completion, evaluate, infer, info, messages, transform, triton
 from .layout import HelpFormatter, commands_of, parsers_of
 
@@ -40,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="paramorph-rt",
-        description="Deformable registration of 3-D medical images with ParaMorph.",
+        description="Deformable registration of 3-D medical images with ParaMorph. " + PURPOSE,
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action=_Version, help="show the versions and exit")

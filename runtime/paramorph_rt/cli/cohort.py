@@ -13,12 +13,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .infer import add_common_options, add_picture_options, pictures, positive
+from .infer import add_common_options, add_picture_options, positive, settings_of
 from .messages import INTERRUPTED
 
 if TYPE_CHECKING:
     from ..cohort.pairs import Pair
-    from ..cohort.work import Outcome, Settings
+    from ..cohort.work import Outcome
 
 _EPILOG = """
 The table has a pair on each line and the names of its columns in the first: moving and fixed, and
@@ -28,11 +28,13 @@ relative to the table.
 
 Each pair gets the folder DIR/pairs/NAME with the results of `paramorph-rt infer`. A second run of
 the same command keeps what is finished and still belongs to its files, options and model, and does
-the rest. DIR/summary.html, .csv and .json tell of all pairs.
+the rest. DIR/summary.html, .csv and .json tell of all pairs. With --bids-names, DIR is one dataset
+of all pairs, without folders of their own.
 
 examples:
   paramorph-rt cohort pairs.csv --out-dir OUT
   paramorph-rt cohort --template mni.nii.gz --images subjects/ --out-dir OUT
+  paramorph-rt cohort --template mni.nii.gz --images subjects/ --out-dir derivatives --bids-names
   paramorph-rt cohort --all-pairs subjects/ --out-dir OUT --affine rigid
   paramorph-rt cohort pairs.csv --out-dir /shared/OUT --scheduler tcp://head:8786
 """
@@ -93,15 +95,13 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import CohortError
     from ..outputs import check_outputs
 
-    pairs = _pairs(args)
+    pairs, settings = _pairs(args), settings_of(args)
     check_outputs(args.out_dir, force=True)
     outcomes: dict[str, Outcome] = {}
     start = time.monotonic()
     with _progress(len(pairs), args.quiet) as show, _first_ctrl_c(args.scheduler is None) as stop:
         options: dict[str, Any] = {"at_once": args.at_once, "scheduler": args.scheduler}
-        running = run_cohort(
-            pairs, _settings(args), args.out_dir, force=args.force, stop=stop, **options
-        )
+        running = run_cohort(pairs, settings, args.out_dir, force=args.force, stop=stop, **options)
         try:
             with closing(running):
                 for outcome in running:
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
                     show(outcome)
         except KeyboardInterrupt:
             stop.set()
-    summary = write_summary(args.out_dir, pairs, outcomes, time.monotonic() - start)
+    summary = write_summary(args.out_dir, pairs, outcomes, time.monotonic() - start, settings)
     print(json.dumps(summary) if args.json else _table(summary, args.out_dir / HTML))
     if stop.is_set() and summary["not_run"]:
         left = summary["not_run"]
@@ -136,23 +136,6 @@ def _pairs(args: argparse.Namespace) -> list[Pair]:
         images = [path.absolute() for path in args.images]
         return pairs_to_template(args.template.absolute(), images, labels)
     return pairs_of_all([path.absolute() for path in args.all_pairs])
-
-
-def _settings(args: argparse.Namespace) -> Settings:
-    from ..cohort.work import Settings
-
-    grid = args.output_grid
-    return Settings(
-        model=args.model and args.model.absolute(),
-        backend=args.backend,
-        precision=args.precision,
-        threads=args.threads,
-        affine=args.affine or not args.no_affine,
-        inverse=args.inverse,
-        output_grid=grid if grid in ("fixed", "moving") else str(Path(grid).absolute()),
-        interpolation=args.interpolation,
-        pictures=pictures(args),
-    )
 
 
 @contextmanager
@@ -204,8 +187,7 @@ def _progress(total: int, quiet: bool) -> Iterator[Any]:
             for line in _lines(outcome):
                 tqdm.write(line, file=sys.stderr)
             if not (terminal or quiet):
-                finished = counts["done"] + counts["failed"]
-                print(_pace(counts, total, finished, time.monotonic() - start), file=sys.stderr)
+                print(_pace(counts, total, time.monotonic() - start), file=sys.stderr)
 
         yield show
 
@@ -220,12 +202,12 @@ def _lines(outcome: Outcome) -> Iterator[str]:
         yield f"{outcome.name}: {warning}"
 
 
-def _pace(counts: dict[str, int], total: int, finished: int, seconds: float) -> str:
-    so_far = sum(counts.values())
+def _pace(counts: dict[str, int], total: int, seconds: float) -> str:
+    so_far, done = sum(counts.values()), counts["done"]  # failures are fast and say nothing
     line = f"{so_far}/{total} pairs"
-    if finished and so_far < total:
-        left = (total - so_far) * seconds / finished
-        line += f", {60 * finished / seconds:.1f} a minute, {left / 60:.0f} min left"
+    if done and so_far < total:
+        left = (total - so_far) * seconds / done
+        line += f", {60 * done / seconds:.1f} a minute, {left / 60:.0f} min left"
     others = ", ".join(f"{counts[key]} {key}" for key in ("kept", "failed") if counts[key])
     return f"{line} ({others})" if others else line
 

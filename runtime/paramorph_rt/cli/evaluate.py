@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .infer import add_threads
 from .transform import FORMATS, read_transforms
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EXAMPLES.strip(),
     )
     add = parser.add_argument
-    add("--fixed", type=Path, metavar="NII", help="fixed image")
+    add("--fixed", type=Path, metavar="NII", help="fixed image, on whose grid all is compared")
     add("--moving", type=Path, metavar="NII", help="moving image")
     add("--warped", type=Path, metavar="NII", help="moving image on the fixed image's grid")
     add("--fixed-labels", type=Path, metavar="NII", help="label map of the fixed image")
@@ -56,7 +57,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="fixed to moving, FILE or [FILE,1]; several in the order of ANTs' -t",
     )
     add("--from", dest="source", choices=FORMATS, help="its format (default: the file tells)")
-    add("--fixed-landmarks", type=Path, metavar="FILE", help="CSV, .fcsv or .mrk.json")
+    add(
+        "--fixed-landmarks",
+        type=Path,
+        metavar="FILE",
+        help="points in the fixed image: CSV, .fcsv or .mrk.json",
+    )
     add("--moving-landmarks", type=Path, metavar="FILE", help="the same places, moving image")
     add(
         "--landmark-space",
@@ -69,7 +75,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="MM",
         help="of the normalised surface distance, in mm (default: 1)",
     )
-    add("--label-names", type=Path, metavar="FILE", help="CSV, TSV, FreeSurfer or ITK-SNAP table")
+    add_threads(parser)
+    add(
+        "--label-names",
+        type=Path,
+        metavar="FILE",
+        help="names of labels for --csv and --json: CSV, TSV, FreeSurfer or ITK-SNAP table",
+    )
     add("--csv", type=Path, metavar="FILE", help="write a row per label; - is stdout")
     add("--json", type=Path, metavar="FILE", help="write all metrics; - is stdout")
     add("--force", action="store_true", help="replace existing --csv and --json")
@@ -79,11 +91,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, write, print."""
     from ..errors import EvaluationError
-    from ..evaluation import Kind, evaluate, label_table
-    from ..label_names import load_label_names
-    from ..metrics.surface import NSD_TOLERANCE_MM
+    from ..evaluation import label_table
     from ..outputs import check_file, staged_file
-    from ..volume import load_labels, load_volume
+    from ..threads import itk_threads
 
     to_stdout = [path for path in (args.csv, args.json) if path == Path("-")]
     if len(to_stdout) == 2:
@@ -91,7 +101,27 @@ def run(args: argparse.Namespace) -> int:
     files = [path for path in (args.csv, args.json) if path and path not in to_stdout]
     for path in files:
         check_file(path, args.force)
-    metrics = evaluate(
+    with itk_threads(args.threads):
+        metrics = _metrics(args)
+    texts = {}
+    if args.csv:
+        texts[args.csv] = label_table(metrics)
+    if args.json:
+        texts[args.json] = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
+    for path in files:
+        with staged_file(path) as staging:
+            staging.write_text(texts[path], encoding="utf-8")
+    print(texts[to_stdout[0]].rstrip("\n") if to_stdout else "\n".join(_lines(metrics, files)))
+    return 0
+
+
+def _metrics(args: argparse.Namespace) -> dict[str, Any]:
+    from ..evaluation import Kind, evaluate
+    from ..label_names import load_label_names
+    from ..metrics.surface import NSD_TOLERANCE_MM
+    from ..volume import load_labels, load_volume
+
+    return evaluate(
         Kind(*(path and load_volume(path) for path in (args.fixed, args.moving, args.warped))),
         Kind(
             args.fixed_labels and load_labels(args.fixed_labels),
@@ -104,16 +134,6 @@ def run(args: argparse.Namespace) -> int:
         nsd_tolerance_mm=NSD_TOLERANCE_MM if args.nsd_tolerance is None else args.nsd_tolerance,
         label_names=args.label_names and load_label_names(args.label_names),
     )
-    texts = {}
-    if args.csv:
-        texts[args.csv] = label_table(metrics)
-    if args.json:
-        texts[args.json] = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
-    for path in files:
-        with staged_file(path) as staging:
-            staging.write_text(texts[path], encoding="utf-8")
-    print(texts[to_stdout[0]].rstrip("\n") if to_stdout else "\n".join(_lines(metrics, files)))
-    return 0
 
 
 def _landmarks(args: argparse.Namespace) -> tuple[Landmarks, Landmarks] | None:

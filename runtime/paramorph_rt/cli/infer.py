@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backends import AUTO, BACKENDS, PRECISIONS
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from ..outputs import Names
-    from ..preprocess import Interpolation
-    from ..registration import RegistrationResult
-    from ..report.pictures import Pictures
-    from ..spaces import Grid
-    from ..volume import Series, Volume
+    from ..pair import Settings
 
 STAGES = ("before", "affine", "after")
+# Of the printed table, over labels.
+MEANS = (
+    *(("dice", "mean Dice"), ("assd_mm", "mean ASSD (mm)"), ("hd95_mm", "mean HD95 (mm)")),
+    ("nsd", "mean NSD"),
+)
+# Those of `pair.SINGLE`, which would load NumPy for `--help`.
+FILES = (
+    *("moving", "fixed", "moving_labels", "fixed_labels"),
+    *("moving_mask", "fixed_mask", "initial_transform"),
+)
 
 _EPILOG = """
 The folder of results appears as a whole when all has worked; until then nothing is written.
@@ -54,10 +56,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="volume to be warped: NIfTI, NRRD, MetaImage, or a folder with a DICOM series; so are "
-        "all others. Results are NIfTI",
+        help="volume to be warped: NIfTI, NRRD, MetaImage, or a folder with a DICOM series, as all "
+        "inputs may be; results are NIfTI",
     )
-    add("--fixed", type=Path, required=True, metavar="FILE", help="volume to match")
+    add("--fixed", type=Path, required=True, metavar="FILE", help="volume that it shall match")
     add("--out-dir", type=Path, required=True, metavar="DIR", help="folder for the results")
     add("--moving-labels", type=Path, metavar="NII", help="label map of the moving volume")
     add("--fixed-labels", type=Path, metavar="NII", help="label map of the fixed volume")
@@ -91,24 +93,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=[],
         metavar="NII",
         help="the same for label maps",
-    )
-    add(
-        "--apply-to-all",
-        action="store_true",
-        help="the moving file is a 4-D series: register one volume and also write all, warped, as "
-        "warped_series.nii.gz",
-    )
-    add(
-        "--reference-volume",
-        type=_volume_number,
-        metavar="N",
-        help="which volume of the series is registered, from 0 (default: the mean of all)",
-    )
-    add(
-        "--bids-names",
-        action="store_true",
-        help="names and sidecars of BIDS derivatives, DIR being the dataset: "
-        "sub-X/anat/sub-X_space-MNI_T1w.nii.gz, sub-X_from-T1w_to-MNI_mode-image_xfm.nii.gz",
     )
     add("--force", action="store_true", help="replace the results of an earlier run")
     add("--json", action="store_true", help="print metrics.json to stdout instead of a table")
@@ -147,6 +131,24 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="of warped images (default: linear); labels take the nearest voxel",
     )
     add(
+        "--apply-to-all",
+        action="store_true",
+        help="the moving file is a 4-D series: register one volume and also write all, warped, as "
+        "warped_series.nii.gz",
+    )
+    add(
+        "--reference-volume",
+        type=_volume_number,
+        metavar="N",
+        help="which volume of the series is registered, from 0 (default: the mean of all)",
+    )
+    add(
+        "--bids-names",
+        action="store_true",
+        help="names and sidecars of BIDS derivatives, DIR being the dataset: "
+        "sub-X/anat/sub-X_space-MNI_T1w.nii.gz, sub-X_from-T1w_to-MNI_mode-image_xfm.nii.gz",
+    )
+    add(
         "--backend",
         choices=(AUTO, *BACKENDS),
         default=AUTO,
@@ -161,7 +163,19 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="of the network (default: auto, fp32 on the CPU, fp16 on a GPU if the bundle has it); "
         "bf16 needs openvino and a CPU that has it, or a bundle that holds it",
     )
-    add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    add(
+        "--no-surface-distances",
+        action="store_true",
+        help="of labels measure overlap and volumes alone: ASSD, HD95 and NSD of the more than 100 "
+        "labels of a brain take longer than registering it",
+    )
+    add_threads(parser)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Declare how much of the CPU a command may take."""
+    text = "CPU threads (default: all cores)"
+    parser.add_argument("--threads", type=positive, metavar="N", help=text)
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
@@ -192,140 +206,70 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Register, save, print."""
     from ..outputs import check_outputs
-    from ..registration import Registration
+    from ..pair import Pair, names_of, register_pair
 
-    names = _names(args)
+    settings = settings_of(args)
+    pair = Pair(
+        args.moving.name,
+        **{role: getattr(args, role) for role in FILES},
+        also=tuple(args.also),
+        also_labels=tuple(args.also_labels),
+    )
+    names = names_of(pair, settings, args.out_dir)
     check_outputs(args.out_dir, args.force, names)
-    wanted = pictures(args)
-    wanted.check()
-    moving, series = _moving(args)
-    options = {
-        "affine": args.affine or not args.no_affine,
-        "initial": _initial(args),
-        "moving_mask": args.moving_mask,
-        "fixed_mask": args.fixed_mask,
-        "inverse": args.inverse,
-        "output_grid": _output_grid(args, series),
-        "interpolation": args.interpolation,
-        "also": args.also,
-        "also_labels": args.also_labels,
-    }
-    inputs = moving, args.fixed, args.moving_labels, args.fixed_labels
-    register = Registration(args.model, args.threads, args.backend, args.precision)
-    result = register(*inputs, **options)
-    extras = dict(wanted.of(result, *inputs, _parameters(args)))
-    if series is not None and args.apply_to_all:
-        extras["series"] = _series_writer(series, result, args.interpolation, names)
+    settings.pictures.check()
+    register = settings.registration(wait=False)
+    result, extras = register_pair(register, pair, settings, names)
     result.save(args.out_dir, args.force, extras, names)
     print(json.dumps(result.metrics) if args.json else _table(result.metrics, args.out_dir))
     return 0
 
 
-def pictures(args: argparse.Namespace) -> Pictures:
-    """Which pictures were asked for."""
+def settings_of(args: argparse.Namespace) -> Settings:
+    """What `infer` and `cohort` are asked for.
+
+    Paths are absolute, because workers of a cluster have working folders of their own.
+    """
+    from ..pair import Settings
     from ..report.pictures import Pictures
 
+    grid = args.output_grid
     names = args.label_names and args.label_names.absolute()
-    return Pictures(args.report or args.report_3d, args.report_3d, args.figures, names)
-
-
-def _parameters(args: argparse.Namespace) -> dict[str, object]:
-    """The registration's options, as a report shows them."""
-    found = {
-        "affine": "none" if args.no_affine else args.affine or "affine",
-        "initial transform": args.initial_transform and args.initial_transform.name,
-        "output grid": Path(args.output_grid).name,
-        "interpolation": args.interpolation,
-        "inverse": "yes" if args.inverse else None,
-        "threads": args.threads,
-        "warped along": ", ".join(path.name for path in (*args.also, *args.also_labels)),
-    }
-    return {name: value for name, value in found.items() if value}
-
-
-def _initial(args: argparse.Namespace) -> np.ndarray | None:
-    from ..transforms.formats import read_start
-
-    return args.initial_transform and read_start(args.initial_transform)
-
-
-def _names(args: argparse.Namespace) -> Names:
-    from ..bids import bids_names
-    from ..outputs import PLAIN
-
-    if not args.bids_names:
-        return PLAIN
-    return bids_names(
-        *(args.moving, args.fixed, args.out_dir),
-        moving_labels=args.moving_labels,
-        also=args.also,
-        also_labels=args.also_labels,
-        output_grid=args.output_grid,
-        series=args.apply_to_all,
+    return Settings(
+        model=args.model and args.model.absolute(),
+        backend=args.backend,
+        precision=args.precision,
+        threads=args.threads,
+        affine=args.affine or not args.no_affine,
+        inverse=args.inverse,
+        output_grid=grid if grid in ("fixed", "moving") else str(Path(grid).absolute()),
+        interpolation=args.interpolation,
+        surfaces=not args.no_surface_distances,
+        pictures=Pictures(args.report or args.report_3d, args.report_3d, args.figures, names),
+        bids_names=args.bids_names,
+        apply_to_all=args.apply_to_all,
+        reference_volume=args.reference_volume,
     )
 
 
-def _moving(args: argparse.Namespace) -> tuple[Path | Volume, Series | None]:
-    """What is registered, and the series that it stands for.
-
-    Raises:
-        VolumeError: The file holds no series, or none of so many volumes.
-    """
-    if not args.apply_to_all and args.reference_volume is None:
-        return args.moving, None
-    from ..errors import VolumeError
-    from ..volume import load_series
-
-    series = load_series(args.moving)
-    if args.reference_volume is None:
-        return series.mean(), series
-    try:
-        return series[args.reference_volume], series
-    except IndexError as err:
-        raise VolumeError(str(err)) from err
-
-
-def _series_writer(
-    series: Series, result: RegistrationResult, interpolation: Interpolation, names: Names
-) -> Callable[[Path], None]:
-    from ..volume import save_series
-    from ..warp import warp_volumes
-
-    def write(folder: Path) -> None:
-        field = result.displacement
-        volumes = warp_volumes(iter(series), field, interpolation)
-        save_series(folder / names.series, volumes, field.grid, series)
-
-    return write
-
-
-def _output_grid(args: argparse.Namespace, series: Series | None) -> Grid | None:
-    from ..volume import load_grid
-
-    if args.output_grid == "fixed":
-        return None
-    if args.output_grid == "moving" and series is not None:
-        return series.grid
-    return load_grid(args.moving if args.output_grid == "moving" else args.output_grid)
-
-
 def _volume_number(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
-    return value
+    return _whole(text, 0)
 
 
 def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
-    return value
+    """A number of things, at least one."""
+    return _whole(text, 1)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text}")
+    return int(text)
 
 
 def _table(metrics: dict[str, Any], out_dir: Path) -> str:
     rows = {"": {stage: stage for stage in STAGES}, "NCC": metrics["ncc"]}
-    for key, title in (("dice", "mean Dice"), ("assd_mm", "mean ASSD (mm)")):
+    for key, title in MEANS:
         if key in metrics:
             rows[title] = {stage: entry["mean"] for stage, entry in metrics[key].items()}
     lines = [
@@ -340,6 +284,8 @@ def _table(metrics: dict[str, Any], out_dir: Path) -> str:
         lines.append(f"inverse off by   {mean:.3f} mm on average, {highest:.3f} mm at most")
     lines += [f"warning: {warning}" for warning in metrics["warnings"]]
     lines.append(f"folded voxels    {metrics['nonpositive_jacobian_percent']:.4f} %")
+    volume = metrics["nondiffeomorphic_volume_percent"]
+    lines.append(f"folded volume    {volume:.4f} % (digital diffeomorphism)")
     lines.append(f"{sum(metrics['seconds'].values()):.1f} s; results in {out_dir}")
     return "\n".join(lines)
 

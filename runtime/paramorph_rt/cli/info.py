@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
-    from ..backends import Backend, Precision, Way
+    from ..backends import Load, Precision, Shape, Way
     from ..bundle import Bundle, EngineEntry
 
 PACKAGES = (
@@ -120,7 +120,7 @@ def _why_not(bundle: Bundle, engine: EngineEntry) -> str | None:
 
     from ..backends import WAYS
 
-    alone = replace(bundle, engines=(engine,))
+    alone = replace(bundle, engines=(engine,)).at(engine.shape)
     way = next(way for way in WAYS if way.name == engine.flavour)
     precision = cast("Precision", engine.precision)
     answer = _or_reason(partial(way.prepare, alone, precision, None))
@@ -134,14 +134,15 @@ def _backends(bundle: Bundle, load: bool) -> list[dict[str, Any]]:
 
 
 def _describe(way: Way, bundle: Bundle, load: bool) -> dict[str, Any]:
-    """Precisions that can be used; without one, what is in the way of the first."""
-    answers = {p: _or_reason(partial(way.prepare, bundle, p, None)) for p in way.precisions}
+    """Precisions that can be used, and shapes; without one, what is in the way of the first."""
+    answers = {p: _or_reason(partial(way.loads, bundle, p, None)) for p in way.precisions}
+    shapes = {p: list(loads) for p, loads in answers.items() if not isinstance(loads, str)}
     if load:
-        for precision, answer in answers.items():
-            if not isinstance(answer, str):
-                answers[precision] = _or_reason(partial(_seconds, answer))
+        for precision in shapes:
+            answers[precision] = _or_reason(partial(_seconds, answers[precision]))
     usable = [p for p, answer in answers.items() if not isinstance(answer, str)]
     described: dict[str, Any] = {"backend": way.backend, "name": way.name, "precisions": usable}
+    described["shapes"] = {p: shapes[p] for p in usable}
     if load:
         described["load_seconds"] = {p: answers[p] for p in usable}
     if not usable:
@@ -150,9 +151,10 @@ def _describe(way: Way, bundle: Bundle, load: bool) -> dict[str, Any]:
     return described
 
 
-def _seconds(load: Callable[[], Backend]) -> float:
+def _seconds(loads: Mapping[Shape, Load]) -> float:
     started = time.perf_counter()
-    load()
+    for load in loads.values():
+        load()
     return round(time.perf_counter() - started, 2)
 
 
@@ -198,12 +200,20 @@ def _gpu_line(gpu: dict[str, Any]) -> str:
 
 
 def _entry_line(entry: dict[str, Any]) -> str:
-    return f"{entry['file']}: {entry['precision']} at {' × '.join(map(str, entry['shape']))}"
+    return f"{entry['file']}: {entry['precision']} at {_shape(entry['shape'])}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))
 
 
 def _way_line(way: dict[str, Any]) -> str:
     seconds = way.get("load_seconds", {})
-    notes = [f"{p} (loaded in {seconds[p]} s)" if seconds else p for p in way["precisions"]]
+    notes = [
+        f"{p} at {' or '.join(map(_shape, way['shapes'][p]))}"
+        + (f" (loaded in {seconds[p]} s)" if seconds else "")
+        for p in way["precisions"]
+    ]
     return f"--backend {way['backend']}: {', '.join(notes)}"
 
 

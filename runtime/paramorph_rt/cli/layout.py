@@ -8,16 +8,30 @@ from collections.abc import Iterator
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Wraps prose; a paragraph with indented lines, such as examples, stays as it is."""
+    """Wraps prose; a paragraph with indented lines, such as examples, stays as it is.
+
+    Options and file names are not parted at their hyphens.
+    """
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """See `argparse`, which forgets that commands are indented."""
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        fill = super()._fill_text
         return "\n\n".join(
-            textwrap.indent(text, indent)
-            if text[:1] == " " or "\n " in text
-            else fill(text, width, indent)
+            textwrap.indent(
+                text
+                if text[:1] == " " or "\n " in text
+                else "\n".join(self._split_lines(text, width - len(indent))),
+                indent,
+            )
             for text in text.strip("\n").split("\n\n")
         )
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def parsers_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

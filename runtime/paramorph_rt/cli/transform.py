@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .infer import add_threads
+
 if TYPE_CHECKING:
     from ..transforms import Images, Transform
 
@@ -50,6 +52,23 @@ example:
 """,
 }
 
+# What the fixed and the moving image are for.
+_IMAGES = {
+    "apply": ("image on whose grid the result lies", "image or label map to be warped"),
+    "invert": (
+        "fixed image, which files of FSL and FreeSurfer refer to",
+        "moving image, on whose grid the inverse of a field lies",
+    ),
+    "compose": (
+        "fixed image, on whose grid the result lies (default: that of the first field)",
+        "moving image, which files of FSL and FreeSurfer refer to",
+    ),
+    "convert": (
+        "fixed image, which files of FSL and FreeSurfer refer to",
+        "moving image, which they refer to as well",
+    ),
+}
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Declare the options of all actions."""
@@ -75,24 +94,33 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         )
         several = name in ("apply", "compose")
         add = action.add_argument
-        add("transforms", nargs="+" if several else 1, metavar="TRANSFORM", help="FILE or [FILE,1]")
-        needed = name == "apply"
-        add("--fixed", type=Path, required=needed, metavar="NII", help="image that it starts from")
-        add("--moving", type=Path, required=needed, metavar="NII", help="image that it leads to")
-        add("--out", type=Path, required=True, metavar="FILE", help="result")
+        add(
+            "transforms",
+            nargs="+" if several else 1,
+            metavar="TRANSFORM",
+            help="transform file; [FILE,1] inverts an affine",
+        )
+        needed, (fixed, moving) = name == "apply", _IMAGES[name]
+        add("--fixed", type=Path, required=needed, metavar="NII", help=fixed)
+        add("--moving", type=Path, required=needed, metavar="NII", help=moving)
+        add("--out", type=Path, required=True, metavar="FILE", help="file of the result")
         add("--from", dest="source", choices=FORMATS, help="format (default: the file tells)")
         if name == "apply":
             choices = {"choices": INTERPOLATIONS, "default": "linear"}
             add("--interpolation", help="nearest for label maps (default: linear)", **choices)
         else:
             add("--to", default="itk", choices=FORMATS, help="format of --out (default: itk)")
+        add_threads(action)
         add("--force", action="store_true", help="replace an existing --out")
         action.set_defaults(run=run, action=runs[name])
 
 
 def run(args: argparse.Namespace) -> int:
     """Do the action and say what was written."""
-    args.action(args)
+    from ..threads import itk_threads
+
+    with itk_threads(args.threads):
+        args.action(args)
     print(f"wrote {args.out}")
     return 0
 

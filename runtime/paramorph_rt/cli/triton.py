@@ -25,8 +25,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
     )
     add = parser.add_argument
-    add("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the shipped one")
-    add("--out-dir", type=Path, required=True, metavar="REPO", help="model repository")
+    add(
+        "bundle",
+        nargs="?",
+        type=Path,
+        metavar="BUNDLE",
+        help="model bundle (default: the shipped one)",
+    )
+    add(
+        "--out-dir", type=Path, required=True, metavar="REPO", help="folder of the model repository"
+    )
     add("--force", action="store_true", help="replace models of the same names")
     parser.set_defaults(run=run)
 

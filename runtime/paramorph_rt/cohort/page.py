@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ..outputs import REPORT
+from .. import PURPOSE, __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ COLUMNS = (
     ("folds %", "nonpositive_jacobian_percent", 4),
 )
 MOST_DOTS = 2000  # more hide each other and make the page slow
-LEFT, RIGHT, LINE, TOP = 80, 690, 46, 8
+LEFT, RIGHT, LINE, TOP = 92, 690, 46, 8
 
 _LEGEND = (
     "A dot is a pair. Boxes reach from the 25th to the 75th percentile, with the median; whiskers "
@@ -57,13 +57,20 @@ svg text { fill: var(--soft); font-size: 17px }
 .axis { stroke: var(--line) } .box { fill: none; stroke: var(--ink); stroke-width: 1.5 }
 .median { stroke: var(--ink); stroke-width: 4 } .dot { fill: var(--mark); fill-opacity: .45 }
 .dot:hover { fill-opacity: 1 } .wide { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+table { border-spacing: 0; width: 100%; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
 th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 9rem }
-td.text { text-align: left }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper) }
+.note { position: sticky; left: .6rem; max-width: min(100%, 100vw - 3.2rem) }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom }
 .failed { color: var(--bad) } .warning { color: var(--warn); font-size: .9em }
-@media print { body { margin: 0; max-width: none } tr, figure { break-inside: avoid } }
+footer { margin-top: 2rem; color: var(--soft); font-size: .9em }
+@media (max-width: 40rem) { svg text { font-size: 25px } .dot { r: 8px } }
+@media print { body { margin: 0; max-width: none; font-size: 9pt } h2 { break-after: avoid }
+  :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --mark: #0a5aa8; --bad: #b3261e;
+    --warn: #6b3a00; color-scheme: light }
+  .plots { grid-template-columns: 1fr 1fr } .wide { overflow: visible } svg text { font-size: 20px }
+  th, td { padding: .1rem .4rem; position: static !important } tr, figure { break-inside: avoid } }
 """
 
 
@@ -98,12 +105,13 @@ def page(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
 <h1>Cohort of {len(rows)} pairs</h1>
 <p>{_counts(summary)}</p>
 {plots if figures else ""}<h2>Pairs, worst first</h2>
-<div class="wide"><table>
+<div class="wide" tabindex="0" role="region" aria-label="Table of pairs"><table>
 <thead><tr><th scope="col">pair</th>{heads}</tr></thead>
 <tbody>
 {body}
 </tbody>
 </table></div>
+<footer>paramorph-rt {escape(str(__version__))} · {escape(PURPOSE)}</footer>
 </body>
 </html>
 """
@@ -124,10 +132,8 @@ def _table_row(row: Row, columns: Sequence[tuple[str, str, int]]) -> str:
     cell += "".join(f'<div class="warning">{escape(text)}</div>' for text in row.warnings)
     if not row.metrics:
         text = escape(f"{row.status}: {row.note}" if row.note else row.status)
-        width = max(len(columns), 1)
-        return (
-            f'<tr><td>{cell}</td><td class="text {row.status}" colspan="{width}">{text}</td></tr>'
-        )
+        note = f'<div class="note"><b>{cell}</b> <span class="{row.status}">{text}</span></div>'
+        return f'<tr><td colspan="{len(columns) + 1}">{note}</td></tr>'
     values = (_number(row.metrics.get(metric), digits) for _, metric, digits in columns)
     return f"<tr><td>{cell}</td>{''.join(f'<td>{value}</td>' for value in values)}</tr>"
 
@@ -178,7 +184,8 @@ def _dots(rows: Sequence[Row], metric: str, x: Any, y: float) -> str:
         text = escape(f"{row.pair.name}: {_number(value, 4)}")
         place = f'cx="{x(value):.1f}" cy="{height:.1f}" r="5"'
         dot = f'<circle class="dot" {place}><title>{text}</title></circle>'
-        dots.append(f'<a href="{_link(row)}">{dot}</a>' if row.report else dot)
+        # Left out by the Tab key: the table has the same links, each once.
+        dots.append(f'<a href="{_link(row)}" tabindex="-1">{dot}</a>' if row.report else dot)
     return "".join(dots)
 
 
@@ -193,7 +200,7 @@ def _box(entry: Mapping[str, float], x: Any, y: float) -> str:
 
 
 def _link(row: Row) -> str:
-    return escape(f"{quote(row.folder)}/{REPORT}")
+    return escape(quote(row.report or ""))
 
 
 def _number(value: float | None, digits: int) -> str:

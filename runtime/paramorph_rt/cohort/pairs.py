@@ -7,7 +7,6 @@ import difflib
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from pathlib import Path
@@ -15,56 +14,14 @@ from pathlib import Path
 from ..errors import CohortError
 from ..itk_files import SUFFIXES as ITK
 from ..nifti import SUFFIXES as NIFTI
+from ..pair import SEVERAL, SINGLE, Pair
 
 NEEDED = ("moving", "fixed")
-SINGLE = (
-    *NEEDED,
-    *("moving_labels", "fixed_labels", "moving_mask", "fixed_mask", "initial_transform"),
-)
-SEVERAL = ("also", "also_labels")
 COLUMNS = ("name", *SINGLE, *SEVERAL)
 BETWEEN = "|"  # the files of one cell
 SEPARATORS = ",;\t"  # of a table's cells; its first line tells which
 LABELS = "_labels"
 LONGEST_NAME = 200
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two images to be registered, and all that belongs to them alone.
-
-    Attributes:
-        name: Of the folder of results; no other pair has it.
-        moving: Image to be warped.
-        fixed: Image to match.
-        moving_labels: Label map of the moving image.
-        fixed_labels: Label map of the fixed image.
-        moving_mask: Voxels of the moving image that count are not 0.
-        fixed_mask: The same for the fixed image.
-        initial_transform: Linear transform, fixed → moving, where the affine search starts.
-        also: More images in the moving image's world, warped along.
-        also_labels: The same for label maps.
-        notes: Other columns of the table, which go into the summary.
-    """
-
-    name: str
-    moving: Path
-    fixed: Path
-    moving_labels: Path | None = None
-    fixed_labels: Path | None = None
-    moving_mask: Path | None = None
-    fixed_mask: Path | None = None
-    initial_transform: Path | None = None
-    also: tuple[Path, ...] = ()
-    also_labels: tuple[Path, ...] = ()
-    notes: tuple[tuple[str, str], ...] = ()
-
-    def files(self) -> dict[str, Path]:
-        """Every file that is read, by what it is."""
-        found = {role: getattr(self, role) for role in SINGLE if getattr(self, role)}
-        for role in SEVERAL:
-            found |= {f"{role} {n}": path for n, path in enumerate(getattr(self, role), 1)}
-        return found
 
 
 def pairs_of_table(table: Path) -> list[Pair]:
@@ -154,7 +111,15 @@ def images_with_labels(paths: Iterable[Path]) -> list[tuple[Path, Path | None]]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += sorted(p for p in path.iterdir() if p.name.endswith((*NIFTI, *ITK)))
+            inside = sorted(p for p in path.iterdir() if p.name.endswith((*NIFTI, *ITK)))
+            if not inside:
+                raise CohortError(
+                    f"{path}: expected a folder with images (NIfTI, NRRD, MetaImage), got none in "
+                    "it; pass the folder that holds them, or the images."
+                )
+            files += inside
+        elif not path.exists():
+            raise CohortError(f"{path}: expected an image or a folder, found none; check the path.")
         else:
             files.append(path)
     labels = {p.parent / _stem(p).removesuffix(LABELS): p for p in files if _is_labels(p)}

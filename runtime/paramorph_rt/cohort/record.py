@@ -48,18 +48,24 @@ def facts_of(
     }
 
 
-def why_not_done(folder: Path, facts: Mapping[str, Any], wanted: Sequence[str] = ()) -> str | None:
+def why_not_done(
+    folder: Path,
+    facts: Mapping[str, Any],
+    wanted: Sequence[str] = (),
+    names: outputs.Names = outputs.PLAIN,
+) -> str | None:
     """None if a folder holds the results of these facts, whole; else what is missing or differs.
 
     Args:
-        folder: Of the pair; an empty string is returned if there is none.
+        folder: Where the pair's results lie; an empty string is returned if there are none.
         facts: See `facts_of`.
         wanted: Further files or folders that must be there, and may be there unasked.
+        names: Of the results.
     """
-    if not folder.exists():
+    if not any((folder / name).exists() for name in names.own):
         return ""
     try:
-        record = json.loads((folder / outputs.RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / names.record).read_text(encoding="utf-8"))
         if (record["format"], record["format_version"]) != (FORMAT, FORMAT_VERSION):
             return "its record is of another format"
         files, recorded = dict(record["files"]), {key: record[key] for key in facts}
@@ -77,7 +83,13 @@ def why_not_done(folder: Path, facts: Mapping[str, Any], wanted: Sequence[str] =
     return f"changed since: {', '.join(changed)}" if changed else None
 
 
-def write_record(folder: Path, pair: Pair, facts: Mapping[str, Any], notes: Sequence[str]) -> None:
+def write_record(
+    folder: Path,
+    pair: Pair,
+    facts: Mapping[str, Any],
+    notes: Sequence[str],
+    names: outputs.Names = outputs.PLAIN,
+) -> None:
     """Vouch for the results in a folder.
 
     Args:
@@ -85,8 +97,10 @@ def write_record(folder: Path, pair: Pair, facts: Mapping[str, Any], notes: Sequ
         pair: Whose they are.
         facts: See `facts_of`.
         notes: Warnings of the registration.
+        names: Of the results.
     """
-    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    there = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    files = [name for name in there if name not in names.shared]
     record = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -99,8 +113,7 @@ def write_record(folder: Path, pair: Pair, facts: Mapping[str, Any], notes: Sequ
         "process": os.getpid(),
         "files": dict(_sizes(folder, files)),
     }
-    text = json.dumps(record, indent=2) + "\n"
-    (folder / outputs.RECORD).write_text(text, encoding="utf-8")
+    outputs.write_json(folder / names.record, record)
 
 
 @lru_cache(maxsize=1)

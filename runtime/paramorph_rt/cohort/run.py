@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CohortError, MissingDependencyError
 from .record import installed_versions
-from .work import PAIRS, Outcome, Settings, run_pair
+from .work import PAIRS, Outcome, Settings, place_of, run_pair
 
 if TYPE_CHECKING:
     from .pairs import Pair
@@ -57,14 +57,16 @@ def run_cohort(
         the pairs that a cluster has not begun.
 
     Raises:
-        CohortError: The cluster cannot be used.
+        CohortError: The cluster cannot be used, or two pairs would share a BIDS name.
         MissingDependencyError: `scheduler` without the package distributed, or pictures here
             without the extra "report".
         ParamorphError: The model cannot be loaded here.
     """
     out_dir = Path(out_dir).absolute()
-    (out_dir / PAIRS).mkdir(parents=True, exist_ok=True)
-    _sweep(out_dir / PAIRS)
+    home = out_dir if settings.bids_names else out_dir / PAIRS
+    _check_places(pairs, settings, out_dir)
+    home.mkdir(parents=True, exist_ok=True)
+    _sweep(home)
     task = partial(run_pair, settings=settings, out_dir=out_dir, force=force)
     if scheduler is not None:
         yield from _on_cluster(pairs, task, scheduler)
@@ -72,6 +74,19 @@ def run_cohort(
     settings.pictures.check()
     settings.registration()  # a model that cannot be loaded is one error, not one of each pair
     yield from _in_threads(pairs, task, at_once, stop or threading.Event())
+
+
+def _check_places(pairs: Sequence[Pair], settings: Settings, out_dir: Path) -> None:
+    owners: dict[Path, str] = {}
+    for pair in pairs:
+        place = place_of(pair, settings, out_dir)
+        for name in place.names.own:
+            owner = owners.setdefault(place.folder / name, pair.name)
+            if owner != pair.name:
+                raise CohortError(
+                    f"{pair.name}: expected BIDS names of its own, got {name} as for {owner}; give "
+                    "the images names that differ in an entity, or leave out --bids-names."
+                )
 
 
 def _sweep(folder: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import outputs
 from .page import page
-from .work import PAIRS
+from .work import Settings, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,16 +38,16 @@ class Row:
     note: str
     warnings: tuple[str, ...]
     metrics: dict[str, float | None]
-    report: bool  # whether its folder holds one
-
-    @property
-    def folder(self) -> str:
-        """Relative to the cohort's."""
-        return f"{PAIRS}/{self.pair.name}"
+    folder: str  # relative to the cohort's, as is the report
+    report: str | None
 
 
 def write_summary(
-    out_dir: Path, pairs: Sequence[Pair], outcomes: Mapping[str, Outcome], seconds: float
+    out_dir: Path,
+    pairs: Sequence[Pair],
+    outcomes: Mapping[str, Outcome],
+    seconds: float,
+    settings: Settings | None = None,
 ) -> dict[str, Any]:
     """Write the three files beside the pairs, from the metrics in the pairs' folders.
 
@@ -56,6 +56,7 @@ def write_summary(
         pairs: All of it.
         outcomes: By the pair's name; those without one have not run.
         seconds: That the cohort took.
+        settings: Of the cohort, which tell where the results lie.
 
     Returns:
         What summary.json holds.
@@ -63,7 +64,8 @@ def write_summary(
     Raises:
         OutputError: They cannot be written.
     """
-    rows = worst_first([_row(out_dir, pair, outcomes.get(pair.name)) for pair in pairs])
+    settings = settings or Settings()
+    rows = worst_first([_row(out_dir, p, outcomes.get(p.name), settings) for p in pairs])
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
     statistics = {name: statistics_of([r.metrics.get(name) for r in rows]) for name in names}
     done = sum(row.status == "done" for row in rows)
@@ -115,17 +117,21 @@ def statistics_of(values: Sequence[float | None]) -> dict[str, float] | None:
     }
 
 
-def _row(out_dir: Path, pair: Pair, outcome: Outcome | None) -> Row:
+def _row(out_dir: Path, pair: Pair, outcome: Outcome | None, settings: Settings) -> Row:
+    place = place_of(pair, settings, out_dir)
+    folder, names = place.folder, place.names
+    # Of a dataset that all share, the folder that holds this pair's.
+    home = (folder / names.metrics).parent.relative_to(out_dir).as_posix()
     if outcome is None:
-        return Row(pair, NOT_RUN, "", (), {}, False)
+        return Row(pair, NOT_RUN, "", (), {}, home, None)
     if outcome.status == "failed":
-        return Row(pair, outcome.status, outcome.note, (), {}, False)
-    folder = out_dir / PAIRS / pair.name
-    metrics = json.loads((folder / outputs.METRICS).read_text(encoding="utf-8"))
-    record = json.loads((folder / outputs.RECORD).read_text(encoding="utf-8"))
+        return Row(pair, outcome.status, outcome.note, (), {}, home, None)
+    metrics = json.loads((folder / names.metrics).read_text(encoding="utf-8"))
+    record = json.loads((folder / names.record).read_text(encoding="utf-8"))
     numbers = dict(_numbers(metrics))
-    report = (folder / outputs.REPORT).is_file()
-    return Row(pair, outcome.status, outcome.note, tuple(record["warnings"]), numbers, report)
+    report = folder / names.report
+    link = report.relative_to(out_dir).as_posix() if report.is_file() else None
+    return Row(pair, outcome.status, outcome.note, tuple(record["warnings"]), numbers, home, link)
 
 
 def _numbers(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:

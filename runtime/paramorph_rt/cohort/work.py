@@ -5,58 +5,38 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from .. import outputs
-from ..affine import AffineKind
-from ..backends import AUTO, Backend, choose_backend
-from ..bundle import default_bundle_path, load_bundle
 from ..errors import OutputError, ParamorphError
-from ..preprocess import Interpolation
+from ..pair import Pair, Settings, names_of, register_pair
 from ..registration import Registration
-from ..report.pictures import Pictures
-from ..transforms.formats import read_start
-from ..volume import load_grid
-from .pairs import Pair
 from .record import facts_of, why_not_done, write_record
-
-if TYPE_CHECKING:
-    import numpy as np
 
 PAIRS = "pairs"  # the folder of the pairs' folders
 
-_loading = threading.Lock()
-
 
 @dataclass(frozen=True)
-class Settings:
-    """What all pairs of a cohort have in common; for its options see `Registration`.
+class Place:
+    """Where the results of a pair lie: under these names in this folder."""
 
-    Attributes:
-        output_grid: "fixed", "moving" or the path of an image.
-        pictures: Drawn into each pair's folder.
+    folder: Path
+    names: outputs.Names
+
+
+def place_of(pair: Pair, settings: Settings, out_dir: Path) -> Place:
+    """A folder of the pair's own, or with BIDS names the dataset that it shares with the others.
+
+    Raises:
+        OutputError: Two of its results would have one name.
     """
-
-    model: Path | None = None
-    backend: str = AUTO
-    precision: str = AUTO
-    threads: int | None = None
-    affine: bool | AffineKind = True
-    inverse: bool = False
-    output_grid: str = "fixed"
-    interpolation: Interpolation = "linear"
-    pictures: Pictures = field(default_factory=Pictures)
-
-    def registration(self) -> Registration:
-        """The model, loaded once in this process; pairs that use it at once wait for each other."""
-        with _loading:
-            return _load(self.model, self.threads, self.backend, self.precision)
+    folder = out_dir if settings.bids_names else out_dir / PAIRS / pair.name
+    return Place(folder, names_of(pair, settings, folder))
 
 
 @dataclass(frozen=True)
@@ -96,7 +76,7 @@ def run_pair(pair: Pair, settings: Settings, out_dir: Path, force: bool = False)
     start = time.perf_counter()
     try:
         with _warnings_of_this_thread() as warnings:
-            note = _run_pair(pair, settings, out_dir / PAIRS / pair.name, force, warnings)
+            note = _run_pair(pair, settings, out_dir, force, warnings)
     except ParamorphError as err:
         return Outcome(pair.name, "failed", str(err), time.perf_counter() - start)
     except Exception as err:  # one pair's trouble, even a defect of ours, must not stop the others
@@ -109,43 +89,30 @@ def run_pair(pair: Pair, settings: Settings, out_dir: Path, force: bool = False)
 
 
 def _run_pair(
-    pair: Pair, settings: Settings, folder: Path, force: bool, warnings: list[str]
+    pair: Pair, settings: Settings, out_dir: Path, force: bool, warnings: list[str]
 ) -> str | None:
     """Why an earlier result was not kept ("" if there was none), or None if it was."""
     register = settings.registration()
+    place = place_of(pair, settings, out_dir)
+    folder, names = place.folder, place.names
     files = pair.files()
     if settings.output_grid not in ("fixed", "moving"):
         files["output_grid"] = Path(settings.output_grid)
-    options = _options(settings)
-    facts = facts_of(files, options, _model(register))
-    check = partial(why_not_done, folder, facts, settings.pictures.files)
+    facts = facts_of(files, _options(settings), _model(register))
+    wanted = [names.pictures[plain] for plain in settings.pictures.files]
+    check = partial(why_not_done, folder, facts, wanted, names)
     reason = check()
     if reason is None and not force:
         return None
-    grid = {"fixed": None, "moving": pair.moving}.get(settings.output_grid, settings.output_grid)
-    start = None if pair.initial_transform is None else read_start(pair.initial_transform)
-    inputs = pair.moving, pair.fixed, pair.moving_labels, pair.fixed_labels
-    result = register(
-        *inputs,
-        settings.affine,
-        initial=start,
-        moving_mask=pair.moving_mask,
-        fixed_mask=pair.fixed_mask,
-        inverse=settings.inverse,
-        output_grid=None if grid is None else load_grid(grid),
-        interpolation=settings.interpolation,
-        also=pair.also,
-        also_labels=pair.also_labels,
-    )
-    shown = {name.replace("_", " "): value for name, value in options.items() if value}
+    result, extras = register_pair(register, pair, settings, names)
     try:
-        with outputs.staged_outputs(folder, force=True) as staging:
-            result.save(staging, True, settings.pictures.of(result, *inputs, shown))
-            write_record(staging, pair, facts, warnings)
+        with outputs.staged_outputs(folder, True, names) as staging:
+            result.save(staging, True, extras, names)
+            write_record(staging, pair, facts, warnings, names)
             if not force:
                 _check_not_overtaken(check())
             # From here to the end of the move, nothing vouches for what lies there.
-            (folder / outputs.RECORD).unlink(missing_ok=True)
+            (folder / names.record).unlink(missing_ok=True)
     except OutputError:
         if not force and check() is None:
             return None
@@ -173,6 +140,9 @@ def _options(settings: Settings) -> dict[str, Any]:
         "inverse": settings.inverse,
         "output_grid": grid if grid in ("fixed", "moving") else "file",
         "interpolation": settings.interpolation,
+        "surfaces": None if settings.surfaces else False,
+        "apply_to_all": settings.apply_to_all or None,
+        "reference_volume": settings.reference_volume,
     }
 
 
@@ -186,30 +156,6 @@ def _model(register: Registration) -> dict[str, Any]:
         "backend": backend.name,
         "precision": backend.precision,
     }
-
-
-class _InItsThread:
-    """A backend whose runs wait for each other: two at once take longer and twice the memory.
-
-    They have a thread of their own, because libraries of GPUs bind their state to the thread that
-    loaded the network.
-    """
-
-    def __init__(self, load: Callable[[], Backend]) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
-        self._backend = self._thread.submit(load).result()
-        self.name, self.precision = self._backend.name, self._backend.precision
-
-    def run(self, moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-        """See `Backend.run`."""
-        return self._thread.submit(self._backend.run, moving, fixed).result()
-
-
-@lru_cache(maxsize=1)
-def _load(model: Path | None, threads: int | None, backend: str, precision: str) -> Registration:
-    bundle = load_bundle(default_bundle_path() if model is None else model)
-    in_its_thread = _InItsThread(partial(choose_backend, bundle, backend, precision, threads))
-    return Registration(bundle, threads, in_its_thread)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from .. import PURPOSE
 from . import drawing
 from .slices import STAGE_TITLES, STAGES, Pair, Plane, Window, cut
 from .tables import label_table, notes, summary
@@ -71,6 +72,7 @@ def render(
     }
     context = {
         "version": _version("paramorph-rt") or "unknown",
+        "purpose": PURPOSE,
         "written": datetime.datetime.now(datetime.UTC),
         "style": Markup(_template("report.css")),
         "policy": _policy([*scripts.values(), solid.script if solid else ""], solid is not None),

@@ -50,7 +50,8 @@ def read_start(path: Path) -> Float[np.ndarray, "4 4"]:
     Raises:
         TransformError: The file holds a field, does not tell its format, or cannot be read.
     """
-    transform = read_transform(path)
+    convert = "turn it into an ITK transform with paramorph-rt transform convert"
+    transform = read_transform(path, format_of(path, else_do=convert))
     if isinstance(transform, DisplacementField):
         raise TransformError(
             f"{path.name}: expected a linear transform to start from, got a displacement field; "
@@ -90,14 +91,18 @@ def check_suffix(path: Path, transform: Transform, format: str) -> None:
         )
 
 
-def format_of(path: Path) -> str:
+def format_of(path: Path, else_do: str = "say with --from what it is") -> str:
     """Tell the format from suffix and header.
+
+    Args:
+        path: Transform file.
+        else_do: Advice where nothing in the file tells.
 
     Raises:
         TransformError: Nothing in the file tells.
     """
     if path.name.endswith((".nii", ".nii.gz")):
-        return _format_of_nifti(path)
+        return _format_of_nifti(path, else_do)
     if path.name.endswith((".mgz", ".mgh", ".lta")):
         return "freesurfer"
     if path.name.endswith((".tfm", ".h5")):
@@ -110,12 +115,12 @@ def format_of(path: Path) -> str:
     if start.startswith(b"#Insight Transform File") or b"\0" in start:
         return "itk"
     raise TransformError(
-        f"{path.name}: expected a file that tells its format, got plain text; "
-        "pass --from fsl or --from niftyreg."
+        f"{path.name}: expected a file that tells its format, got plain text, as FSL and NiftyReg "
+        f"write it; {else_do}."
     )
 
 
-def _format_of_nifti(path: Path) -> str:
+def _format_of_nifti(path: Path, else_do: str) -> str:
     header = open_nifti(path).header
     intent = int(header["intent_code"])
     if header["intent_name"].item() == niftyreg.INTENT_NAME:
@@ -126,5 +131,5 @@ def _format_of_nifti(path: Path) -> str:
         return "fsl"
     raise TransformError(
         f"{path.name}: expected a displacement field that tells its format, got NIfTI intent "
-        f"{intent}; say with --from what it is."
+        f"{intent}; {else_do}."
     )

@@ -9,16 +9,15 @@ Source:
 
 from __future__ import annotations
 
-import gzip
 import io
 import struct
-import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import TransformError, VolumeError
 from ..field import DisplacementField
+from ..gzip_files import GZIP_ERRORS, reading, writing
 from ..nifti import MAX_VOXELS
 from ..spaces import Grid
 from ..volume import check_grid
@@ -67,7 +66,7 @@ def write(path: Path, transform: Transform, images: Images) -> None:
 def _write_warp(path: Path, field: DisplacementField, moving: Grid) -> None:
     shape, geometry = field.grid.shape, _geometry_floats(field.grid)
     header = struct.pack(">7ih15f", _WARP_VERSION, *shape, 3, _FLOAT32, 1, 1, *geometry)
-    with gzip.open(path, "wb", compresslevel=1) as stream:
+    with writing(path, compressed=True) as stream:
         stream.write(header.ljust(_HEADER_BYTES, b"\0"))
         stream.write(field.vectors_mm.astype(">f4").tobytes(order="F"))
         stream.write(bytes(_SCAN_BYTES))
@@ -79,10 +78,10 @@ def _write_warp(path: Path, field: DisplacementField, moving: Grid) -> None:
 
 def _read_warp(path: Path) -> DisplacementField:
     try:
-        with (gzip.open if path.name.endswith(".mgz") else open)(path, "rb") as stream:
+        with reading(path, path.name.endswith(".mgz")) as stream:
             vectors, grid = _read_vectors(stream, path.name)
             kind, moving = _read_tags(stream, path.name)
-    except (OSError, EOFError, zlib.error, struct.error) as err:
+    except (*GZIP_ERRORS, struct.error) as err:
         raise VolumeError(
             f"{path.name}: expected a complete FreeSurfer warp, got damaged or truncated data; "
             "copy it again."

@@ -162,12 +162,18 @@ public:
             return nullptr;
         }
         line >> description.variant;
+        if (allowed_ != (description.variant == "plugin")) {
+            logger->log(ILogger::Severity::kERROR, "host code, and whether it is allowed");
+            return nullptr;
+        }
         return new Engine(description);
     }
+    void setEngineHostCodeAllowed(bool allowed) noexcept override { allowed_ = allowed; }
     IPluginRegistry& getPluginRegistry() noexcept override { return registry_; }
 
 private:
     Registry registry_;
+    bool allowed_ = false;
 };
 
 class Runtime final : public IRuntime {

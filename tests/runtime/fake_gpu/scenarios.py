@@ -26,7 +26,8 @@ GENERATOR = np.random.default_rng(1)
 
 
 def engine(folder: Path):
-    return choose_backend(load_bundle(folder), "tensorrt-rtx", "fp16")
+    bundle = load_bundle(folder)
+    return choose_backend(bundle, "tensorrt-rtx", "fp16").at(bundle.inputs.grid.shape)
 
 
 def pair(shape) -> np.ndarray:

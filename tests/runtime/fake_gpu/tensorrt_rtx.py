@@ -46,14 +46,19 @@ class ILogger:
 class Runtime:
     def __init__(self, logger: ILogger) -> None:
         self._logger = logger
+        self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         self._logger.log(ILogger.Severity.INFO, "Loaded engine size: 0 MiB")
         try:
-            return ICudaEngine(json.loads(serialized_engine), self._logger)
+            plan = json.loads(serialized_engine)
         except ValueError:
             self._logger.log(ILogger.Severity.ERROR, "Error Code 2: a header that is none.")
             return None
+        if self.engine_host_code_allowed != ("plugin" in plan):
+            self._logger.log(ILogger.Severity.ERROR, "Error Code 4: host code, if it is allowed.")
+            return None
+        return ICudaEngine(plan, self._logger)
 
 
 class ICudaEngine:

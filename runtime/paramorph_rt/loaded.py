@@ -1,0 +1,62 @@
+"""A model that is loaded once in a process, and whose network runs for one pair at a time."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .backends import Backend, choose_backend
+from .bundle import default_bundle_path, load_bundle
+from .registration import Registration
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_loading = threading.Lock()
+
+
+def loaded(
+    model: Path | None, threads: int | None, backend: str, precision: str, wait: bool = True
+) -> Registration:
+    """The same registration for the same arguments, whichever thread asks; see `Registration`.
+
+    Args:
+        wait: Until the network is loaded. Without, it loads while images are read and aligned, and
+            what is wrong with it is raised where it is needed.
+    """
+    with _loading:
+        register = _load(model, threads, backend, precision)
+    if wait:
+        register.ready()
+    return register
+
+
+class _InItsThread:
+    """A backend whose runs wait for each other: two at once take longer and twice the memory.
+
+    They have a thread of their own, because libraries of GPUs bind their state to the thread that
+    loaded the network.
+    """
+
+    def __init__(self, backend: Backend, thread: Executor) -> None:
+        self._backend, self._thread = backend, thread
+        self.name, self.precision = backend.name, backend.precision
+        self.shapes = backend.shapes
+
+    def run(self, moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+        """See `Backend.run`."""
+        return self._thread.submit(self._backend.run, moving, fixed).result()
+
+
+@lru_cache(maxsize=1)
+def _load(model: Path | None, threads: int | None, backend: str, precision: str) -> Registration:
+    bundle = load_bundle(default_bundle_path() if model is None else model)
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
+
+    def load() -> Backend:
+        return _InItsThread(choose_backend(bundle, backend, precision, threads), thread)
+
+    return Registration(bundle, threads, thread.submit(load))

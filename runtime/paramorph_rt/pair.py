@@ -1,0 +1,205 @@
+"""A pair by its files: what belongs to it, what is asked of it, and how it is registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .affine import AffineKind
+from .backends import AUTO
+from .bids import bids_names
+from .errors import VolumeError
+from .loaded import loaded
+from .outputs import PLAIN, Names
+from .preprocess import Interpolation
+from .registration import Registration, RegistrationResult
+from .report.pictures import Pictures
+from .spaces import Grid
+from .transforms.formats import read_start
+from .volume import Series, Volume, load_grid, load_series, save_series
+from .warp import warp_volumes
+
+SINGLE = (
+    *("moving", "fixed", "moving_labels", "fixed_labels"),
+    *("moving_mask", "fixed_mask", "initial_transform"),
+)
+SEVERAL = ("also", "also_labels")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images to be registered, and all that belongs to them alone.
+
+    Attributes:
+        name: Of the folder of results; no other pair has it.
+        moving: Image to be warped.
+        fixed: Image to match.
+        moving_labels: Label map of the moving image.
+        fixed_labels: Label map of the fixed image.
+        moving_mask: Voxels of the moving image that count are not 0.
+        fixed_mask: The same for the fixed image.
+        initial_transform: Linear transform, fixed → moving, where the affine search starts.
+        also: More images in the moving image's world, warped along.
+        also_labels: The same for label maps.
+        notes: Other columns of the table, which go into the summary.
+    """
+
+    name: str
+    moving: Path
+    fixed: Path
+    moving_labels: Path | None = None
+    fixed_labels: Path | None = None
+    moving_mask: Path | None = None
+    fixed_mask: Path | None = None
+    initial_transform: Path | None = None
+    also: tuple[Path, ...] = ()
+    also_labels: tuple[Path, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
+
+    def files(self) -> dict[str, Path]:
+        """Every file that is read, by what it is."""
+        found = {role: getattr(self, role) for role in SINGLE if getattr(self, role)}
+        for role in SEVERAL:
+            found |= {f"{role} {n}": path for n, path in enumerate(getattr(self, role), 1)}
+        return found
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked of one pair or of many; see `Registration` for what is not told here.
+
+    Attributes:
+        output_grid: "fixed", "moving" or the path of an image.
+        pictures: Drawn into each pair's folder.
+        bids_names: Results are called as BIDS derivatives.
+        apply_to_all: The moving file is a series, all of which is warped.
+        reference_volume: Which volume of it is registered, from 0; None is the mean of all.
+    """
+
+    model: Path | None = None
+    backend: str = AUTO
+    precision: str = AUTO
+    threads: int | None = None
+    affine: bool | AffineKind = True
+    inverse: bool = False
+    output_grid: str = "fixed"
+    interpolation: Interpolation = "linear"
+    surfaces: bool = True
+    pictures: Pictures = field(default_factory=Pictures)
+    bids_names: bool = False
+    apply_to_all: bool = False
+    reference_volume: int | None = None
+
+    def registration(self, wait: bool = True) -> Registration:
+        """The model, loaded once in this process; pairs that use it at once wait for each other.
+
+        Args:
+            wait: As for `loaded`.
+        """
+        return loaded(self.model, self.threads, self.backend, self.precision, wait)
+
+    @property
+    def of_series(self) -> bool:
+        """Whether the moving file is a series."""
+        return self.apply_to_all or self.reference_volume is not None
+
+
+def names_of(pair: Pair, settings: Settings, out_dir: Path) -> Names:
+    """What the results of a pair are called in their folder.
+
+    Raises:
+        OutputError: Two of them would have one name.
+    """
+    if not settings.bids_names:
+        return PLAIN
+    return bids_names(
+        *(pair.moving, pair.fixed, out_dir),
+        moving_labels=pair.moving_labels,
+        also=pair.also,
+        also_labels=pair.also_labels,
+        output_grid=settings.output_grid,
+        series=settings.apply_to_all,
+    )
+
+
+def register_pair(
+    register: Registration, pair: Pair, settings: Settings, names: Names = PLAIN
+) -> tuple[RegistrationResult, dict[str, Callable[[Path], None]]]:
+    """Register a pair; nothing is written yet.
+
+    Returns:
+        The result, and the `extras` to be saved with it: pictures, and the warped series.
+
+    Raises:
+        ParamorphError: As a call of `Registration`; or the moving file is not the series, or the
+            initial transform or the output grid not what was asked for.
+    """
+    moving, series = _moving(pair.moving, settings)
+    inputs = moving, pair.fixed, pair.moving_labels, pair.fixed_labels
+    result = register(
+        *inputs,
+        settings.affine,
+        initial=None if pair.initial_transform is None else read_start(pair.initial_transform),
+        moving_mask=pair.moving_mask,
+        fixed_mask=pair.fixed_mask,
+        inverse=settings.inverse,
+        output_grid=_output_grid(pair, settings, series),
+        interpolation=settings.interpolation,
+        also=pair.also,
+        also_labels=pair.also_labels,
+        surfaces=settings.surfaces,
+    )
+    extras = dict(settings.pictures.of(result, *inputs, _parameters(pair, settings)))
+    if series is not None and settings.apply_to_all:
+        extras["series"] = _series_writer(series, result, settings.interpolation, names)
+    return result, extras
+
+
+def _parameters(pair: Pair, settings: Settings) -> dict[str, object]:
+    """What was asked for, as a report shows it."""
+    affine: str | bool = settings.affine
+    if isinstance(affine, bool):
+        affine = "affine" if affine else "none"
+    found = {
+        "affine": affine,
+        "initial transform": pair.initial_transform and pair.initial_transform.name,
+        "output grid": Path(settings.output_grid).name,
+        "interpolation": settings.interpolation,
+        "inverse": "yes" if settings.inverse else None,
+        "threads": settings.threads,
+        "warped along": ", ".join(path.name for path in (*pair.also, *pair.also_labels)),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _moving(path: Path, settings: Settings) -> tuple[Path | Volume, Series | None]:
+    """What is registered, and the series that it stands for."""
+    if not settings.of_series:
+        return path, None
+    series = load_series(path)
+    if settings.reference_volume is None:
+        return series.mean(), series
+    try:
+        return series[settings.reference_volume], series
+    except IndexError as err:
+        raise VolumeError(str(err)) from err
+
+
+def _output_grid(pair: Pair, settings: Settings, series: Series | None) -> Grid | None:
+    if settings.output_grid == "fixed":
+        return None
+    if settings.output_grid == "moving":
+        return load_grid(pair.moving) if series is None else series.grid
+    return load_grid(settings.output_grid)
+
+
+def _series_writer(
+    series: Series, result: RegistrationResult, interpolation: Interpolation, names: Names
+) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        field = result.displacement
+        volumes = warp_volumes(((volume, interpolation) for volume in iter(series)), field)
+        save_series(folder / names.series, volumes, field.grid, series)
+
+    return write
