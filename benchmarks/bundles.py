@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
 
+    import onnx
+
 SHIPPED_WEIGHTS = Path(__file__).parents[1] / "models" / "weights"
 
 
@@ -60,6 +62,18 @@ def single_bundle(models: Sequence[str] | None) -> tuple[str, Bundle]:
             f"--model: expected one bundle, got {len(found)}; measure them one after the other."
         )
     return next(iter(found.items()))
+
+
+def traced(bundle: Bundle, weights: Path) -> onnx.ModelProto:
+    """The float32 graph of a bundle's grid as it is traced, before it is rewritten for CPUs.
+
+    Args:
+        weights: That the bundle was exported from (`weights_of`).
+    """
+    from paramorph.checkpoint import load_weights
+    from paramorph_export.trace import onnx_from_network
+
+    return onnx_from_network(load_weights(weights)[0], bundle.inputs.grid.shape)
 
 
 def weights_of(bundle: Bundle, files: Iterable[Path] = ()) -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from bundles import add_model_option, named_bundles
+from bundles import add_model_option, named_bundles, traced, weights_of
 from paramorph_export.engine import add_engines
 from paramorph_export.errors import ExportError
 from paramorph_export.graph import REWRITES
@@ -73,7 +73,12 @@ VARIANTS = (
 
 
 def measure(
-    label: str, bundle: Bundle, targets: Sequence[str], precisions: Sequence[str], flavour: str
+    label: str,
+    bundle: Bundle,
+    weights: Path,
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    flavour: str,
 ) -> list[dict[str, Any]]:
     """Build in a copy of the bundle; a row per engine, and one per variant for the first target.
 
@@ -81,6 +86,7 @@ def measure(
         ExportError: The build of an exported network failed.
     """
     rows = []
+    graph = traced(bundle, weights)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "bundle"
         shutil.copytree(bundle.folder, folder)
@@ -88,7 +94,7 @@ def measure(
             for entry in add_engines(folder, targets, flavour, precision):
                 rows.append(_row(label, "as exported", folder, entry))
             for variant in VARIANTS if precision != "fp32" else ():
-                _replace_network(folder, precision, variant)
+                _replace_network(folder, graph, precision, variant)
                 try:
                     (entry,) = add_engines(folder, targets[:1], flavour, precision)
                     rows.append(_row(label, variant.name, folder, entry))
@@ -121,11 +127,12 @@ def _row(label: str, graph: str, folder: Path, entry: dict[str, Any]) -> dict[st
     }
 
 
-def _replace_network(folder: Path, precision: str, variant: Variant) -> None:
-    """The half graph of a bundle by another one, made from its float32 graph."""
+def _replace_network(
+    folder: Path, graph: onnx.ModelProto, precision: str, variant: Variant
+) -> None:
+    """The half graph of a bundle by another one, made from its graph as traced."""
     bundle = load_bundle(folder)
-    full = onnx.load(bundle.verified_path(bundle.network().file))
-    half = with_precision(full, precision, variant.rule, variant.rewrites).SerializeToString()
+    half = with_precision(graph, precision, variant.rule, variant.rewrites).SerializeToString()
     file = bundle.network(precision).file
     (folder / file).write_bytes(half)
     manifest = json.loads((folder / MANIFEST).read_text())
@@ -155,7 +162,10 @@ def run(args: argparse.Namespace) -> None:
     rows = [
         row
         for label, bundle in named_bundles(args.model).items()
-        for row in measure(label, bundle, args.target, args.precision, args.flavour)
+        for row in measure(
+            *(label, bundle, weights_of(bundle, args.weights)),
+            *(args.target, args.precision, args.flavour),
+        )
     ]
     path = write_result(args.name, {"rows": rows}, packages=[f"{rows[0]['flavour']}-cu13"])
     page = table(json.loads(path.read_text(encoding="utf-8")), path.stem)
@@ -168,6 +178,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add_model_option(parser)
+    add("--weights", type=Path, nargs="*", default=[], help="of bundles that are not shipped")
     add("--target", nargs="+", default=["rtx3080"], help="as of export/build_engine.py")
     add("--precision", nargs="+", default=["fp16"], help="of the bundle's networks")
     add("--flavour", default="tensorrt-rtx", help="(default: %(default)s)")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from bundles import add_model_option, single_bundle
+from bundles import add_model_option, single_bundle, traced, weights_of
 from paramorph_export.pairs import pairs_of
 from paramorph_export.precision import emulated, stays_float, with_precision
 from paramorph_export.verify import GraphSession, differences
@@ -111,7 +111,7 @@ def measure(
 
 def rows_of(bundle: Bundle, pairs: Sequence[Pair], precision: str) -> list[dict[str, Any]]:
     """All variants of a precision, beside the float32 graph of the bundle."""
-    full = onnx.load(bundle.verified_path(bundle.network("fp32").file))
+    full = traced(bundle, weights_of(bundle))
     runner = GraphSession(full)
     expected = [
         runner.run(p.prepared.moving, p.prepared.fixed, ["displacement"])[0][0] for p in pairs

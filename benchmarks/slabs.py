@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from bundles import add_model_option, named_bundles, weights_of
+from bundles import add_model_option, named_bundles, traced, weights_of
 from contenders import Spec, contender
 from pairs import BenchmarkError
-from paramorph.checkpoint import load_weights, sha256_of
+from paramorph.checkpoint import sha256_of
 from paramorph_export.graph import for_cpus
-from paramorph_export.trace import onnx_from_network
 from paramorph_rt.bundle import MANIFEST, Bundle
 from paramorph_rt.errors import exit_code
 from record import weights_sha256, write_page, write_result
@@ -64,10 +63,10 @@ Row = dict[str, Any]
 def write_variants(bundle: Bundle, weights: Path, folder: Path) -> dict[str, tuple[Path, int]]:
     """The bundle again with slabs of each size: its folder, and the number of nodes."""
     entry = bundle.network("fp32")
-    traced = onnx_from_network(load_weights(weights)[0], entry.shape)
+    graph = traced(bundle, weights)
     variants = {}
     for title, largest in LARGEST.items():
-        model = for_cpus(traced, largest)
+        model = for_cpus(graph, largest)
         copy = folder / title.replace(" ", "")
         copy.mkdir()
         onnx.save(model, copy / entry.file)

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     Shape = tuple[int, int, int]
     Volume = Float[np.ndarray, "i j k"]
 
-#: Largest difference of the displacement to PyTorch's that a float32 export may show.
-TOLERANCE_VOX = 1e-3
+#: Difference of the displacement to PyTorch's that a float32 export may show in all but a thousandth
+#: of the voxels, and in any. A second pass amplifies what the first rounds where volumes are steep.
+TOLERANCE_VOX, LARGEST_TOLERANCE_VOX = 1e-3, 1e-2
 #: Mean and 99.9th percentile of a half graph's difference to float32; bfloat16 has 3 bits less.
 HALF_TOLERANCES_VOX = {"fp16": (0.01, 0.1), "bf16": (0.08, 0.8)}
 DICE_TOLERANCE = 1e-3
@@ -47,7 +48,8 @@ def verify(path: Path, network: ParaMorph, shape: Shape, seed: int | None = None
         Measured differences, for the manifest.
 
     Raises:
-        ExportError: The displacements differ by more than 1e-3 voxel, or are not finite.
+        ExportError: The displacements differ by more than 1e-3 voxel in more than a thousandth of
+            the voxels, or by 1e-2 anywhere, or are not finite.
     """
     seed = secrets.randbits(32) if seed is None else seed
     moving, fixed = random_pair(shape, seed)
@@ -65,13 +67,15 @@ def verify(path: Path, network: ParaMorph, shape: Shape, seed: int | None = None
         "max_displacement_vox": float(np.abs(expected[0]).max()),
         "max_difference_vox": float(difference.max()),
         "mean_difference_vox": float(difference.mean()),
+        "p999_difference_vox": float(np.quantile(difference, 0.999)),
         "max_warped_difference": float(np.abs(warped - expected[1]).max()),
     }
-    if not difference.max() <= TOLERANCE_VOX:  # also true for NaN
+    p999, largest = result["p999_difference_vox"], result["max_difference_vox"]
+    if not (p999 <= TOLERANCE_VOX and largest <= LARGEST_TOLERANCE_VOX):  # also true for NaN
         raise ExportError(
-            f"{path.name}: expected ONNX Runtime within {TOLERANCE_VOX} voxel of PyTorch, got "
-            f"{difference.max():.2g} (seed {seed}); report this with your versions of torch, onnx "
-            "and onnxruntime."
+            f"{path.name}: expected ONNX Runtime within {TOLERANCE_VOX} voxel of PyTorch in 99.9 % "
+            f"of all voxels and {LARGEST_TOLERANCE_VOX} in any, got {p999:.2g} and {largest:.2g} "
+            f"(seed {seed}); report this with your versions of torch, onnx and onnxruntime."
         )
     return result
 
