@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Shape = tuple[int, int, int]
     Volume = Float[np.ndarray, "i j k"]
 
-#: Difference of the displacement to PyTorch's that a float32 export may show in all but a thousandth
+#: Difference of the displacement to PyTorch that a float32 export may show in all but a thousandth
 #: of the voxels, and in any. A second pass amplifies what the first rounds where volumes are steep.
 TOLERANCE_VOX, LARGEST_TOLERANCE_VOX = 1e-3, 1e-2
 #: Mean and 99.9th percentile of a half graph's difference to float32; bfloat16 has 3 bits less.
