@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 # proportion for a mouse's. The first has the capture range, the last the accuracy; a finer one
 # takes longer and aligned brains no better.
 POSE_VOXELS, COARSE_VOXELS, FINE_VOXELS = 14, 25, 50
+# The moving image stays sharper at the last, because interpolating it blurs it once more.
+SHARP_VOXELS = 80
 HISTOGRAM_BINS = 32
 # The two foregrounds have to share this much of the smaller one.
 SMALLEST_OVERLAP = 0.6
@@ -146,7 +148,10 @@ def align_affine(
         candidates = enough or [start]
     chosen = max(candidates, key=copies.information)
     least_told = LEAST_TOLD_BY_CUT_OUT if any(cut_outs) else LEAST_TOLD
-    return copies.judged(chosen, lay, kind, least_told, searched=chosen is found)
+    drifted = all(other is not found for other in candidates)
+    # Where the images lay well, the search ends beside that by less than its last step.
+    went_astray = drifted or copies.information(found) < 0.98 * copies.information(chosen)
+    return copies.judged(chosen, lay, kind, least_told, went_astray)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +237,7 @@ class _Copies:
         # As fine as the smaller of the two needs; a far larger moving image shows more than that.
         finest_mm = min(self.sizes_mm)
         self.fine = (
-            moving.shrunk(finest_mm / FINE_VOXELS),
+            moving.shrunk(finest_mm / SHARP_VOXELS),
             fixed.shrunk(self.sizes_mm[1] / FINE_VOXELS),
         )
         # Coarser copies are made from finer ones, which is as good and needs no wide kernels.
@@ -304,15 +309,14 @@ class _Copies:
         lay: Float[np.ndarray, "4 4"],
         kind: AffineKind,
         least_told: float,
-        searched: bool,
+        went_astray: bool,
     ) -> Alignment:
         """The chosen affine with what it is worth; logs what looks wrong."""
         moving, fixed = (side.image.name for side in self.fine)
         overlap, told = self.overlap(chosen), self.information.share(chosen)
         doubts = {
-            f"the affine search ended less like {fixed} than it started, so its start is kept": (
-                not searched
-            ),
+            f"the affine search went astray (less like {fixed} than before, or off it), so that "
+            "the better of how it started and how the images lay is kept": went_astray,
             f"only {100 * overlap:.0f} % of its foreground lies upon that of {fixed} after the "
             "affine alignment": overlap < SMALLEST_OVERLAP,
             f"after the affine alignment it is hardly like {fixed} (it tells {100 * told:.1f} % of "

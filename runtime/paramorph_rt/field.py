@@ -78,7 +78,9 @@ class DisplacementField:
         for c in range(3):
             along = [slope[c, a] * axes[a] for a in range(3)]
             along[0] = along[0] + start[c]
-            composed[..., c] = sum(term.astype(np.float32) for term in along)
+            composed[..., c] = along[0]
+            for term in along[1:]:  # in place, and so in the order of memory
+                composed[..., c] += term.astype(np.float32)
             for b in range(3):
                 composed[..., c] += np.float32(matrix[c, b]) * self.vectors_mm[..., b]
         return DisplacementField(self.grid, composed)

@@ -22,7 +22,8 @@ def present_labels(labels: Integer[np.ndarray, "i j k"]) -> set[int]:
 
 def label_counts(labels: Integer[np.ndarray, "*shape"]) -> dict[int, int]:
     """Voxels of every label of a map besides the background 0, in order of the labels."""
-    values = labels[labels != 0]
+    values = labels.ravel(order="K")  # in the order of memory, which is far faster
+    values = values[values != 0]
     if values.size and values.min() > 0 and values.max() < _COUNTABLE:
         counts = np.bincount(values)
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
@@ -38,7 +39,7 @@ def dice(
     ``2 |A ∩ B| / (|A| + |B|)``, without the smoothing term that makes absent labels score 1.
     """
     in_fixed, in_warped = label_counts(fixed), label_counts(warped)
-    in_both = label_counts(fixed[fixed == warped])
+    in_both = label_counts(np.where(fixed == warped, fixed, 0))
     return {
         label: 2 * in_both.get(label, 0) / (in_fixed.get(label, 0) + in_warped.get(label, 0))
         for label in sorted(in_fixed.keys() | in_warped.keys())
