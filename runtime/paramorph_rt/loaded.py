@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .backends import Backend, choose_backend
 from .bundle import default_bundle_path, load_bundle
+from .errors import ParamorphError
 from .registration import Registration
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ def loaded(
     with _loading:
         register = _load(model, threads, backend, precision)
     if wait:
-        register.ready()
+        try:
+            register.ready()
+        except ParamorphError:
+            _load.cache_clear()  # what is missing may be there when somebody asks again
+            raise
     return register
 
 

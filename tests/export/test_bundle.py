@@ -150,7 +150,7 @@ def test_failed_verification_leaves_the_old_bundle(
     before = {p.name: sha256_of(p) for p in out.iterdir()}
     monkeypatch.setattr(verify_module, "TOLERANCE_VOX", -1.0)
     assert to_onnx.main(options) == 1
-    assert "of PyTorch, got" in capsys.readouterr().err
+    assert "voxel of PyTorch in 99.9 %" in capsys.readouterr().err
     assert {p.name: sha256_of(p) for p in out.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 

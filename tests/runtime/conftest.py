@@ -8,9 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paramorph_rt import loaded
+
 from .phantoms import NETWORK_SHAPE, smooth_displacement_vox, write_bundle
 
 SHARED_DATA = Path(__file__).parents[2] / "../shared/data"
+
+
+@pytest.fixture(autouse=True)
+def _every_test_is_a_new_process():
+    """What is loaded once in a process is loaded once in a test."""
+    loaded._load.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def test_backend_and_precision_are_recorded(files, capsys):
 
 def test_precision_that_the_backend_lacks_is_one_sentence(files, capsys):
     assert infer(files, "--backend", "onnxruntime", "--precision", "bf16") == 1
-    assert capsys.readouterr().err.startswith("paramorph-rt: onnxruntime: expected precision fp32")
+    assert "\nparamorph-rt: onnxruntime: expected precision fp32" in capsys.readouterr().err
     assert not files["--out-dir"].exists()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paramorph_rt import registration
+from paramorph_rt import loaded, registration
 from paramorph_rt.cli import build_parser, main
 from paramorph_rt.cli.completion import SHELLS
 from paramorph_rt.cli.layout import commands_of, parsers_of
@@ -44,13 +44,13 @@ def test_quiet_tells_nothing_when_all_is_well(words, capsys):
 
 
 def test_quiet_tells_warnings_and_errors(words, capsys, monkeypatch):
-    spoken = registration.load_bundle
+    spoken = loaded.load_bundle
 
     def warn(path):
         registration.log.warning("this looks wrong")
         return spoken(path)
 
-    monkeypatch.setattr(registration, "load_bundle", warn)
+    monkeypatch.setattr(loaded, "load_bundle", warn)
     assert main([*words, "--quiet"]) == 0
     assert capsys.readouterr().err == "this looks wrong\n"
     assert main([*words, "-q"]) == 1
@@ -62,6 +62,7 @@ def test_only_verbose_tells_what_was_skipped_and_where_an_error_came_from(words,
     usual = capsys.readouterr().err
     assert "backend: " in usual
     assert "skipped" not in usual
+    loaded._load.cache_clear()  # as in a new process
     assert main([*words, "--force", "--verbose"]) == 0
     assert "skipped" in capsys.readouterr().err
     assert main(words) == 1
