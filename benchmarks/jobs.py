@@ -167,7 +167,8 @@ def elastix(files: Files, seconds: Stages) -> float:
     with seconds("save"):
         itk.imwrite(warped, f"{files.out}/warped.nii.gz")
         itk.imwrite(labels, f"{files.out}/warped_labels.nii.gz")
-        field = itk.transformix_deformation_field(moving, found)
+        # It writes a file of its own as well, in the working folder unless told where.
+        field = itk.transformix_deformation_field(moving, found, output_directory=files.out)
         itk.imwrite(field, f"{files.out}/displacement.nii.gz")
     return float(sum(values) / len(values))
 
