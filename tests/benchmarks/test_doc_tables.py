@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import pytest
 
@@ -13,6 +12,7 @@ import record
 from pairs import BenchmarkError
 
 NAME = "accuracy-brain-t1-validation"
+FIGURES = {"dice": 0.5672, "seconds": 2.94, "network_seconds": 0.71}
 MARKED = f"before\n\n<!-- table: {NAME} -->\n| old |\n<!-- end -->\n\nafter\n"
 
 
@@ -20,7 +20,11 @@ MARKED = f"before\n\n<!-- table: {NAME} -->\n| old |\n<!-- end -->\n\nafter\n"
 def project(tmp_path, results):
     """A README with an old table, and the result that it is made from."""
     results.mkdir()
-    shutil.copy(doc_tables.ROOT / "benchmarks" / "results" / f"{NAME}.json", results)
+    committed = doc_tables.ROOT / "benchmarks" / "results" / f"{NAME}.json"
+    result = json.loads(committed.read_text(encoding="utf-8"))
+    for method in ("ParaMorph brain-t1-small, openvino:bf16", "ANTs SyN"):
+        result["summary"][method] |= {**FIGURES, "nonpositive_jacobian_percent": 0.0381}
+    (results / f"{NAME}.json").write_text(json.dumps(result), encoding="utf-8")
     (tmp_path / "README.md").write_text(MARKED, encoding="utf-8")
     return tmp_path
 
@@ -69,7 +73,7 @@ def test_page_beside_a_result_is_checked_too(project):
     (record.RESULTS / f"{NAME}.md").write_text("typed by hand\n", encoding="utf-8")
     ((path, text),) = doc_tables.outdated(project)
     assert path.name == f"{NAME}.md"
-    assert "| ANTs SyN | 0.543 |" in text
+    assert "| ANTs SyN | 0.567 |" in text
 
 
 @pytest.mark.parametrize(
