@@ -10,9 +10,11 @@ import torch
 
 from paramorph import CONFIGS, ParaMorph
 from paramorph.checkpoint import WeightsInfo, load_weights, save_weights
+from paramorph_export import bundle as bundle_module
 from paramorph_export.trace import onnx_from_network
 
 SHAPE = (32, 64, 96)
+NETWORK = "registration.onnx"
 
 
 def write_weights(path: Path, seed: int = 0, **options: object) -> Path:
@@ -56,3 +58,17 @@ def two_passes(tmp_path_factory) -> Path:
     network, _ = load_weights(write_weights(folder / "weights.safetensors", passes=2))
     onnx.save(onnx_from_network(network, SHAPE), folder / "registration.onnx")
     return folder / "registration.onnx"
+
+
+@pytest.fixture
+def to_onnx(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "export")
+    import to_onnx
+
+    return to_onnx
+
+
+@pytest.fixture
+def instant_trace(bundle, monkeypatch):
+    """Exports that need not wait for the tracer: it gives the graph that it gave before."""
+    monkeypatch.setattr(bundle_module, "onnx_from_network", lambda *_: onnx.load(bundle / NETWORK))

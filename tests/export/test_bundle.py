@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +13,7 @@ from paramorph.checkpoint import load_weights, sha256_of
 from paramorph_export import bundle as bundle_module
 from paramorph_export import verify as verify_module
 from paramorph_export.errors import ExportError
+from paramorph_export.graph import for_cpus
 from paramorph_export.trace import RegistrationGraph, onnx_from_network
 from paramorph_export.verify import verify
 from paramorph_rt.backends.onnxruntime import OnnxRuntimeBackend
@@ -23,23 +23,7 @@ from paramorph_rt.spaces import Grid
 from paramorph_rt.volume import Volume
 from paramorph_rt.warp import warp_volume
 
-from .conftest import SHAPE, write_weights
-
-NETWORK = "registration.onnx"
-
-
-@pytest.fixture
-def to_onnx(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "export")
-    import to_onnx
-
-    return to_onnx
-
-
-@pytest.fixture
-def instant_trace(bundle, monkeypatch):
-    """Exports that need not wait for the tracer: it gives the graph that it gave before."""
-    monkeypatch.setattr(bundle_module, "onnx_from_network", lambda *_: onnx.load(bundle / NETWORK))
+from .conftest import NETWORK, SHAPE, write_weights
 
 
 def test_graph_is_small_and_standard_but_for_one_node(bundle):
@@ -153,6 +137,20 @@ def test_failed_verification_leaves_the_old_bundle(
     assert "voxel of PyTorch in 99.9 %" in capsys.readouterr().err
     assert {p.name: sha256_of(p) for p in out.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_wide_features_come_in_slabs_in_float32_and_not_in_half(
+    weights, instant_trace, tmp_path, to_onnx, monkeypatch
+):
+    monkeypatch.setattr(bundle_module, "for_cpus", lambda model: for_cpus(model, 20_000))
+    out = tmp_path / "bundle"
+    options = ["--weights", str(weights), "--out-dir", str(out), "--precision", "fp32", "fp16"]
+    assert to_onnx.main(options) == 0
+    slabs = {
+        path.name: sum(n.op_type == "Gelu" for n in onnx.load(path).graph.node)
+        for path in out.glob("*.onnx")
+    }
+    assert slabs[NETWORK] > slabs["registration.fp16.onnx"] > 0
 
 
 def test_folders_that_are_no_bundle_are_never_replaced(weights, tmp_path, to_onnx, capsys):

@@ -22,9 +22,8 @@ from paramorph_export.verify import GraphSession, extreme_pairs, random_pair, ve
 from paramorph_rt.bundle import load_bundle
 
 from ..runtime.phantoms import head, head_labels
-from .conftest import SHAPE, write_weights
+from .conftest import NETWORK, SHAPE, write_weights
 
-NETWORK = "registration.onnx"
 MEASURED = {"reference": "nothing", "mean_difference_vox": 0.0, "max_difference_vox": 0.0}
 HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
@@ -39,20 +38,6 @@ def calm(two_passes, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("calm") / NETWORK
     onnx.save(model, path)
     return path
-
-
-@pytest.fixture
-def to_onnx(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "export")
-    import to_onnx
-
-    return to_onnx
-
-
-@pytest.fixture
-def instant_trace(bundle, monkeypatch):
-    """Exports that need not wait for the tracer: it gives the graph that it gave before."""
-    monkeypatch.setattr(bundle_module, "onnx_from_network", lambda *_: onnx.load(bundle / NETWORK))
 
 
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
