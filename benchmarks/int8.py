@@ -33,7 +33,7 @@ from paramorph_export.pairs import Pair, pairs_of
 from paramorph_rt.backends.onnxruntime import OnnxRuntimeBackend
 from paramorph_rt.backends.openvino import OpenVinoBackend, has_bf16
 from paramorph_rt.errors import exit_code
-from record import weights_sha256, write_page, write_result
+from record import add_run_options, weights_sha256, write_page, write_result
 from tables import differences, markdown_table, origin
 
 FEWEST_CHANNELS = 8
@@ -183,10 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     add("calibration", type=Path, help="the same, of training volumes")
     add("--calibration-pairs", type=int, default=4, help="at most (default: %(default)s)")
     add_model_option(parser)
-    add("--runs", type=int, default=3, help="of each pair (default: %(default)s)")
-    cores = len(os.sched_getaffinity(0))
-    add("--threads", type=int, default=cores, help="of every engine (default: all cores)")
-    add("--name", default="int8", help="of the result files (default: %(default)s)")
+    add_run_options(parser, "int8", runs=3, of="of each pair")
     args = parser.parse_args(argv)
     return exit_code("int8.py", lambda: run(args))
 

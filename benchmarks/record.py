@@ -13,10 +13,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import argparse
+
     from paramorph_rt.bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "onnxruntime", "onnx", "SimpleITK", "nibabel", "numpy")
+
+
+def add_run_options(parser: argparse.ArgumentParser, name: str, runs: int, of: str) -> None:
+    """`--runs`, `--threads` and `--name`.
+
+    Args:
+        name: Of the result files, unless another is given.
+        runs: How many, unless told otherwise.
+        of: What is run so often.
+    """
+    add = parser.add_argument
+    add("--runs", type=int, default=runs, help=f"{of} (default: %(default)s)")
+    cores = len(os.sched_getaffinity(0))
+    add("--threads", type=int, default=cores, help="of every engine (default: all cores)")
+    add("--name", default=name, help="of the result files (default: %(default)s)")
 
 
 def write_result(name: str, content: dict[str, Any], packages: Sequence[str] = ()) -> Path:

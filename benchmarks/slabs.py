@@ -26,7 +26,7 @@ from paramorph.checkpoint import sha256_of
 from paramorph_export.graph import for_cpus
 from paramorph_rt.bundle import MANIFEST, Bundle
 from paramorph_rt.errors import exit_code
-from record import weights_sha256, write_page, write_result
+from record import add_run_options, weights_sha256, write_page, write_result
 from tables import differences, markdown_table, origin
 
 if TYPE_CHECKING:
@@ -35,13 +35,7 @@ if TYPE_CHECKING:
     from contenders import Answer
 
 WHOLE = 1 << 62  # no features are as many
-LARGEST = {
-    "whole": WHOLE,
-    "64 M": 64_000_000,
-    "32 M": 32_000_000,
-    "8 M": 8_000_000,
-    "4 M": 4_000_000,
-}
+LARGEST = {"whole": WHOLE} | {f"{n} M": n * 1_000_000 for n in (64, 32, 8, 4)}
 DEFAULT_ENGINES = "onnxruntime:fp32,openvino:fp32,openvino:bf16"
 # Of the largest displacement; slabs are the same sums, in another order at most.
 MOST_DIFFERENCE = {"fp32": 1e-4, "bf16": 2e-2}
@@ -166,10 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     add_model_option(parser)
     add("--weights", type=Path, nargs="*", default=[], help="of bundles that are not shipped")
     add("--engines", default=DEFAULT_ENGINES, help="backend:precision,… (default: %(default)s)")
-    add("--runs", type=int, default=3, help="turns (default: %(default)s)")
-    cores = len(os.sched_getaffinity(0))
-    add("--threads", type=int, default=cores, help="of every engine (default: all cores)")
-    add("--name", default="slabs", help="of the result files (default: %(default)s)")
+    add_run_options(parser, "slabs", runs=3, of="turns")
     args = parser.parse_args(argv)
     return exit_code("slabs.py", lambda: run(args))
 

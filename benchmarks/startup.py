@@ -21,7 +21,7 @@ from bundles import add_model_option, single_bundle
 from isolated import limited_to
 from pairs import BenchmarkError
 from paramorph_rt.errors import exit_code
-from record import weights_sha256, write_page, write_result
+from record import add_run_options, weights_sha256, write_page, write_result
 from tables import markdown_table, origin
 
 ENGINES = "onnxruntime:fp32,openvino:fp32,openvino:bf16"
@@ -130,12 +130,9 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--runs", type=int, default=11, help="of each, after a first one (default: %(default)s)")
     add_model_option(parser)
     add("--engines", default=ENGINES, help="backend:precision,… (default: %(default)s)")
-    cores = len(os.sched_getaffinity(0))
-    add("--threads", type=int, default=cores, help="(default: all cores)")
-    add("--name", default="startup", help="of the result files (default: %(default)s)")
+    add_run_options(parser, "startup", runs=11, of="of each, after a first one")
     args = parser.parse_args(argv)
     return exit_code("startup.py", lambda: run(args))
 
