@@ -138,8 +138,8 @@ def page(result: Mapping[str, Any], name: str) -> str:
         "align, register, warp both, Dice of all labels, write everything. Shares are of the same "
         "pair and turn.\n\n"
         + markdown_table(rows, columns)
-        + "\nSeconds of each stage; start-up is all else: interpreter, imports, loading the "
-        "network, and the end.\n\n"
+        + "\nSeconds of each stage; start-up is all else: interpreter, imports, reading the "
+        "bundle, and the end.\n\n"
         + markdown_table(
             [{"job": row["job"], **row["stages"]} for row in rows],
             [("job", "job", ""), *((stage, stage, ".2f") for stage in stages_of(rows))],

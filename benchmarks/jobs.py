@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.json"
 MANY = "many"
-START_UP = "start-up"  # interpreter, imports, loading a model, and the end: all beside the stages
+START_UP = "start-up"  # interpreter, imports, reading a bundle, the end: all beside the stages
 
 
 @dataclass(frozen=True)
