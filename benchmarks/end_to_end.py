@@ -21,6 +21,7 @@ from bundles import add_model_option, named_bundles
 from charts import stages_of, stages_picture
 from colin import SIDE_MM, write_colin_pair
 from evaluation import load_pair, mean_dice
+from isolated import empty_cache
 from jobs import PEERS, Files, Job
 from pairs import BenchmarkError, labelled_pairs
 from paramorph_rt.errors import exit_code
@@ -149,6 +150,7 @@ def page(result: Mapping[str, Any], name: str) -> str:
     )
 
 
+@empty_cache()
 def run(args: argparse.Namespace) -> None:
     """Warm up, measure; write the JSON, the table and the picture."""
     asked, models = jobs(args.peers, args.engines, args.model)

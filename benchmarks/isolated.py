@@ -14,12 +14,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
@@ -27,6 +28,21 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
 )
+
+
+@contextmanager
+def empty_cache() -> Iterator[None]:
+    """What engines keep between runs is kept for this block alone, in this process and others."""
+    kept = "XDG_CACHE_HOME"
+    before = os.environ.get(kept)
+    with TemporaryDirectory() as folder:
+        os.environ[kept] = folder
+        try:
+            yield
+        finally:
+            del os.environ[kept]
+            if before is not None:
+                os.environ[kept] = before
 
 
 def limited_to(threads: int) -> dict[str, str]:

@@ -28,6 +28,7 @@ from charts import latency_picture
 from colin import SIDE_MM, write_colin_pair
 from contenders import PYTORCH, Spec, contender
 from evaluation import LabelledPair, load_pair, mean_dice
+from isolated import empty_cache
 from pairs import BenchmarkError, labelled_pairs
 from paramorph_rt.affine import align_affine
 from paramorph_rt.backends import WAYS
@@ -302,6 +303,7 @@ def check_compared(rows: Sequence[Row], tolerance: float) -> None:
         )
 
 
+@empty_cache()
 def run(args: argparse.Namespace) -> None:
     """Measure; write the JSON, the table and the picture; compare with an older result."""
     engines = args.contenders.split(",")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bundles import add_model_option, single_bundle
 from charts import growth_picture, stages_of
 from colin import SIDE_MM, write_colin_pair
+from isolated import empty_cache
 from jobs import START_UP, Files, Job
 from pairs import BenchmarkError
 from paramorph_rt.errors import exit_code
@@ -91,6 +92,7 @@ def page(result: Mapping[str, Any], name: str) -> str:
     )
 
 
+@empty_cache()
 def run(args: argparse.Namespace) -> None:
     """Measure; write the JSON, the tables and the picture."""
     label, bundle = single_bundle(args.model)

@@ -12,13 +12,12 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bundles import add_model_option, single_bundle
-from isolated import limited_to
+from isolated import empty_cache, limited_to
 from pairs import BenchmarkError
 from paramorph_rt.errors import exit_code
 from record import add_run_options, weights_sha256, write_page, write_result
@@ -96,8 +95,8 @@ def page(result: Mapping[str, Any], name: str) -> str:
 def run(args: argparse.Namespace) -> None:
     """Measure; write the JSON and the table."""
     label, bundle = single_bundle(args.model)
-    with tempfile.TemporaryDirectory() as cache:
-        environment = limited_to(args.threads) | {"XDG_CACHE_HOME": cache}
+    with empty_cache():
+        environment = limited_to(args.threads)
         work = steps(str(bundle.folder), args.engines.split(","), args.threads, environment)
         turns = [{what: measure() for what, measure in work.items()} for _ in range(args.runs + 1)]
     rows = []

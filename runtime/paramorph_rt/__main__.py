@@ -1,5 +1,5 @@
 """`python -m paramorph_rt` is `paramorph-rt`."""
 
-from .cli import main
+from .cli import console
 
-raise SystemExit(main())
+raise SystemExit(console())

@@ -37,6 +37,10 @@ POSE_VOXELS, COARSE_VOXELS, FINE_VOXELS = 14, 25, 50
 # The moving image stays sharper at the last, because interpolating it blurs it once more.
 SHARP_VOXELS = 80
 HISTOGRAM_BINS = 32
+# Of the points at the last level, about every third; each moved within its voxel by a random
+# number that is the same every time. All of them take twice as long and align no better.
+FINE_SHARE = 0.34
+SEED = 1
 # The two foregrounds have to share this much of the smaller one.
 SMALLEST_OVERLAP = 0.6
 # The moving image has to tell this share of what there is to tell of the fixed one. Aligned brains
@@ -93,8 +97,8 @@ def align_affine(
     """Find the affine that makes the moving image most like the fixed one.
 
     Many rotations and sizes are tried on tiny copies; from the best, Mattes mutual information,
-    which does not ask for equal contrast, is maximised at two resolutions. All voxels of the small
-    copies are used, so equal input gives equal output.
+    which does not ask for equal contrast, is maximised at two resolutions. Equal input gives equal
+    output: the points that are compared are the same every time.
 
     Whole organs and heads get all 12 parameters, from rotations up to 60 degrees off, whatever
     their size and place. A cut-out of a larger body (foreground all around its border) gets a rigid
@@ -282,14 +286,15 @@ class _Copies:
         transform = _of_kind(kind, own_start, self.fine[1].centre)
         size_mm = self.sizes_mm[1]
         levels = (
-            (self.coarse, size_mm / COARSE_VOXELS / 3),
-            (self.fine, size_mm / FINE_VOXELS / 6),
+            (self.coarse, size_mm / COARSE_VOXELS / 3, 1.0),
+            (self.fine, size_mm / FINE_VOXELS / 6, FINE_SHARE),
         )
         # Threads add up the histogram in any order; one gives the same bits every time, and on
         # the small copies it is faster as well.
         with itk_threads(1):
-            for (moving, fixed), first_step_mm in levels:
-                _climb(moving.framed() if frame else moving, fixed, transform, first_step_mm, then)
+            for (moving, fixed), first_step_mm, share in levels:
+                moving = moving.framed() if frame else moving
+                _climb(moving, fixed, transform, first_step_mm, share, then)
         found = affine_from_itk(transform)
         return found if initial is None else initial @ found
 
@@ -389,13 +394,17 @@ def _climb(
     fixed: _Side,
     transform: sitk.Transform,
     first_step_mm: float,
+    share: float,
     then: sitk.Transform | None,
 ) -> None:
-    """Improve `transform` in place at one level; steps are in mm of voxel movement."""
+    """Improve `transform` in place at one level, by steps in mm and a share of the voxels."""
     method = sitk.ImageRegistrationMethod()
     if then is not None:
         method.SetMovingInitialTransform(then)
     method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
+    if share < 1:
+        method.SetMetricSamplingStrategy(method.REGULAR)
+        method.SetMetricSamplingPercentage(share, SEED)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetMetricFixedMask(_itk_mask(fixed.near_foreground(), fixed.image.grid))
     if moving.hole is not None:

@@ -119,6 +119,10 @@ class Bundle:
             f"with --precision {precision} and this --shape, or choose another precision."
         )
 
+    def sha256(self, file: str) -> str:
+        """The hash that the manifest records of a file of the bundle."""
+        return str(self.manifest["files"][file]["sha256"])
+
     def verified_path(self, file: str) -> Path:
         """A file of the bundle, hashed; for networks and engines right before they are opened.
 
@@ -141,7 +145,7 @@ class Bundle:
         return content
 
     def _check_hash(self, file: str, actual: str) -> None:
-        expected = self.manifest["files"][file]["sha256"]
+        expected = self.sha256(file)
         if actual != expected:
             raise BundleError(
                 f"{self.folder / file}: expected SHA-256 {expected[:12]}…, got {actual[:12]}…: the "

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
+from .separable import interpolate, samples_along_axes
 from .spaces import Grid, from_sitk, place, to_sitk
+from .threads import mapped
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -41,6 +43,20 @@ class DisplacementField:
 
         Outside its own grid the field goes on with its border values, so nothing jumps.
         """
+        samples = samples_along_axes(self.grid, grid)
+        if samples is None:
+            return self._resampled_by_itk(grid)
+        vectors = np.empty((*grid.shape, 3), np.float32, order="F")
+
+        def fill(c: int) -> None:
+            component = self.vectors_mm[..., c].astype(np.float32, copy=False)
+            interpolate(component, samples, vectors[..., c])
+
+        mapped(fill, range(3))
+        return DisplacementField(grid, vectors)
+
+    def _resampled_by_itk(self, grid: Grid) -> DisplacementField:
+        """The same whatever the two grids are."""
         extended = self.extended_over(grid)
         resampler = sitk.ResampleImageFilter()
         resampler.SetSize(grid.shape)
@@ -92,12 +108,15 @@ class DisplacementField:
         """
         depth = self.grid.shape[2]
         determinant = np.empty(self.grid.shape, dtype=np.float32, order="F")
-        # In slabs that fit the cache: faster, and a large image needs no nine gradients at once.
-        for start in range(0, depth, SLAB):
+
+        def fill(start: int) -> None:
             stop = min(start + SLAB, depth)
             lo, hi = max(start - 1, 0), min(stop + 1, depth)  # neighbours, for the differences
             slab = _determinant(self.vectors_mm[:, :, lo:hi], self.grid.affine[:3, :3])
             determinant[:, :, start:stop] = slab[:, :, start - lo : stop - lo]
+
+        # In slabs that fit the cache: faster, and a large image needs no nine gradients at once.
+        mapped(fill, range(0, depth, SLAB))
         return determinant
 
     def _reach(self, grid: Grid, margin_mm: float) -> tuple[np.ndarray, np.ndarray]:

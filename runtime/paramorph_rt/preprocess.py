@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from .errors import AlignmentError, VolumeError
 from .spaces import Grid, from_sitk, itk_affine, network_grid, place, to_sitk
+from .threads import in_parallel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,8 +78,10 @@ def prepare_pair(
     """
     moving, fixed = masked(moving, moving_mask), masked(fixed, fixed_mask)
     grid = network_grid_for(fixed, spec, shapes)
-    aligned = prepare_moving(moving, fixed.name, grid, affine, spec)
-    target = normalise_for(resample_to_grid(fixed, grid), spec)
+    aligned, target = in_parallel(
+        lambda: prepare_moving(moving, fixed.name, grid, affine, spec),
+        lambda: normalise_for(resample_to_grid(fixed, grid), spec),
+    )
     moving_hole = _hole_on_grid(moving_mask, grid, affine)
     fixed_hole = _hole_on_grid(fixed_mask, grid, np.eye(4))
     return PreparedPair(
@@ -263,14 +266,29 @@ def normalise(
         lower_percentile: Of 100; becomes 0.
         upper_percentile: Of 100; becomes 1.
     """
+    return scaled(array, *intensity_range(array, lower_percentile, upper_percentile))
+
+
+def intensity_range(
+    array: Float[np.ndarray, "i j k"], lower_percentile: float, upper_percentile: float
+) -> tuple[float, float]:
+    """The intensities that `normalise` maps to 0 and 1."""
     values = array.ravel(order="K")  # in the order of memory, which is far faster
-    bright = values[values > array.min()]
-    low = np.percentile(bright, lower_percentile) if lower_percentile > 0 else array.min()
-    high = np.percentile(bright, upper_percentile)
+    lowest = float(values.min())
+    bright = values[values > lowest]
+    low = float(np.percentile(bright, lower_percentile)) if lower_percentile > 0 else lowest
+    high = float(np.percentile(bright, upper_percentile))
     if high <= low:  # a nearly binary image: its percentiles coincide
-        low, high = array.min(), array.max()
-    scaled = (array - np.float32(low)) / np.float32(high - low)
-    return scaled.clip(0, 1).astype(np.float32, copy=False)
+        low, high = lowest, float(values.max())
+    return low, high
+
+
+def scaled(
+    array: Float[np.ndarray, "*shape"], low: float, high: float
+) -> Float[np.ndarray, "*shape"]:
+    """Map intensities linearly so that `low` becomes 0 and `high` 1, and clip."""
+    result = (array - np.float32(low)) / np.float32(high - low)
+    return result.clip(0, 1, out=result).astype(np.float32, copy=False)
 
 
 def _any_along_others(mask: Bool[np.ndarray, "i j k"], axis: int) -> Bool[np.ndarray, " n"]:

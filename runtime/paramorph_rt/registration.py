@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from .metrics.summary import compare_images, compare_labels
 from .metrics.surface import NSD_TOLERANCE_MM
 from .preprocess import Interpolation, PreparedPair, prepare_pair, resample_to_grid
 from .spaces import Grid
-from .threads import itk_threads
+from .threads import in_parallel, itk_threads, mapped
 from .transforms.itk import write_affine, write_displacement
 from .volume import (
     Volume,
@@ -100,20 +101,24 @@ class RegistrationResult:
         with outputs.staged_outputs(Path(out_dir), force, names) as folder:
             with seconds("save"):
                 outputs.make_folders(folder, names, self.also)
-                save_volume(folder / names.warped, self.warped)
-                write_displacement(folder / names.displacement, self.displacement)
-                write_affine(folder / names.affine, self.affine)
-                if self.warped_labels is not None:
-                    save_labels(folder / names.warped_labels, self.warped_labels)
-                if self.inverse is not None:
-                    write_displacement(folder / names.inverse, self.inverse)
-                for name, volume in self.also.items():
-                    save_volume(folder / names.also_warped(name), volume)
+                in_parallel(*self._writers(folder, names))
             for stage, write in extras.items():
                 with seconds(stage):
                     write(folder)
             outputs.write_json(folder / names.metrics, self.metrics)
             outputs.finish_names(folder, names)
+
+    def _writers(self, folder: Path, names: outputs.Names) -> Iterator[Callable[[], None]]:
+        """What writes each file, that which takes longest first."""
+        yield partial(write_displacement, folder / names.displacement, self.displacement)
+        if self.inverse is not None:
+            yield partial(write_displacement, folder / names.inverse, self.inverse)
+        yield partial(save_volume, folder / names.warped, self.warped)
+        if self.warped_labels is not None:
+            yield partial(save_labels, folder / names.warped_labels, self.warped_labels)
+        for name, volume in self.also.items():
+            yield partial(save_volume, folder / names.also_warped(name), volume)
+        yield partial(write_affine, folder / names.affine, self.affine)
 
 
 class Registration:
@@ -207,9 +212,10 @@ class Registration:
         seconds = Stopwatch({})
         with itk_threads(self.threads):
             with seconds("load"):
-                moving, fixed = (_image(source) for source in (moving, fixed))
-                moving_labels = _labels(moving_labels, moving)
-                fixed_labels = _labels(fixed_labels, fixed)
+                moving, fixed = mapped(_image, (moving, fixed))
+                moving_labels, fixed_labels = in_parallel(
+                    partial(_labels, moving_labels, moving), partial(_labels, fixed_labels, fixed)
+                )
                 masks = {
                     "moving_mask": _mask(moving_mask, moving),
                     "fixed_mask": _mask(fixed_mask, fixed),
@@ -237,17 +243,21 @@ class Registration:
                 warped, warped_labels = _warped(moving, moving_labels, field, interpolation)
             with seconds("metrics"):
                 metrics = self._describe(moving, fixed, pair, alignment)
-                stages = _stages(moving, fixed, to_moving, warped, "linear")
-                within = _where_masks_count(**masks, field=field)
-                metrics |= compare_images(fixed, stages, INFER_MEASURES, within)
-                if moving_labels and warped_labels and fixed_labels:
+
+                def of_images() -> dict[str, Any]:
+                    stages = _stages(moving, fixed, to_moving, warped, "linear")
+                    counting = _where_masks_count(**masks, field=field)
+                    return compare_images(fixed, stages, INFER_MEASURES, counting)
+
+                def of_labels() -> dict[str, Any]:
+                    if not (moving_labels and warped_labels and fixed_labels):
+                        return {}
                     stages = _stages(moving_labels, fixed, to_moving, warped_labels, "nearest")
-                    metrics |= compare_labels(
-                        fixed_labels, moving_labels, stages, surfaces=surfaces
-                    )
-                    if surfaces:
-                        metrics["nsd_tolerance_mm"] = NSD_TOLERANCE_MM
-                metrics |= regularity(field)
+                    tables = compare_labels(fixed_labels, moving_labels, stages, surfaces=surfaces)
+                    return tables | ({"nsd_tolerance_mm": NSD_TOLERANCE_MM} if surfaces else {})
+
+                for measured in in_parallel(of_images, of_labels, lambda: regularity(field)):
+                    metrics |= measured
                 metrics["definitions"] = definitions_of(metrics)
             back: DisplacementField | None = None
             if inverse:

@@ -1,15 +1,19 @@
-"""How many threads ITK uses, for as long as a block runs."""
+"""How many threads ITK uses, for as long as a block runs, and work of ours on as many."""
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import SimpleITK as sitk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _lock = threading.Lock()
 _limits: list[int] = []  # of the blocks that run now, in any thread
@@ -31,6 +35,21 @@ def itk_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         _change(_limits.remove, count)
+
+
+def mapped(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """What the function returns for each item, on as many threads as ITK has.
+
+    Raises:
+        Exception: The first of what the calls raised, when all have ended.
+    """
+    with ThreadPoolExecutor(sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()) as pool:
+        return list(pool.map(function, items))
+
+
+def in_parallel(*calls: Callable[[], Result]) -> list[Result]:
+    """What the calls return; see `mapped`."""
+    return mapped(lambda call: call(), calls)
 
 
 def _change(how: Callable[[int], None], count: int) -> None:

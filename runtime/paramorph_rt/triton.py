@@ -257,7 +257,7 @@ def _tensors(model: ServedModel, bundle: Bundle, what: str) -> dict[str, tuple[i
 
 
 def _parameters(model: ServedModel, bundle: Bundle) -> dict[str, str]:
-    hashes = {name: bundle.manifest["files"][file]["sha256"] for name, file in model.files.items()}
+    hashes = {name: bundle.sha256(file) for name, file in model.files.items()}
     return {
         "paramorph_bundle": bundle.name,
         **{f"paramorph_sha256:{name}": value for name, value in hashes.items()},

@@ -178,7 +178,7 @@ def test_outside_its_mask_an_image_is_background():
     )
     by_mask = align_affine(whole, fixed, moving_mask=mask).affine
     # The head's own zero is not quite 0 far away.
-    np.testing.assert_allclose(by_mask, align_affine(bare, fixed).affine, atol=1e-6)
+    np.testing.assert_allclose(by_mask, align_affine(bare, fixed).affine, atol=1e-4)
     np.testing.assert_allclose(by_mask, truth, atol=0.5)
 
 

@@ -191,3 +191,39 @@ def test_bash_completes(tmp_path, capsys, line, expected):
         ["bash"], input=script, capture_output=True, encoding="utf-8", cwd=tmp_path, check=True
     )
     assert set(result.stdout.split()) == expected, result.stderr
+
+
+ENDING = """
+import atexit, sys, threading, time
+from paramorph_rt import cli
+
+class Held:
+    def __del__(self):
+        print("freed")
+
+def late():
+    time.sleep(0.3)
+    print("thread")
+
+def main():
+    global held
+    held = Held()
+    atexit.register(print, "exit")
+    threading.Thread(target=late).start()
+    {end}
+    print("main", end=" ")
+    return 3
+
+cli.main = main
+sys.exit(cli.console())
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [("", 3, "main thread exit"), ("sys.exit(2)", 2, "thread exit freed")],
+)
+def test_program_ends_when_all_has_run(end, code, said):
+    command = [sys.executable, "-c", ENDING.replace("{end}", end)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (code, said.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from .phantoms import smooth_displacement_vox
 
 ov = pytest.importorskip("openvino", reason="needs openvino, of the extra openvino")
 
+from paramorph_rt.backends import openvino as openvino_backend  # noqa: E402
 from paramorph_rt.backends import openvino_graph  # noqa: E402
 from paramorph_rt.backends.openvino import OpenVinoBackend, has_bf16  # noqa: E402
+from paramorph_rt.backends.openvino_cache import KEPT, CompiledFile, PartHeader  # noqa: E402
 from paramorph_rt.backends.openvino_graph import warp_model  # noqa: E402
 
 needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="needs a CPU with bf16")
@@ -60,6 +63,9 @@ WEIGHTS = {
 }
 
 
+IN_BF16 = pytest.param("bf16", 0.1, marks=needs_bf16)
+
+
 def write_graph(path: Path, body: str, shape: tuple[int, ...], **constants) -> Path:
     d, h, w = shape
     model = parser.parse_model(f"""
@@ -94,7 +100,8 @@ def test_warp_is_trilinear_and_goes_on_with_the_border(channels):
     np.testing.assert_allclose(warped, sampled(volume, displacement), atol=1e-5)
 
 
-def test_graph_is_cut_where_volumes_are_sampled(tmp_path):
+@pytest.mark.parametrize(("precision", "atol"), [("fp32", 1e-4), IN_BF16])
+def test_graph_that_samples_volumes(tmp_path, precision, atol):
     shape = (9, 10, 11)
     generator = np.random.default_rng(2)
     moving, fixed = generator.random((2, *shape), np.float32)
@@ -105,11 +112,11 @@ def test_graph_is_cut_where_volumes_are_sampled(tmp_path):
     once = sampled(moving[None], first)[0]
     second = 3 * np.stack([once, own, once])
     expected = second + sampled(first, second) - own
-    backend = OpenVinoBackend(path, threads=1)
+    backend = OpenVinoBackend(path, 1, precision)
     for order in "CF":  # preprocessing gives either
         found = backend.run(np.asarray(moving, order=order), np.asarray(fixed, order=order))
-        np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert (backend.name, backend.precision) == ("openvino-cpu", "fp32")
+        np.testing.assert_allclose(found, expected, atol=atol)
+    assert (backend.name, backend.precision) == ("openvino-cpu", precision)
 
 
 def test_several_threads_may_run_the_network(tmp_path):
@@ -176,3 +183,112 @@ def test_operator_that_openvino_does_not_know(tmp_path):
     with pytest.raises(BackendError, match=r"compiles, got .*Unheard") as caught:
         OpenVinoBackend(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def kept_network(tmp_path, monkeypatch):
+    """Loads a network whose compiled form is kept in `cache`, and what `compilations` it took."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shape = (9, 10, 11)
+    path = write_graph(
+        tmp_path / "g.onnx",
+        *(TWO_WARPS, shape),
+        field=smooth_displacement_vox(shape)[None],
+        scale=[3.0],
+    )
+    compilations = []
+
+    def cut(*args):
+        compilations.append(args)
+        return openvino_graph.parts_from_onnx(*args)
+
+    monkeypatch.setattr(openvino_backend, "parts_from_onnx", cut)
+
+    def load(sha256: str | None = "ab" * 32, precision: str = "fp32") -> np.ndarray:
+        backend = OpenVinoBackend(path, 1, precision, sha256)
+        return backend.run(*np.random.default_rng(4).random((2, *shape), np.float32))
+
+    load.cache, load.compilations = tmp_path / "cache/paramorph-rt", compilations
+    return load
+
+
+def test_compiled_networks_are_kept(kept_network):
+    first = kept_network()
+    np.testing.assert_array_equal(kept_network(), first)
+    assert len(kept_network.compilations) == 1
+    assert [file.suffix for file in kept_network.cache.iterdir()] == [".openvino"]
+    kept_network("cd" * 32)  # another network of this name
+    kept_network(None)  # of which nobody knows the hash
+    assert len(kept_network.compilations) == 3
+    assert len(list(kept_network.cache.iterdir())) == 2
+
+
+@needs_bf16
+def test_each_precision_keeps_its_own(kept_network):
+    for precision in ("bf16", "fp32", "bf16"):
+        kept_network(precision=precision)
+    assert len(kept_network.compilations) == len(list(kept_network.cache.iterdir())) == 2
+
+
+def flipped(content: bytes) -> bytes:
+    return bytes([content[0] ^ 1]) + content[1:]
+
+
+@pytest.mark.parametrize(
+    "harm", [flipped, lambda c: c[:-9], lambda c: c[: len(c) // 2], lambda c: c[:3], lambda c: b""]
+)
+def test_damaged_compiled_network_is_made_again(kept_network, caplog, harm):
+    first = kept_network()
+    (file,) = kept_network.cache.iterdir()
+    file.write_bytes(harm(file.read_bytes()))
+    np.testing.assert_array_equal(kept_network(), first)
+    assert len(kept_network.compilations) == 2
+    assert "is damaged" in caplog.text
+    kept_network()
+    assert len(kept_network.compilations) == 2
+
+
+def test_compiled_network_that_openvino_refuses_is_made_again(kept_network, caplog):
+    first = kept_network()
+    (file,) = kept_network.cache.iterdir()
+    core = ov.Core()
+    strange = CompiledFile(file.with_name("g.onnx"), "ab" * 32, "fp32", core)
+    assert strange.path == file
+    header = PartHeader(("moving",), ("displacement",), False)
+    strange.write([(header, memoryview(b"not a network"))], "displacement")
+    np.testing.assert_array_equal(kept_network(), first)
+    assert "is refused" in caplog.text
+    assert len(kept_network.compilations) == 2
+
+
+def test_network_runs_where_nothing_can_be_kept(kept_network):
+    kept_network.cache.parent.mkdir()
+    kept_network.cache.write_bytes(b"")  # a file where a folder should be
+    kept_network()
+    kept_network()
+    assert len(kept_network.compilations) == 2
+
+
+def test_compiled_networks_used_last_stay(kept_network):
+    for number in range(KEPT):
+        kept_network(f"{number}" * 64)
+    files = sorted(kept_network.cache.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    for age, file in enumerate(reversed(files), 1):
+        os.utime(file, (0, 10**9 - age))
+    kept_network("0" * 64)  # the oldest is used again
+    kept_network("9" * 64)  # one too many
+    assert len(list(kept_network.cache.iterdir())) == KEPT
+    kept_network("0" * 64)
+    assert len(kept_network.compilations) == KEPT + 1
+    kept_network("1" * 64)
+    assert len(kept_network.compilations) == KEPT + 2
+
+
+def test_kept_network_has_the_threads_that_are_asked_for(kept_network):
+    kept_network()
+    (file,) = kept_network.cache.iterdir()
+    for threads in (1, 2):
+        backend = OpenVinoBackend(file.with_name("g.onnx"), threads, sha256="ab" * 32)
+        counts = {step._compiled.get_property("INFERENCE_NUM_THREADS") for step in backend._steps}
+        assert counts == {min(threads, len(os.sched_getaffinity(0)))}
+    assert len(kept_network.compilations) == 1

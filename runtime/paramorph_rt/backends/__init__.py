@@ -292,7 +292,8 @@ def _openvino(bundle: Bundle, precision: Precision, threads: int | None) -> Load
 
     check_precision(precision)
     file = bundle.network().file  # float32, which OpenVINO rounds by itself
-    return lambda: OpenVinoBackend(bundle.verified_path(file), threads, precision)
+    sha256 = bundle.sha256(file)
+    return lambda: OpenVinoBackend(bundle.verified_path(file), threads, precision, sha256)
 
 
 def _onnxruntime(bundle: Bundle, precision: Precision, threads: int | None) -> Load:

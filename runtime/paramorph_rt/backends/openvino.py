@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,17 @@ import numpy as np
 
 from ..errors import BackendError
 from . import check_displacement
+from .openvino_cache import CompiledFile, PartHeader
 from .openvino_graph import Part, ov, parts_from_onnx
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from jaxtyping import Float
+    from jaxtyping import Float, UInt8
 
     from . import Precision
+
+log = logging.getLogger(__name__)
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -28,6 +32,8 @@ class OpenVinoBackend:
         network_path: A verified ONNX file.
         threads: None lets OpenVINO choose.
         precision: Of the network; the displacement is float32 either way.
+        sha256: Of the file: what was compiled is kept under it on disk, and taken from there. None
+            compiles every time.
 
     Raises:
         BackendError: OpenVINO refuses the network, or this CPU lacks the precision.
@@ -36,30 +42,65 @@ class OpenVinoBackend:
     name = "openvino-cpu"
 
     def __init__(
-        self, network_path: Path, threads: int | None = None, precision: Precision = "fp32"
+        self,
+        network_path: Path,
+        threads: int | None = None,
+        precision: Precision = "fp32",
+        sha256: str | None = None,
     ) -> None:
         self.precision = precision
         self._path = network_path
-        core = ov.Core()
-        check_precision(precision, core)
+        self._core = ov.Core()
+        check_precision(precision, self._core)
         # Pinned threads would crowd on the same cores as those of another process.
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+        self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
+            self._options["INFERENCE_NUM_THREADS"] = threads
+        kept = CompiledFile(network_path, sha256, precision, self._core) if sha256 else None
+        self._steps, self._output = (kept and self._from_cache(kept)) or self._compiled(kept)
+
+    def _from_cache(self, kept: CompiledFile) -> tuple[list[_Step], str] | None:
+        found = kept.read()
+        if found is None:
+            return None
+        parts, output = found
+
+        def load(header: PartHeader, content: UInt8[np.ndarray, " n"]) -> _Step:
+            options = self._options_of(header)
+            compiled = self._core.import_model(ov.Tensor(content), "CPU", options)
+            return _Step(header, compiled, content)
+
         try:
-            parts, self._output = parts_from_onnx(
-                self._path, "displacement", mixed=precision != "fp32"
-            )
             with ThreadPoolExecutor() as pool:
-                self._steps = list(
-                    pool.map(lambda part: _Step(core, part, precision, options), parts)
-                )
+                return list(pool.map(load, *zip(*parts, strict=True))), output
+        except RuntimeError as err:
+            log.warning("openvino cache: %s is refused (%s); made again", kept.path, _reason(err))
+            return None
+
+    def _compiled(self, kept: CompiledFile | None) -> tuple[list[_Step], str]:
+        def load(part: Part) -> _Step:
+            header = PartHeader(part.inputs, part.outputs, part.in_float)
+            options = self._options_of(header)
+            return _Step(header, self._core.compile_model(part.model, "CPU", options))
+
+        try:
+            mixed = self.precision != "fp32"
+            parts, output = parts_from_onnx(self._path, "displacement", mixed)
+            with ThreadPoolExecutor() as pool:
+                steps = list(pool.map(load, parts))
         except Exception as err:  # OpenVINO's frontends derive their errors from Exception directly
             version = ov.__version__.split("-")[0]
             raise BackendError(
                 f"{self._path.name}: expected a network that OpenVINO {version} compiles, got "
                 f"{_reason(err)}; choose --backend onnxruntime."
             ) from err
+        if kept:
+            kept.write(((step.header, step.exported()) for step in steps), output)
+        return steps, output
+
+    def _options_of(self, header: PartHeader) -> dict[str, Any]:
+        hint = _HINTS["fp32" if header.in_float else self.precision]
+        return {**self._options, "INFERENCE_PRECISION_HINT": hint}
 
     def run(
         self, moving: Float[np.ndarray, "i j k"], fixed: Float[np.ndarray, "i j k"]
@@ -70,7 +111,7 @@ class OpenVinoBackend:
             for number, step in enumerate(self._steps):
                 values |= step(values)
                 # What is not read again gives its memory back.
-                wanted = {self._output}.union(*(s.inputs for s in self._steps[number + 1 :]))
+                wanted = {self._output}.union(*(s.header.inputs for s in self._steps[number + 1 :]))
                 values = {name: value for name, value in values.items() if name in wanted}
         except Exception as err:
             raise BackendError(
@@ -100,22 +141,33 @@ def has_bf16(core: ov.Core | None = None) -> bool:
 
 
 class _Step:
-    """A part, compiled: reads some of the values by name and gives others."""
+    """A part, compiled: reads some of the values by name and gives others.
+
+    Args:
+        header: Names of the values.
+        compiled: Its inputs and outputs are in the order of the names.
+        content: Memory that `compiled` may go on reading.
+    """
 
     def __init__(
-        self, core: ov.Core, part: Part, precision: Precision, options: dict[str, Any]
+        self,
+        header: PartHeader,
+        compiled: ov.CompiledModel,
+        content: UInt8[np.ndarray, " n"] | None = None,
     ) -> None:
-        hint = _HINTS["fp32" if part.in_float else precision]
-        self.inputs, self._outputs = part.inputs, part.outputs
-        options = {**options, "INFERENCE_PRECISION_HINT": hint}
-        self._compiled = core.compile_model(part.model, "CPU", options)
+        self.header = header
+        self._compiled, self._content = compiled, content
+
+    def exported(self) -> memoryview:
+        """What `Core.import_model` makes the compiled part of."""
+        return self._compiled.export_model().getbuffer()
 
     def __call__(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         # A new request each time, so that several threads may run the network.
         request = self._compiled.create_infer_request()
-        feeds = {number: values[name] for number, name in enumerate(self.inputs)}
+        feeds = {number: values[name] for number, name in enumerate(self.header.inputs)}
         results = request.infer(feeds, share_inputs=True, share_outputs=True)
-        return {name: results[number] for number, name in enumerate(self._outputs)}
+        return {name: results[number] for number, name in enumerate(self.header.outputs)}
 
 
 def _reason(err: Exception) -> str:

@@ -1,7 +1,8 @@
-"""A bundle's graph in parts that OpenVINO compiles, which can sample images but not volumes.
+"""A bundle's graph as OpenVINO compiles it, which can sample images but not volumes.
 
-The graph is cut at its GridSample3D nodes. A warp is a part by itself, of elementary operators, so
-it can stay in float32 whatever the network's precision: bfloat16 would round the coordinates.
+Its GridSample3D nodes become elementary operators. In float32 the graph stays one part; in other
+precisions it is cut there, so that each warp is a part that stays in float32: bfloat16 would round
+the coordinates.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Part:
 
 
 def parts_from_onnx(path: Path, output: str, mixed: bool = False) -> tuple[list[Part], str]:
-    """Read a graph and cut it into parts, in the order to run them.
+    """Read a graph, and cut it into parts if they have different precisions.
 
     Args:
         path: ONNX file.
@@ -64,8 +65,8 @@ def parts_from_onnx(path: Path, output: str, mixed: bool = False) -> tuple[list[
             resolution, unless there are more than `MOST_IN_FLOAT` numbers in one.
 
     Returns:
-        The parts, whose first inputs go by their names in the file; and the name that `output` has
-        among the parts' values.
+        The parts in the order to run them, whose first inputs go by their names in the file; and
+        the name that `output` has among the parts' values.
 
     Raises:
         Exception: OpenVINO cannot read the graph (its errors have no other base).
@@ -75,11 +76,24 @@ def parts_from_onnx(path: Path, output: str, mixed: bool = False) -> tuple[list[
     frontend.add_extension(ConversionExtension("GridSample3D", "paramorph", _GridSample3D.of_node))
     whole = frontend.convert(frontend.load(str(path)))
     model = ov.Model([whole.output(output)], whole.get_parameters())
+    if not mixed:
+        return [_whole(model, output)], output
     # All shapes are static, so what computes them would only travel from part to part.
     folding = Manager()
     folding.register_pass(ConstantFolding())
     folding.run_passes(model)
-    return _cut(model, _slice_in_float(model) if mixed else None)
+    return _cut(model, _slice_in_float(model))
+
+
+def _whole(model: ov.Model, output: str) -> Part:
+    """The graph in one part, all in float32: warps share its memory."""
+    for node in model.get_ordered_ops():
+        if isinstance(node, _GridSample3D):
+            warped = node.warped().output(0)
+            for port in node.output(0).get_target_inputs():
+                port.replace_source_output(warped)
+    inputs = tuple(node.get_friendly_name() for node in model.get_parameters())
+    return Part(model, inputs, (output,), in_float=True)
 
 
 def _slice_in_float(model: ov.Model) -> tuple[int, int] | None:
@@ -96,9 +110,13 @@ def warp_model(shape: tuple[int, ...]) -> ov.Model:
     Args:
         shape: Of the volume, (1, c, d, h, w); the displacement is (1, 3, d, h, w), in voxels.
     """
-    size = shape[2:]
     volume = ops.parameter(list(shape), np.float32)
-    displacement = ops.parameter([1, 3, *size], np.float32)
+    displacement = ops.parameter([1, 3, *shape[2:]], np.float32)
+    return ov.Model([_warped(volume, displacement, shape)], [volume, displacement])
+
+
+def _warped(volume: Any, displacement: Any, shape: tuple[int, ...]) -> ov.Node:
+    size = shape[2:]
     corner = _int(0, np.int32)  # index, in the flat volume, of the voxel before the sampled point
     fractions = []  # how far beyond it the point lies along each axis, 0 to 1
     for axis, component in enumerate(ops.split(displacement, _int(1), 3).outputs()):
@@ -111,8 +129,7 @@ def warp_model(shape: tuple[int, ...]) -> ov.Model:
     corner = ops.reshape(corner, _int([-1]), False)
     flat = ops.reshape(volume, _int([shape[1], -1]), False)
     steps = zip((size[1] * size[2], size[2], 1), fractions, strict=True)
-    warped = ops.reshape(_interpolated(flat, corner, list(steps)), _int(shape), False)
-    return ov.Model([warped], [volume, displacement])
+    return ops.reshape(_interpolated(flat, corner, list(steps)), _int(shape), False)
 
 
 def _interpolated(flat: ov.Node, corner: ov.Node, steps: list[tuple[int, ov.Node]]) -> ov.Node:
@@ -133,7 +150,7 @@ def _interpolated(flat: ov.Node, corner: ov.Node, steps: list[tuple[int, ov.Node
 
 
 class _GridSample3D(Op):
-    """Marks in a graph where it is cut; never compiled."""
+    """Marks in a graph where it warps; never compiled."""
 
     def __init__(self, inputs: list[ov.Output], sampling: dict[str, Any]) -> None:
         super().__init__(self)
@@ -151,15 +168,27 @@ class _GridSample3D(Op):
         """Like the volume."""
         self.set_output_type(0, self.get_input_element_type(0), self.get_input_partial_shape(0))
 
-    def part(self) -> Part:
+    def warped(self) -> ov.Node:
         """The warp that this stands for."""
-        volume, displacement = (port.get_source_output() for port in self.inputs())
+        volume, displacement = self._sources()
+        return _warped(volume, displacement, self._shape())
+
+    def part(self) -> Part:
+        """The warp that this stands for, as a part by itself."""
+        names = tuple(map(_name, self._sources()))
+        return Part(warp_model(self._shape()), names, (_name(self.output(0)),), in_float=True)
+
+    def _sources(self) -> list[ov.Output]:
+        return [port.get_source_output() for port in self.inputs()]
+
+    def _shape(self) -> tuple[int, ...]:
+        """Of the volume, if it is warped by the rules."""
+        volume, displacement = self._sources()
         shape = tuple(volume.get_shape())
         if self.sampling != SAMPLING or tuple(displacement.get_shape()) != (1, 3, *shape[2:]):
             rules = ", ".join(f"{name} {value}" for name, value in self.sampling.items())
             raise RuntimeError(f"a warp with {rules} inside the network")
-        names = _name(volume), _name(displacement)
-        return Part(warp_model(shape), names, (_name(self.output(0)),), in_float=True)
+        return shape
 
 
 def _cut(model: ov.Model, in_float: tuple[int, int] | None) -> tuple[list[Part], str]:

@@ -1,4 +1,4 @@
-"""Kernels that TensorRT for RTX compiled for this GPU, kept between runs beside their engine."""
+"""What libraries compiled for this machine, kept between runs; kernels beside their engine."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
 
 class RuntimeCacheFile:
-    """Where an engine's kernels are kept; whether they still fit is for the library to judge.
+    """Where TensorRT for RTX keeps an engine's kernels; whether they still fit is its to judge.
 
     Beside the engine, or in the user's cache folder ($XDG_CACHE_HOME) if that cannot be written.
     Never an error: what is missing is compiled again.
@@ -56,13 +57,24 @@ def user_cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paramorph-rt"
 
 
-def _write(path: Path, content: bytes) -> None:
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends well; its folder must exist.
+
+    Raises:
+        OSError: It cannot be written; nothing of it is left then.
+    """
     number, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(number, "wb") as stream:
             os.fchmod(number, 0o644)  # mkstemp lets nobody else read
-            stream.write(content)
+            yield stream
         os.replace(staged, path)
-    except OSError:
+    except BaseException:
         os.unlink(staged)
         raise
+
+
+def _write(path: Path, content: bytes) -> None:
+    with writing(path) as stream:
+        stream.write(content)

@@ -80,8 +80,7 @@ class EngineBackend:
             self._check_tensors(library)
             self._cache = None
             if entry.flavour == "tensorrt-rtx":
-                sha256 = bundle.manifest["files"][entry.file]["sha256"]
-                self._cache = RuntimeCacheFile(self._path, sha256)
+                self._cache = RuntimeCacheFile(self._path, bundle.sha256(entry.file))
             self._context = self._create_context(library, cuda_graph)
             self._stream = self._device.stream()
             self._foreign = self._device.event()  # behind the caller's last work

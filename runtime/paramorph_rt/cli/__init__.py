@@ -7,7 +7,11 @@ ours; 130 interrupted by Ctrl-C; 141 nobody reads what is printed.
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from .. import PURPOSE
@@ -30,6 +34,26 @@ exit codes:
   70   a defect of paramorph-rt
   130  interrupted by Ctrl-C; results are whole or absent
 """
+
+
+def console() -> int:
+    """The program: `main`, whose process ends as soon as all that was registered for its end ran.
+
+    What engines hold, gigabytes in millions of pieces, is the system's to take back at once;
+    freeing it piece by piece takes up to half a second.
+    """
+    code: int | None = None
+
+    def end() -> None:
+        if code is not None:  # else the interpreter has its own way to end
+            with suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    atexit.register(end)  # the first that is registered is the last that runs
+    code = main()
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

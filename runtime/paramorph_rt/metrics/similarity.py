@@ -14,37 +14,26 @@ _MARGIN = SSIM_WINDOW // 2
 _SLAB = 8  # slices at a time, which stay in the cache
 
 
-def ncc(
-    fixed: Float[np.ndarray, "i j k"],
-    warped: Float[np.ndarray, "i j k"],
-    mask: Bool[np.ndarray, "i j k"],
-) -> float | None:
-    """Global normalised cross-correlation (Pearson's r) within a mask.
+def ncc(fixed: Float[np.ndarray, " n"], warped: Float[np.ndarray, " n"]) -> float | None:
+    """Global normalised cross-correlation (Pearson's r).
 
     Args:
-        fixed: Intensities in any unit.
-        warped: Intensities in any unit, on the same grid.
-        mask: Where to compare; the fixed foreground, so that background does not raise it.
+        fixed: Intensities in any unit, `within` a mask: the fixed foreground, so that background
+            does not raise it.
+        warped: Intensities in any unit, of the same voxels.
 
     Returns:
-        -1 to 1; None where either image is constant within the mask.
+        -1 to 1; None where either is constant.
     """
-    first, second = (_where(mask, array).astype(np.float64) for array in (fixed, warped))
+    first, second = (values.astype(np.float64) for values in (fixed, warped))
     first, second = first - first.mean(), second - second.mean()
     norm = np.sqrt((first @ first) * (second @ second))
     return float(first @ second / norm) if norm > 0 else None
 
 
-def mse(
-    fixed: Float[np.ndarray, "i j k"],
-    warped: Float[np.ndarray, "i j k"],
-    mask: Bool[np.ndarray, "i j k"],
-) -> float | None:
-    """Mean squared difference within a mask, in squared units; None for an empty mask."""
-    if not mask.any():
-        return None
-    difference = _where(mask, fixed) - _where(mask, warped)
-    return float(np.mean(difference**2, dtype=np.float64))
+def mse(fixed: Float[np.ndarray, " n"], warped: Float[np.ndarray, " n"]) -> float:
+    """Mean squared difference of the same voxels, in squared units."""
+    return float(np.mean((fixed - warped) ** 2, dtype=np.float64))
 
 
 def ssim(
@@ -112,8 +101,8 @@ def _window_mean(array: Float[np.ndarray, "i j k"]) -> Float[np.ndarray, "i-6 j-
     return array / SSIM_WINDOW**3
 
 
-def _where(
+def within(
     mask: Bool[np.ndarray, "i j k"], array: Float[np.ndarray, "i j k"]
 ) -> Float[np.ndarray, " n"]:
-    """The values within the mask, axis i fastest, as volumes mostly lie in memory."""
+    """The values where the mask is, axis i fastest, as volumes mostly lie in memory."""
     return np.asfortranarray(array).T[np.asfortranarray(mask).T]

@@ -6,13 +6,15 @@ put them), "affine" and "after".
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..preprocess import foreground_threshold, normalise
+from ..preprocess import foreground_threshold, intensity_range, scaled
 from .overlap import dice, label_counts, mean_over, present_labels
-from .similarity import mse, ncc, ssim
+from .similarity import mse, ncc, ssim, within
 from .surface import NSD_TOLERANCE_MM, surface_distances
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def compare_images(
     fixed: Volume,
     stages: Mapping[Stage, Float[np.ndarray, "i j k"]],
     measures: Sequence[str] = ("ncc", "ssim", "mse"),
-    within: Bool[np.ndarray, "i j k"] | None = None,
+    counting: Bool[np.ndarray, "i j k"] | None = None,
 ) -> dict[str, dict[Stage, float | None]]:
     """Likeness of each stage's moving image to the fixed one, within the fixed foreground.
 
@@ -43,29 +45,54 @@ def compare_images(
         fixed: Image with contrast.
         stages: The moving image on the fixed grid.
         measures: Of "ncc", "ssim" and "mse".
-        within: Voxels of the fixed grid that count; None is all.
+        counting: Voxels of the fixed grid that count; None is all.
 
     Returns:
         {measure: {stage: value}}; None where the moving image is constant, or no voxel counts.
     """
     mask = fixed.data > foreground_threshold(fixed.data)
-    if within is not None:
-        mask &= within
+    if counting is not None:
+        mask &= counting
     if not mask.any():
         return {measure: dict.fromkeys(stages) for measure in measures}
-    scaled_fixed = normalise(fixed.data, 0, BRIGHT_PERCENTILE)
+    target = _Image(fixed.data, mask)
     result: dict[str, dict[Stage, float | None]] = {measure: {} for measure in measures}
     for stage, moving in stages.items():
+        image = _Image(moving, mask)
         constant = moving.min() == moving.max()
-        scaled = scaled_fixed if constant else normalise(moving, 0, BRIGHT_PERCENTILE)
         for measure, values in result.items():
-            if constant:
-                values[stage] = None
-            elif measure == "ncc":
-                values[stage] = ncc(fixed.data, moving, mask)
-            else:
-                values[stage] = {"ssim": ssim, "mse": mse}[measure](scaled_fixed, scaled, mask)
+            values[stage] = None if constant else _MEASURES[measure](target, image)
     return result
+
+
+class _Image:
+    """What measures look at; each is computed once."""
+
+    def __init__(self, data: Float[np.ndarray, "i j k"], mask: Bool[np.ndarray, "i j k"]) -> None:
+        self.data, self.mask = data, mask
+
+    @cached_property
+    def inside(self) -> Float[np.ndarray, " n"]:
+        return within(self.mask, self.data)
+
+    @cached_property
+    def scaled(self) -> Float[np.ndarray, "i j k"]:
+        return scaled(self.data, *self._range)
+
+    @cached_property
+    def scaled_inside(self) -> Float[np.ndarray, " n"]:
+        return scaled(self.inside, *self._range)
+
+    @cached_property
+    def _range(self) -> tuple[float, float]:
+        return intensity_range(self.data, 0, BRIGHT_PERCENTILE)
+
+
+_MEASURES: dict[str, Callable[[_Image, _Image], float | None]] = {
+    "ncc": lambda fixed, moving: ncc(fixed.inside, moving.inside),
+    "mse": lambda fixed, moving: mse(fixed.scaled_inside, moving.scaled_inside),
+    "ssim": lambda fixed, moving: ssim(fixed.scaled, moving.scaled, fixed.mask),
+}
 
 
 def compare_labels(
@@ -110,12 +137,12 @@ def compare_labels(
         for name in ("assd_mm", "hd95_mm"):
             values = {label: found and getattr(found, name) for label, found in distances.items()}
             result[name][stage] = _with_mean(values, common)
-        within = {
+        close = {
             # A surface that only one map has is nowhere within any tolerance of the other.
             label: found.nsd if found else (None if overlap.get(label) is None else 0.0)
             for label, found in distances.items()
         }
-        result["nsd"][stage] = _with_mean(within, common)
+        result["nsd"][stage] = _with_mean(close, common)
     return result | _volumes(fixed, moving, stages, union, common)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
+
+from ..threads import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,7 +51,7 @@ def surface_distances(
 ) -> dict[int, SurfaceDistances | None]:
     """Distances between the two surfaces of each label.
 
-    On as many threads as ITK has (`threads.itk_threads`), a label on each.
+    On as many threads as ITK has (`threads.mapped`), a label on each.
 
     Args:
         fixed: Label map.
@@ -66,12 +67,10 @@ def surface_distances(
     in_fixed, in_warped = _borders(fixed), _borders(warped)
     common = [label for label in labels if label in in_fixed and label in in_warped]
     common.sort(key=lambda label: -_extent(in_fixed[label], in_warped[label]))  # evens threads out
-    with ThreadPoolExecutor(sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()) as pool:
-        found = pool.map(
-            lambda label: _distances(in_fixed[label], in_warped[label], spacing, tolerance_mm),
-            common,
-        )
-        measured = dict(zip(common, found, strict=True))
+    found = mapped(
+        lambda label: _distances(in_fixed[label], in_warped[label], spacing, tolerance_mm), common
+    )
+    measured = dict(zip(common, found, strict=True))
     return {label: measured.get(label) for label in labels}
 
 

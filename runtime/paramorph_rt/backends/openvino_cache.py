@@ -1,0 +1,118 @@
+"""Networks as OpenVINO compiled them, kept on disk, so that the next process starts sooner.
+
+One file for each network, precision, processor and version, in the user's cache folder
+(`runtime_cache.user_cache_folder`). Never an error: what is missing, damaged or cannot be written
+is compiled again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import openvino as ov
+from isal import isal_zlib
+
+from .runtime_cache import user_cache_folder, writing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from jaxtyping import UInt8
+
+    from . import Precision
+
+log = logging.getLogger(__name__)
+
+#: Of the files, and of how `openvino_graph` cuts networks: a change of either needs another.
+FORMAT = 1
+#: So many files stay, those used last; they have a hundred megabytes and more.
+KEPT = 4
+SUFFIX = ".openvino"
+_ALIGNMENT = 4096  # of a part in its file, so that OpenVINO may use it where it is mapped
+_LENGTH_BYTES = 8  # at the end: of the table before them
+
+
+@dataclass(frozen=True)
+class PartHeader:
+    """What is known of a part of a network; see `openvino_graph.Part`."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    in_float: bool
+
+
+class CompiledFile:
+    """Where the parts of one network are kept: one after the other, then a table in JSON.
+
+    Args:
+        network: The ONNX file.
+        sha256: Of the ONNX file.
+        precision: That the network is compiled for.
+        core: Tells the processor.
+    """
+
+    def __init__(self, network: Path, sha256: str, precision: Precision, core: ov.Core) -> None:
+        processor = core.get_property("CPU", "FULL_DEVICE_NAME")
+        abilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        made_by = json.dumps([FORMAT, sha256, ov.__version__, precision, processor, abilities])
+        key = hashlib.sha256(made_by.encode()).hexdigest()
+        self.path = user_cache_folder() / f"{network.stem}.{key[:16]}{SUFFIX}"
+
+    def read(self) -> tuple[list[tuple[PartHeader, UInt8[np.ndarray, " n"]]], str] | None:
+        """What `write` was given; None if it is not here, whole. Contents are mapped, not read."""
+        try:
+            content = np.memmap(self.path, np.uint8, mode="r")
+            length = int.from_bytes(content[-_LENGTH_BYTES:].tobytes())
+            end = len(content) - _LENGTH_BYTES - length
+            table = json.loads(content[end:-_LENGTH_BYTES].tobytes())
+            if isal_zlib.crc32(content[:end]) != table["crc32"]:
+                raise ValueError("checksum")
+        except OSError as err:
+            log.debug("openvino cache: %s", err)
+            return None
+        except (ValueError, KeyError, TypeError):  # an empty file, or a table that is none
+            log.warning("openvino cache: %s is damaged, and made again", self.path)
+            return None
+        with suppress(OSError):
+            os.utime(self.path)  # used last
+        parts = []
+        for part in table["parts"]:
+            header = PartHeader(tuple(part["inputs"]), tuple(part["outputs"]), part["in_float"])
+            parts.append((header, content[part["start"] : part["end"]]))
+        return parts, table["output"]
+
+    def write(self, parts: Iterable[tuple[PartHeader, memoryview]], output: str) -> None:
+        """Keep a network; another process sees all of it or nothing.
+
+        Args:
+            parts: Each with what `CompiledModel.export_model` gave; not held longer than needed.
+            output: Name of the network's output among the parts' values.
+        """
+        table, crc32 = [], 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with writing(self.path) as stream:
+                for header, content in parts:
+                    start = stream.tell()
+                    for piece in (content, bytes(-len(content) % _ALIGNMENT)):
+                        crc32 = isal_zlib.crc32(piece, crc32)
+                        stream.write(piece)
+                    table.append(asdict(header) | {"start": start, "end": start + len(content)})
+                told = json.dumps({"parts": table, "output": output, "crc32": crc32}).encode()
+                stream.write(told + len(told).to_bytes(_LENGTH_BYTES))
+            for old in self._last_used()[KEPT:]:
+                old.unlink()
+        except OSError as err:
+            log.info("openvino cache: %s; the next process compiles again", err)
+
+    def _last_used(self) -> list[Path]:
+        files = self.path.parent.glob(f"*{SUFFIX}")
+        return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
