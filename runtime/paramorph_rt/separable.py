@@ -33,14 +33,14 @@ class AxisSamples(NamedTuple):
 
 
 def samples_along_axes(source: Grid, target: Grid) -> list[AxisSamples] | None:
-    """For each axis of the target, where in the source its voxels lie; None if none is parallel."""
+    """For each axis of the target, where in the source its voxels lie; None if it is oblique."""
     to_source = np.linalg.inv(source.affine) @ target.affine
     matrix, offset = to_source[:3, :3], to_source[:3, 3]
     axes = np.abs(matrix).argmax(axis=0)
     along = np.zeros((3, 3), dtype=bool)
     along[axes, range(3)] = True
     strays = np.abs(np.where(along, 0, matrix)) @ target.shape
-    if sorted(axes) != [0, 1, 2] or strays.max() > _PARALLEL:
+    if sorted(axes) != [0, 1, 2] or strays.max() > _PARALLEL or min(source.shape) < 2:
         return None
     return [
         AxisSamples(int(axis), matrix[axis, b] * np.arange(n) + offset[axis])
