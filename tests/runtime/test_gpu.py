@@ -255,8 +255,10 @@ def test_kernels_go_to_the_users_folder_if_the_bundle_cannot_be_written(
 def test_kernels_that_cannot_be_kept_are_no_error(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    RuntimeCacheFile(tmp_path / "gone" / "e.engine", "ab" * 32).write(b"kernels")
+    kept = RuntimeCacheFile(tmp_path / "gone" / "e.engine", "ab" * 32)
+    kept.write(b"kernels")
     assert "the next run compiles again" in caplog.text
+    assert list(kept.read()) == []
 
 
 def test_neither_binding(monkeypatch):

@@ -230,6 +230,10 @@ def test_each_precision_keeps_its_own(kept_network):
     assert len(kept_network.compilations) == len(list(kept_network.cache.iterdir())) == 2
 
 
+def without_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")  # as pathlib does
+
+
 def flipped(content: bytes) -> bytes:
     return bytes([content[0] ^ 1]) + content[1:]
 
@@ -261,9 +265,14 @@ def test_compiled_network_that_openvino_refuses_is_made_again(kept_network, capl
     assert len(kept_network.compilations) == 2
 
 
-def test_network_runs_where_nothing_can_be_kept(kept_network):
-    kept_network.cache.parent.mkdir()
-    kept_network.cache.write_bytes(b"")  # a file where a folder should be
+@pytest.mark.parametrize("place", ["a file", "no home"])
+def test_network_runs_where_nothing_can_be_kept(kept_network, monkeypatch, place):
+    if place == "a file":
+        kept_network.cache.parent.mkdir()
+        kept_network.cache.write_bytes(b"")
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", without_home)
     kept_network()
     kept_network()
     assert len(kept_network.compilations) == 2

@@ -64,7 +64,12 @@ class CompiledFile:
         abilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         made_by = json.dumps([FORMAT, sha256, ov.__version__, precision, processor, abilities])
         key = hashlib.sha256(made_by.encode()).hexdigest()
-        self.path = user_cache_folder() / f"{network.stem}.{key[:16]}{SUFFIX}"
+        self._name = f"{network.stem}.{key[:16]}{SUFFIX}"
+
+    @property
+    def path(self) -> Path:
+        """The file; raises OSError if there is no place for it."""
+        return user_cache_folder() / self._name
 
     def read(self) -> tuple[list[tuple[PartHeader, UInt8[np.ndarray, " n"]]], str] | None:
         """What `write` was given; None if it is not here, whole. Contents are mapped, not read."""

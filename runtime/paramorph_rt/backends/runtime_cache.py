@@ -25,25 +25,24 @@ class RuntimeCacheFile:
     """
 
     def __init__(self, engine: Path, sha256: str) -> None:
-        name = f"{engine.name}.{sha256[:12]}.cache"
-        self._beside = engine.with_name(name)
-        self._of_user = user_cache_folder() / name
+        self._beside = engine.with_name(f"{engine.name}.{sha256[:12]}.cache")
 
     def read(self) -> Iterator[bytes]:
         """What was kept, in any place; the first that the library accepts is the one."""
-        for path in (self._of_user, self._beside):
+        for folder in (user_cache_folder, lambda: self._beside.parent):
             with suppress(OSError):
-                yield path.read_bytes()
+                yield (folder() / self._beside.name).read_bytes()
 
     def write(self, content: bytes) -> None:
         """Keep the kernels; another process sees all of them or those before."""
         try:
             _write(self._beside, content)
         except OSError as err:
-            log.info("runtime cache: %s; kept in %s", err, self._of_user.parent)
             try:
-                self._of_user.parent.mkdir(parents=True, exist_ok=True)
-                _write(self._of_user, content)
+                folder = user_cache_folder()
+                log.info("runtime cache: %s; kept in %s", err, folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                _write(folder / self._beside.name, content)
             except OSError as also:
                 log.warning("runtime cache: %s; the next run compiles again", also)
 
@@ -51,10 +50,17 @@ class RuntimeCacheFile:
 def user_cache_folder() -> Path:
     """Where this program may keep what it can make again.
 
+    Raises:
+        OSError: Nobody says where: the user has no home, as in some containers.
+
     Source:
         XDG Base Directory Specification.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paramorph-rt"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as err:
+        raise FileNotFoundError("no home folder; set XDG_CACHE_HOME") from err
+    return Path(base) / "paramorph-rt"
 
 
 @contextmanager
