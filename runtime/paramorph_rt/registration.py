@@ -69,6 +69,7 @@ class RegistrationResult:
         metrics: What metrics.json holds.
         inverse: Moving → fixed, on the moving image's grid, if it was asked for.
         also: Whatever was warped along, by file name.
+        threads: For whatever is still to be done, such as writing; None is all cores.
     """
 
     warped: Volume
@@ -78,6 +79,7 @@ class RegistrationResult:
     metrics: dict[str, Any]
     inverse: DisplacementField | None = None
     also: dict[str, Volume] = dataclass_field(default_factory=dict)
+    threads: int | None = None
 
     def save(
         self,
@@ -98,7 +100,10 @@ class RegistrationResult:
             OutputError: The folder holds results and `force` is not set, or cannot be written.
         """
         seconds = Stopwatch(self.metrics["seconds"])
-        with outputs.staged_outputs(Path(out_dir), force, names) as folder:
+        with (
+            itk_threads(self.threads),
+            outputs.staged_outputs(Path(out_dir), force, names) as folder,
+        ):
             with seconds("save"):
                 outputs.make_folders(folder, names, self.also)
                 in_parallel(*self._writers(folder, names))
@@ -278,7 +283,10 @@ class Registration:
                     carried = {volume.name: volume for volume in warp_volumes(each, field)}
         metrics["seconds"] = seconds.table
         return RegistrationResult(
-            warped, field, to_moving, warped_labels, metrics, inverse=back, also=carried
+            *(warped, field, to_moving, warped_labels, metrics),
+            inverse=back,
+            also=carried,
+            threads=self.threads,
         )
 
     def _describe(

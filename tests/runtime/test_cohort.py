@@ -15,7 +15,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from paramorph_rt import Registration, loaded
 from paramorph_rt.cli import main
@@ -34,7 +33,6 @@ from paramorph_rt.cohort.summary import statistics_of, write_summary
 from paramorph_rt.cohort.work import Outcome, Settings
 from paramorph_rt.errors import BundleError, CohortError
 from paramorph_rt.registration import RegistrationResult
-from paramorph_rt.threads import itk_threads
 from paramorph_rt.volume import save_labels, save_volume
 
 from .phantoms import NETWORK_SHAPE, centred_grid, head, head_labels, volume_of
@@ -536,21 +534,6 @@ def test_warnings_belong_to_their_pair(subjects, settings, tmp_path, monkeypatch
     assert {o.name: o.warnings for o in outcomes} == {n: (f"{n} looks odd",) for n in "xy"}
     record = json.loads((tmp_path / "out/pairs/x/record.json").read_text(encoding="utf-8"))
     assert record["warnings"] == ["x looks odd"]
-
-
-def test_smallest_limit_of_overlapping_blocks_holds():
-    def limit() -> int:
-        return sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-
-    before = limit()
-    outer, inner = itk_threads(3), itk_threads(1)
-    outer.__enter__()
-    inner.__enter__()
-    outer.__exit__(None, None, None)  # as of two threads, not nested
-    with itk_threads(2), itk_threads(None):
-        assert limit() == 1
-    inner.__exit__(None, None, None)
-    assert limit() == before
 
 
 # --- interruption ---------------------------------------------------------------------------------

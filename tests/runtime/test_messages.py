@@ -215,15 +215,21 @@ def main():
     return 3
 
 cli.main = main
+cli._has_gpu = lambda: {gpu}
 sys.exit(cli.console())
 """
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "said"),
-    [("", 3, "main thread exit"), ("sys.exit(2)", 2, "thread exit freed")],
+    ("end", "gpu", "code", "said"),
+    [
+        ("", False, 3, "main thread exit"),
+        ("", True, 3, "main thread exit freed"),
+        ("sys.exit(2)", False, 2, "thread exit freed"),
+    ],
 )
-def test_program_ends_when_all_has_run(end, code, said):
-    command = [sys.executable, "-c", ENDING.replace("{end}", end)]
+def test_program_ends_when_all_has_run(end, gpu, code, said):
+    program = ENDING.replace("{end}", end).replace("{gpu}", str(gpu))
+    command = [sys.executable, "-c", program]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stdout.split()) == (code, said.split())

@@ -145,6 +145,15 @@ def labelled(bundle_path) -> RegistrationResult:
     )
 
 
+def test_files_are_written_on_the_threads_of_the_registration(labelled, tmp_path):
+    def threads(folder: Path) -> None:
+        assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == 1
+        (folder / "seen").touch()
+
+    labelled.save(tmp_path / "out", extras={"threads": threads})
+    assert labelled.metrics["seconds"].pop("threads") >= 0
+
+
 def test_everything_is_written_and_lies_on_the_fixed_grid(labelled, tmp_path):
     labelled.save(tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {

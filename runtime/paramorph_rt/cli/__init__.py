@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from .. import PURPOSE
@@ -39,13 +40,13 @@ exit codes:
 def console() -> int:
     """The program: `main`, whose process ends as soon as all that was registered for its end ran.
 
-    What engines hold, gigabytes in millions of pieces, is the system's to take back at once;
-    freeing it piece by piece takes up to half a second.
+    What engines hold is the system's to take back at once; freeing it piece by piece takes up to
+    half a second. Libraries of GPUs, which may write what they compiled when they are freed, are.
     """
     code: int | None = None
 
     def end() -> None:
-        if code is not None:  # else the interpreter has its own way to end
+        if code is not None and not _has_gpu():  # else the interpreter ends in its own way
             with suppress(OSError):
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -54,6 +55,14 @@ def console() -> int:
     atexit.register(end)  # the first that is registered is the last that runs
     code = main()
     return code
+
+
+def _has_gpu() -> bool:
+    """Whether NVIDIA's driver is in this process, or nobody can tell."""
+    try:
+        return "/libcuda.so" in Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
