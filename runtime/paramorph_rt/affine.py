@@ -38,7 +38,7 @@ POSE_VOXELS, COARSE_VOXELS, FINE_VOXELS = 14, 25, 50
 SHARP_VOXELS = 80
 HISTOGRAM_BINS = 32
 # Of the points at the last level, about every third; each moved within its voxel by a random
-# number that is the same every time. All of them take twice as long and align no better.
+# number that is the same every time. All of them take longer and align no better.
 FINE_SHARE = 0.34
 SEED = 1
 # The two foregrounds have to share this much of the smaller one.

@@ -40,8 +40,8 @@ exit codes:
 def console() -> int:
     """The program: `main`, whose process ends as soon as all that was registered for its end ran.
 
-    What engines hold is the system's to take back at once; freeing it piece by piece takes up to
-    half a second. Libraries of GPUs, which may write what they compiled when they are freed, are.
+    What engines hold is the system's to take back at once, as freeing it piece by piece takes
+    time. Only libraries of GPUs are freed, as they may write what they compiled then.
     """
     code: int | None = None
 
