@@ -293,6 +293,17 @@ def test_compiled_networks_used_last_stay(kept_network):
     assert len(kept_network.compilations) == KEPT + 2
 
 
+def test_what_killed_processes_left_goes_after_a_day(kept_network):
+    kept_network.cache.mkdir(parents=True)
+    old, new = (kept_network.cache / f".g.0{n}.openvino-{n}" for n in "12")
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (0, 0))
+    kept_network()
+    assert not old.exists()
+    assert new.exists()  # perhaps somebody writes it
+
+
 def test_kept_network_has_the_threads_that_are_asked_for(kept_network):
     kept_network()
     (file,) = kept_network.cache.iterdir()

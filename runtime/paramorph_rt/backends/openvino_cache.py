@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ KEPT = 4
 SUFFIX = ".openvino"
 _ALIGNMENT = 4096  # of a part in its file, so that OpenVINO may use it where it is mapped
 _LENGTH_BYTES = 8  # at the end: of the table before them
+_DAY = 86400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,18 @@ class CompiledFile:
                     table.append(asdict(header) | {"start": start, "end": start + len(content)})
                 told = json.dumps({"parts": table, "output": output, "crc32": crc32}).encode()
                 stream.write(told + len(told).to_bytes(_LENGTH_BYTES))
-            for old in self._last_used()[KEPT:]:
-                old.unlink()
         except OSError as err:
             log.info("openvino cache: %s; the next process compiles again", err)
+        with suppress(OSError):  # another process may have done it
+            for old in self._no_longer_wanted():
+                old.unlink()
 
-    def _last_used(self) -> list[Path]:
-        files = self.path.parent.glob(f"*{SUFFIX}")
-        return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+    def _no_longer_wanted(self) -> list[Path]:
+        """All but those used last, and what killed processes left half-written."""
+
+        def age(file: Path) -> float:
+            return time.time() - file.stat().st_mtime
+
+        folder = self.path.parent
+        staged = [file for file in folder.glob(f".*{SUFFIX}-*") if age(file) > _DAY]
+        return staged + sorted(folder.glob(f"[!.]*{SUFFIX}"), key=age)[KEPT:]
