@@ -19,6 +19,7 @@ from typing import Any
 from bundles import add_model_option, single_bundle
 from isolated import empty_cache, limited_to
 from pairs import BenchmarkError
+from paramorph_rt.backends.runtime_cache import user_cache_folder
 from paramorph_rt.errors import exit_code
 from record import add_run_options, weights_sha256, write_page, write_result
 from tables import markdown_table, origin
@@ -89,6 +90,9 @@ def page(result: Mapping[str, Any], name: str) -> str:
         "The first two are whole processes. Loading goes from the bundle's files to a network that "
         "is ready, the import of its engine's package included; the first time with no cache.\n\n"
         + markdown_table(result["rows"], COLUMNS)
+        + "\nKept between runs: "
+        + (", ".join(f"{size:.0f} MB" for size in result["kept_mb"]) or "nothing")
+        + ".\n"
     )
 
 
@@ -99,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
         environment = limited_to(args.threads)
         work = steps(str(bundle.folder), args.engines.split(","), args.threads, environment)
         turns = [{what: measure() for what, measure in work.items()} for _ in range(args.runs + 1)]
+        kept = [file.stat().st_size / 1e6 for file in user_cache_folder().glob("*")]
     rows = []
     for what in work:
         first, *later = (turn[what] for turn in turns)
@@ -119,6 +124,7 @@ def run(args: argparse.Namespace) -> None:
             "load_average": os.getloadavg(),
             "model": label,
             "weights_sha256": weights_sha256(bundle),
+            "kept_mb": sorted(kept),
             "rows": rows,
         },
         packages=["openvino"],

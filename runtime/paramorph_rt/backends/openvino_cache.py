@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 #: Of the files, and of how `openvino_graph` cuts networks: a change of either needs another.
 FORMAT = 1
-#: So many files stay, those used last; they have a hundred megabytes and more.
+#: So many files stay, those used last; each is larger than its network.
 KEPT = 4
 SUFFIX = ".openvino"
 _ALIGNMENT = 4096  # of a part in its file, so that OpenVINO may use it where it is mapped
