@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from paramorph.config import NetworkConfig, check_shape
+from paramorph.feature_network import FeatureConfig, FeatureNetwork
 from paramorph.network import ParaMorph
 from paramorph_rt.errors import ParamorphError
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METADATA_KEY = "paramorph"
+FEATURES_KEY = "paramorph-features"
 
 
 class CheckpointError(ParamorphError, ValueError):
@@ -58,18 +60,44 @@ class WeightsInfo:
         return cls(**fields)
 
 
+@dataclass(frozen=True)
+class FeatureInfo:
+    """What has to be known to use the weights of a feature network; fields as in `WeightsInfo`."""
+
+    name: str
+    network: FeatureConfig
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    orientation: str = "RAS"
+    lower_percentile: float = 0.0
+    upper_percentile: float = 100.0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "network": self.network.as_dict()}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> FeatureInfo:
+        fields = json.loads(text)
+        fields["network"] = FeatureConfig.from_dict(fields["network"])
+        fields["shape"] = tuple(fields["shape"])
+        fields["spacing_mm"] = tuple(fields["spacing_mm"])
+        return cls(**fields)
+
+
 def save_weights(
     path: str | Path,
     state: Mapping[str, Tensor],
-    info: WeightsInfo,
+    info: WeightsInfo | FeatureInfo,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write `state` (a state_dict of `ParaMorph(info.network)`) and `info`, atomically."""
+    """Write `state` (a state_dict of the network of `info`) and `info`, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().to(dtype).contiguous() for name, t in state.items()}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={METADATA_KEY: info.to_json()})
+    key = METADATA_KEY if isinstance(info, WeightsInfo) else FEATURES_KEY
+    save_file(tensors, partial, metadata={key: info.to_json()})
     partial.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(partial, path)
 
@@ -80,12 +108,36 @@ def load_weights(path: str | Path) -> tuple[ParaMorph, WeightsInfo]:
     Raises:
         CheckpointError: No file, not one of ours, or tensors that do not fit its own config.
     """
+    state, metadata = _read_weights(path, METADATA_KEY)
+    info = WeightsInfo.from_json(metadata)
+    network = ParaMorph(info.network)
+    _check_state(state, network.state_dict(), path)
+    network.load_state_dict(state)
+    return network.eval(), info
+
+
+def load_feature_weights(path: str | Path) -> tuple[FeatureNetwork, FeatureInfo]:
+    """`load_weights` for a feature network.
+
+    Raises:
+        CheckpointError: No file, not one of ours, or tensors that do not fit its own config.
+    """
+    state, metadata = _read_weights(path, FEATURES_KEY)
+    info = FeatureInfo.from_json(metadata)
+    network = FeatureNetwork(info.network)
+    _check_state(state, network.state_dict(), path)
+    network.load_state_dict(state)
+    return network.eval(), info
+
+
+def _read_weights(path: str | Path, key: str) -> tuple[dict[str, Tensor], str]:
+    """Tensors in float32 and the metadata under `key`."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a file of weights, found none; check the path.")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            metadata = (file.metadata() or {}).get(key)
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as err:
         raise CheckpointError(
@@ -95,14 +147,10 @@ def load_weights(path: str | Path) -> tuple[ParaMorph, WeightsInfo]:
     if metadata is None:
         raise CheckpointError(
             f"{path}: expected weights written by this toolkit, got a safetensors file without "
-            f"its '{METADATA_KEY}' metadata; write it with models/train.py or "
+            f"its '{key}' metadata; write it with models/train.py or "
             "models/import_checkpoint.py."
         )
-    info = WeightsInfo.from_json(metadata)
-    network = ParaMorph(info.network)
-    _check_state(state, network.state_dict(), path)
-    network.load_state_dict(state)
-    return network.eval(), info
+    return state, metadata
 
 
 def sha256_of(path: str | Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float, Shaped
 
-    from .bundle import InputSpec
+    from .bundle import InputSpec, IntensitySpec
     from .volume import Volume
 
 Interpolation = Literal["linear", "nearest", "bspline"]
@@ -76,19 +76,54 @@ def prepare_pair(
         AlignmentError: The moving foreground lies outside the network grid.
         VolumeError: A mask without any of its image's foreground.
     """
+    grid = network_grid_for(masked(fixed, fixed_mask), spec, shapes)
+    masks = {"moving_mask": moving_mask, "fixed_mask": fixed_mask}
+    on_grid = images_on_grid(moving, fixed, affine, grid, spec.intensity, **masks)
+    growth = float(grid.spacing[0] / spec.grid.spacing_mm[0])
+    return PreparedPair(on_grid.moving, on_grid.fixed, grid, growth)
+
+
+class ImagesOnGrid(NamedTuple):
+    """Both images of a pair on one grid.
+
+    Attributes:
+        moving: Affinely aligned, in [0, 1].
+        fixed: In [0, 1].
+        holes: Where a mask has a hole and so nothing differs; None if none has.
+    """
+
+    moving: Float[np.ndarray, "i j k"]
+    fixed: Float[np.ndarray, "i j k"]
+    holes: Bool[np.ndarray, "i j k"] | None
+
+
+def images_on_grid(
+    moving: Volume,
+    fixed: Volume,
+    affine: Float[np.ndarray, "4 4"],
+    grid: Grid,
+    intensity: IntensitySpec,
+    *,
+    moving_mask: Volume | None = None,
+    fixed_mask: Volume | None = None,
+) -> ImagesOnGrid:
+    """`prepare_pair` on a grid that is known; arguments and errors as there."""
     moving, fixed = masked(moving, moving_mask), masked(fixed, fixed_mask)
-    grid = network_grid_for(fixed, spec, shapes)
     aligned, target = in_parallel(
-        lambda: prepare_moving(moving, fixed.name, grid, affine, spec),
-        lambda: normalise_for(resample_to_grid(fixed, grid), spec),
+        lambda: prepare_moving(moving, fixed.name, grid, affine, intensity),
+        lambda: normalise_for(resample_to_grid(fixed, grid), intensity),
     )
     moving_hole = _hole_on_grid(moving_mask, grid, affine)
     fixed_hole = _hole_on_grid(fixed_mask, grid, np.eye(4))
-    return PreparedPair(
-        moving=np.where(moving_hole & ~fixed_hole, target, aligned),
-        fixed=np.where(fixed_hole & ~moving_hole, aligned, target),
-        grid=grid,
-        spacing_growth=float(grid.spacing[0] / spec.grid.spacing_mm[0]),
+    if moving_hole is None and fixed_hole is None:
+        return ImagesOnGrid(aligned, target, None)
+    nowhere = np.zeros(grid.shape, bool)
+    of_moving = nowhere if moving_hole is None else moving_hole
+    of_fixed = nowhere if fixed_hole is None else fixed_hole
+    return ImagesOnGrid(
+        moving=np.where(of_moving & ~of_fixed, target, aligned),
+        fixed=np.where(of_fixed & ~of_moving, aligned, target),
+        holes=of_moving | of_fixed,
     )
 
 
@@ -97,7 +132,7 @@ def prepare_moving(
     fixed_name: str,
     grid: Grid,
     affine: Float[np.ndarray, "4 4"],
-    spec: InputSpec,
+    intensity: IntensitySpec,
 ) -> Float[np.ndarray, "i j k"]:
     """The moving half of a pair: on the network grid, in [0, 1].
 
@@ -106,7 +141,7 @@ def prepare_moving(
         fixed_name: What a message calls the image over which `grid` lies.
         grid: The network grid.
         affine: Fixed world mm → moving world mm (RAS).
-        spec: Intensities that the network expects.
+        intensity: Percentiles that become 0 and 1.
 
     Raises:
         AlignmentError: The moving foreground lies outside the network grid.
@@ -117,12 +152,14 @@ def prepare_moving(
             f"{moving.name}: expected to lie upon {fixed_name} in the world, got no common voxel; "
             "check that both show the same anatomy, or leave out --no-affine."
         )
-    return normalise_for(aligned, spec)
+    return normalise_for(aligned, intensity)
 
 
-def normalise_for(array: Float[np.ndarray, "i j k"], spec: InputSpec) -> Float[np.ndarray, "i j k"]:
-    """`normalise` by the percentiles that the network expects, and as engines want it in memory."""
-    percentiles = spec.intensity.lower_percentile, spec.intensity.upper_percentile
+def normalise_for(
+    array: Float[np.ndarray, "i j k"], intensity: IntensitySpec
+) -> Float[np.ndarray, "i j k"]:
+    """`normalise` by given percentiles, and as engines want it in memory."""
+    percentiles = intensity.lower_percentile, intensity.upper_percentile
     return np.ascontiguousarray(normalise(array, *percentiles))
 
 
@@ -141,10 +178,10 @@ def hole_of(mask: Volume | None) -> Volume | None:
 
 def _hole_on_grid(
     mask: Volume | None, grid: Grid, affine: Float[np.ndarray, "4 4"]
-) -> Bool[np.ndarray, "i j k"]:
+) -> Bool[np.ndarray, "i j k"] | None:
     hole = hole_of(mask)
     if hole is None:
-        return np.zeros(grid.shape, bool)
+        return None
     return resample_to_grid(hole, grid, affine, "nearest") != 0
 
 

@@ -65,6 +65,14 @@ class Grid:
         """World mm (RAS) of every voxel."""
         return self.world(np.moveaxis(np.indices(self.shape, dtype=np.float64), 0, -1))
 
+    def with_shape(self, shape: Sequence[int]) -> Grid:
+        """The same field of view, cut into another number of voxels."""
+        sizes = np.divide(self.shape, shape)  # of a new voxel, in old ones
+        affine = self.affine.copy()
+        affine[:3, :3] *= sizes
+        affine[:3, 3] = self.world((sizes - 1) / 2)
+        return Grid(tuple(shape), affine, self.world_code)
+
     def matches(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
         """Whether both grids have the same voxels in the same places.
 

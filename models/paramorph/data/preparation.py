@@ -94,7 +94,7 @@ def _prepare_into(
     stays = not affine or files.image.samefile(reference.image)
     to_moving = np.eye(4) if stays else align_affine(volume, fixed).affine
     grid = network_grid_for(fixed, spec)
-    aligned = prepare_moving(volume, fixed.name, grid, to_moving, spec)
+    aligned = prepare_moving(volume, fixed.name, grid, to_moving, spec.intensity)
     image = aligned.astype(np.float16)  # 11 bits: more than a scanner has
     arrays = {"image": image}
     if labels is not None:

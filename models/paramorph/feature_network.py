@@ -1,0 +1,120 @@
+"""The feature network: one volume in, several channels per voxel out that are alike where anatomy is.
+
+A U-Net of the decoder's kind of blocks. The refinement compares its channels of both images, beside
+their intensities; what it knows of anatomy, it knows from label maps (`feature_training`).
+
+Source:
+    Çiçek et al., 3D U-Net (2016). Registration by the features of a segmentation network: Siebert
+    et al., ConvexAdam (2024); Zhang et al., VoxelOpt (2025).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from paramorph.config import ConfigError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Everything that decides which function the weights compute."""
+
+    widths: tuple[int, ...] = (16, 32, 64, 96, 128)  # channels at each scale, finest first
+    channels: int = 12  # features per voxel
+
+    def __post_init__(self) -> None:
+        if len(self.widths) < 2 or min(*self.widths, self.channels) < 1:
+            raise ConfigError(
+                "feature network: expected at least two scales and one channel at each, got "
+                f"{self.widths} and {self.channels}."
+            )
+
+    @property
+    def size_multiple(self) -> int:
+        """Every axis of a volume must be a multiple of this."""
+        return 2 ** (len(self.widths) - 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` reads them back."""
+        return {**asdict(self), "widths": list(self.widths)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> FeatureConfig:
+        """The config that `as_dict` wrote.
+
+        Raises:
+            ConfigError: A field that this version does not know.
+        """
+        if unknown := set(fields) - set(cls.__dataclass_fields__):
+            raise ConfigError(
+                f"feature network: expected fields of this version, got {sorted(unknown)}; "
+                "update the toolkit."
+            )
+        return cls(**{**fields, "widths": tuple(fields["widths"])})
+
+
+class FeatureNetwork(nn.Module):
+    """Volume → unit vectors per voxel, near each other where the anatomy is the same."""
+
+    def __init__(self, config: FeatureConfig) -> None:
+        super().__init__()
+        self.config = config
+        first, *others = config.widths
+        self.stem = ConvNorm(1, first)
+        self.downs = nn.ModuleList(
+            nn.Sequential(ConvNorm(a, b), ConvNorm(b, b)) for a, b in pairwise(config.widths)
+        )
+        self.ups = nn.ModuleList(
+            nn.Sequential(ConvNorm(a + b, a), ConvNorm(a, a) if a != first else nn.Identity())
+            for a, b in pairwise(config.widths)
+        )
+        self.head = nn.Conv3d(first, config.channels, 1)
+
+    def forward(self, volume: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b c d h w"]:
+        """Features of length 1 in every voxel.
+
+        Args:
+            volume: Intensities in [0, 1]; every axis a multiple of `config.size_multiple`.
+        """
+        return F.normalize(self.embedding(volume).float(), dim=1)
+
+    def embedding(self, volume: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b c d h w"]:
+        """The features before they are given length 1."""
+        x = self.stem(volume)
+        skips = [x]
+        for down in self.downs:
+            x = down(F.max_pool3d(x, 2))
+            skips.append(x)
+        skips.pop()
+        for up, skip in zip(reversed(self.ups), reversed(skips), strict=True):
+            x = up(torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skip], dim=1))
+        return self.head(x)
+
+
+class ConvNorm(nn.Module):
+    """Convolution 3×3×3, instance normalisation, LeakyReLU 0.01."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, out_channels, 3, padding=1, bias=False)
+        self.weight = nn.Parameter(torch.ones(out_channels))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d h w"]:
+        x = self.conv(x)
+        if len(x) == 1 and not torch.compiler.is_exporting():
+            # The same of one volume, without the copies of channels that torch makes for the other.
+            x = F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+        else:
+            x = F.instance_norm(x, weight=self.weight, bias=self.bias)
+        return F.leaky_relu(x, 0.01)

@@ -1,0 +1,127 @@
+"""Train a feature network on labelled volumes: `python models/train_features.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from paramorph.augmentation import Augmentation
+from paramorph.checkpoint import FeatureInfo
+from paramorph.data import DataConfig, load_split, prepare_subjects
+from paramorph.feature_network import FeatureConfig
+from paramorph.feature_training import FeatureTrainer, FeatureTrainingConfig
+from paramorph.options import from_table, option, read_table, toml_text
+from paramorph.run_config import GridOptions, RunOptions
+from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
+from paramorph_rt.errors import ParamorphError, exit_code
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """The network."""
+
+    widths: tuple[int, ...] = option((16, 32, 64, 96, 128), "channels at each scale, finest first")
+    channels: int = option(12, "features per voxel")
+
+
+SECTIONS = {
+    "run": RunOptions,
+    "data": DataConfig,
+    "grid": GridOptions,
+    "features": FeatureOptions,
+    "training": FeatureTrainingConfig,
+    "augmentation": Augmentation,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description="Train a network whose features are alike where two images show the same "
+        "structure, from volumes with label maps. The refinement of a pair compares them.",
+    )
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=Path, metavar="FILE", help="TOML file of options")
+    what.add_argument("--options", action="store_true", help="print every option and stop")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.OPTION=VALUE",
+        help="stronger than the file; may be repeated",
+    )
+    p.add_argument("--out", help="run folder (short for --set run.out=…)")
+    p.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
+    p.add_argument("--threads", type=int, help="CPU threads")
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.options:
+        print(toml_text(SECTIONS), end="")
+        return
+    overrides = [*args.set, *([f"run.out={json.dumps(args.out)}"] if args.out else [])]
+    table = read_table(args.config, overrides)
+    if unknown := set(table) - set(SECTIONS):
+        raise ParamorphError(
+            f"{args.config}: expected the sections {', '.join(SECTIONS)}, got "
+            f"{', '.join(sorted(unknown))}; see --options."
+        )
+    c = {name: from_table(kind, name, table.get(name, {})) for name, kind in SECTIONS.items()}
+    run, data, grid = c["run"], c["data"], c["grid"]
+    if not run.out:
+        raise ParamorphError("[run] out: expected a folder, got none; set it or pass --out.")
+    out = Path(run.out).expanduser()
+    if (out / "checkpoint.pt").exists() and not args.resume:
+        raise ParamorphError(
+            f"{out}: expected a new run folder, got one with a checkpoint; "
+            "pass --resume to go on with it or choose another --out."
+        )
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    network = FeatureConfig(c["features"].widths, c["features"].channels)
+    if any(n % network.size_multiple for n in grid.shape):
+        raise ParamorphError(
+            f"[grid] shape: expected multiples of {network.size_multiple}, got {grid.shape}."
+        )
+    intensity = IntensitySpec(grid.lower_percentile, grid.upper_percentile)
+    spec = InputSpec(GridSpec(grid.shape, grid.spacing_mm, grid.orientation), intensity)
+    info = FeatureInfo(
+        run.name,
+        network,
+        grid.shape,
+        grid.spacing_mm,
+        grid.orientation,
+        grid.lower_percentile,
+        grid.upper_percentile,
+    )
+    split = load_split(data)
+    subjects = prepare_subjects(
+        [*split.training, *split.validation],
+        split.reference,
+        spec,
+        Path(data.cache).expanduser() if data.cache else out / "cache",
+        data.workers,
+        affine=data.affine,
+    )
+    count = len(split.training)
+    training, validation = subjects[:count], subjects[count:]
+    trainer = FeatureTrainer(out, info, c["training"], training, validation, c["augmentation"])
+    if args.resume and trainer.resume():
+        print(f"resumed at step {trainer.step}")
+    (out / "config.toml").write_text(toml_text(c), encoding="utf-8")
+    trainer.run()
+    print(f"weights: {trainer.folder.weights}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return exit_code("train_features", lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

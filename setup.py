@@ -1,0 +1,25 @@
+"""The one compiled part: the passes of the refinement, one library for all versions of Python.
+
+Everything else about the distribution is in setup.cfg. Without a C compiler the package installs
+all the same, and the refinement runs in ONNX Runtime.
+"""
+
+import sys
+
+from setuptools import Extension, setup
+
+FAST = ["/O2"] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-fno-trapping-math"]
+
+setup(
+    ext_modules=[
+        Extension(
+            "paramorph_rt.refinement.kernels",
+            ["runtime/paramorph_rt/refinement/kernels.c"],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")],
+            extra_compile_args=FAST,
+            py_limited_api=True,
+            optional=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
