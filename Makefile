@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WEIGHTS := models/weights/brain-t1-small.safetensors
 BUNDLE := runtime/paramorph_rt/bundles/brain-t1-small
+WEIGHTS ?= $(BUNDLE)/weights.safetensors
 ENGINE_BUNDLE := build/bundles/brain-t1-small
 
-.PHONY: demo test lint docs engine plugin cpp golden niivue clean
+.PHONY: demo bundle test lint docs engine plugin cpp niivue clean
 
-demo: $(BUNDLE)/manifest.json
+demo: $(VENV)/ready
 	$(BIN)/python examples/demo.py --out-dir demo --force
 
 test: $(VENV)/ready
@@ -28,7 +28,9 @@ $(VENV)/docs-ready: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
-$(BUNDLE)/manifest.json: $(WEIGHTS) $(VENV)/ready
+# The model that comes with the package, which is tracked: its own weights traced again, or others
+# (make bundle WEIGHTS=runs/NAME/weights.safetensors).
+bundle: $(VENV)/ready
 	$(BIN)/python export/to_onnx.py --weights $(WEIGHTS) --out-dir $(BUNDLE) --force
 
 # The FP16 engine for RTX 3080-class cards; no GPU is needed.
@@ -82,4 +84,4 @@ niivue: $(VENV)/ready
 	$(BIN)/python runtime/vendor_niivue.py
 
 clean:
-	rm -rf $(VENV) build demo $(BUNDLE)
+	rm -rf $(VENV) build demo

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     import onnx
 
-SHIPPED_WEIGHTS = Path(__file__).parents[1] / "models" / "weights"
-
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
     """`--model`, once per bundle, for `named_bundles`."""
@@ -81,13 +79,13 @@ def weights_of(bundle: Bundle, files: Iterable[Path] = ()) -> Path:
 
     Args:
         bundle: Its manifest has the hash.
-        files: Where to look, besides what is shipped.
+        files: Where to look, besides the bundle.
 
     Raises:
         BenchmarkError: None of them.
     """
     wanted = weights_sha256(bundle)
-    for path in (*files, *SHIPPED_WEIGHTS.glob("*.safetensors")):
+    for path in (*files, *bundle.folder.glob("*.safetensors")):
         with path.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() == wanted:
                 return path.resolve()

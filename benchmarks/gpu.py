@@ -58,7 +58,7 @@ class Prepared:
         self.bundle = work / "bundle"
         self.failures: list[dict[str, str]] = []
         if self.weights.suffix != ".safetensors":
-            self.weights = ROOT / "models" / "weights" / f"{name}.safetensors"
+            self.weights = ROOT / "runtime/paramorph_rt/bundles" / name / "weights.safetensors"
         if not self.weights.is_file():
             self.weights = work / "weights.safetensors"
             script = Path(__file__).with_name("random_weights.py")

@@ -19,6 +19,7 @@ from paramorph_export.graph import for_cpus
 from paramorph_export.grid_sample import STANDARD_OPSET
 from paramorph_export.pairs import pairs_of
 from paramorph_export.precision import with_precision
+from paramorph_export.storage import WEIGHTS, stored_small
 from paramorph_export.trace import INPUTS, OUTPUTS, onnx_from_network
 from paramorph_export.verify import verify, verify_half
 from paramorph_rt.bundle import (
@@ -52,14 +53,15 @@ def write_bundle(
 ) -> dict[str, Any]:
     """Trace, verify and write the networks and `manifest.json`; returns the manifest.
 
-    Everything happens in a folder beside `out_dir` that takes its place at the end, so a failure
+    The float32 networks of all shapes share one copy of `weights` (see `storage`), so weights in
+    half make a bundle of half the size. Everything happens in a folder beside `out_dir` that takes its place at the end, so a failure
     leaves an existing bundle as it was.
 
     Args:
         out_dir: The bundle's folder.
         network: In float32.
         info: What is recorded about its weights.
-        weights: The file they came from.
+        weights: The file they came from; it may be that of the bundle that is replaced.
         shapes: Volume sizes (D, H, W), a graph for each; the first is that of the manifest's grid.
         force: Replace an existing bundle.
         halves: Precisions of further graphs besides float32: fp16, bf16.
@@ -75,6 +77,7 @@ def write_bundle(
     staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
     try:
         started = time.perf_counter()
+        shutil.copyfile(weights, staging / WEIGHTS)
         networks = [
             entry
             for shape in dict.fromkeys(shapes)
@@ -83,7 +86,7 @@ def write_bundle(
             )
         ]
         seconds = time.perf_counter() - started
-        files = [staging / entry["file"] for entry in networks]
+        files = sorted(staging.iterdir())
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -166,9 +169,10 @@ def _write_networks(
     stem = "registration" if is_first else f"registration.{'x'.join(map(str, shape))}"
     traced = onnx_from_network(network, shape)
     reference = folder / f"{stem}.onnx"
-    whole = for_cpus(traced)
-    onnx.save(whole, reference)
-    yield _entry(reference, "fp32", shape, whole, verify(reference, network, shape))
+    small = stored_small(for_cpus(traced), folder / WEIGHTS)
+    onnx.save(small, reference)
+    entry = _entry(reference, "fp32", shape, small, verify(reference, network, shape))
+    yield entry | {"weights": WEIGHTS}
     pairs = pairs_of(real_pairs, input_spec(info, shape)) if real_pairs and halves else []
     for precision in halves:
         path = folder / f"{stem}.{precision}.onnx"

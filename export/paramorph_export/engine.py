@@ -17,7 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 from paramorph_export.errors import ExportError
+from paramorph_export.storage import whole
 from paramorph_rt.backends.gpu import find_gpu
 from paramorph_rt.bundle import MANIFEST, load_bundle
 from paramorph_rt.errors import BackendError, MissingDependencyError
@@ -161,7 +164,7 @@ def _build(
     engine, log, answer = (staging / f"{stem}.{suffix}" for suffix in ("engine", "log", "json"))
     job = Job(
         MODULES[flavour],
-        str(bundle.verified_path(network.file).resolve()),
+        str(_network_file(bundle, network, staging).resolve()),
         target,
         str(plugin.resolve()) if plugin else None,
         str(engine),
@@ -190,6 +193,15 @@ def _build(
         "weights_bytes": built["weights_bytes"],
     }
     return entry, {entry["file"]: engine, entry["log"]: log}
+
+
+def _network_file(bundle: Bundle, network: NetworkEntry, staging: Path) -> Path:
+    """The network in one file, with the numbers that it reads from elsewhere."""
+    path = bundle.verified_network(network)
+    if network.weights is None:
+        return path
+    onnx.save(whole(path), staging / network.file)
+    return staging / network.file
 
 
 def _run_child(command: list[str], log: Path, time_limit_s: float, what: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnxscript.optimizer
 import torch
-from onnx_ir.passes.common import DeduplicateInitializersPass
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 from onnxscript import ir, opset20
 from torch import nn
 
@@ -80,6 +80,8 @@ def onnx_from_network(network: ParaMorph, shape: tuple[int, int, int]) -> onnx.M
     )
     # Blocks of one scale look up the same tables and masks: one copy of each in the file.
     DeduplicateInitializersPass(size_limit=_FOLDING_LIMIT)(program.model)
+    # Stack traces, a third of the graph: they name folders of whoever exports.
+    ClearMetadataAndDocStringPass()(program.model)
     model = ir.to_proto(program.model)
     model.functions.append(function_definition())
     onnx.checker.check_model(model)

@@ -56,6 +56,12 @@ class NetworkEntry:
     file: str
     precision: str  # one of `PRECISIONS`, of the convolutions and matrix products
     shape: tuple[int, int, int]
+    weights: str | None = None  # a safetensors file beside it, which it reads its numbers from
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that is read when the network is loaded."""
+        return (self.file,) if self.weights is None else (self.file, self.weights)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,11 @@ class EngineEntry:
     precision: str
     shape: tuple[int, int, int]
     has_plugin: bool = False  # holds the library of GridSample3D: code for the host
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that is read when the engine is loaded."""
+        return (self.file,)
 
 
 @dataclass(frozen=True)
@@ -123,8 +134,23 @@ class Bundle:
         """The hash that the manifest records of a file of the bundle."""
         return str(self.manifest["files"][file]["sha256"])
 
+    def network_sha256(self, entry: NetworkEntry) -> str:
+        """A hash that changes with any file of a network."""
+        hashes = [self.sha256(file) for file in entry.files]
+        return (
+            hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        )
+
+    def verified_network(self, entry: NetworkEntry) -> Path:
+        """A network's ONNX file; it and what it reads are hashed, right before they are opened.
+
+        Raises:
+            BundleError: One is missing, or its SHA-256 is not the one recorded.
+        """
+        return [self.verified_path(file) for file in entry.files][0]
+
     def verified_path(self, file: str) -> Path:
-        """A file of the bundle, hashed; for networks and engines right before they are opened.
+        """A file of the bundle, hashed; for networks `verified_network`.
 
         Raises:
             BundleError: It is missing, or its size or SHA-256 is not the one recorded.
@@ -154,7 +180,7 @@ class Bundle:
 
 
 def default_bundle_path() -> Path:
-    """The bundle used when none is named: $PARAMORPH_MODEL, or the one exported here.
+    """The bundle used when none is named: $PARAMORPH_MODEL, or the one of this package.
 
     Raises:
         BundleError: Neither exists.
@@ -164,9 +190,8 @@ def default_bundle_path() -> Path:
     path = Path(__file__).parent / "bundles" / DEFAULT_NAME
     if not path.is_dir():
         raise BundleError(
-            f"{DEFAULT_NAME}: expected the default bundle, found none; run `python "
-            f"export/to_onnx.py --weights models/weights/{DEFAULT_NAME}.safetensors --out-dir "
-            f"{path}`, or pass --model."
+            f"{DEFAULT_NAME}: expected the model that comes with paramorph-rt, found none; run "
+            "`python -m pip install --force-reinstall paramorph-rt`, or pass --model."
         )
     return path
 
@@ -204,7 +229,7 @@ def load_bundle(path: str | Path) -> Bundle:
         _one_of(("axis",), manifest["displacement"]["channel_order"])
         _one_of(("fixed-to-moving",), manifest["displacement"]["direction"])
         sizes = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
-        named = {e.file for e in bundle.networks} | {e.file for e in bundle.engines}
+        named = {file for e in (*bundle.networks, *bundle.engines) for file in e.files}
         unlisted = named - set(sizes)
         if unlisted or not bundle.networks:
             raise ValueError(f"files {sorted(sizes)} without {sorted(unlisted) or 'a network'}")
@@ -255,8 +280,12 @@ def _check_file(folder: Path, name: str, size: int) -> None:
 
 
 def _network(entry: Mapping[str, Any]) -> NetworkEntry:
+    weights = entry.get("weights")
     return NetworkEntry(
-        str(entry["file"]), _one_of(PRECISIONS, entry["precision"]), _three(entry["shape"], int)
+        str(entry["file"]),
+        _one_of(PRECISIONS, entry["precision"]),
+        _three(entry["shape"], int),
+        None if weights is None else str(weights),
     )
 
 

@@ -222,7 +222,7 @@ release that contains it. If they were built with the plugin GridSample3D, prelo
 
 def _of_network(bundle: Bundle, entry: NetworkEntry) -> ServedModel:
     name = f"{bundle.name}-onnx-{entry.precision}{_shape_suffix(bundle, entry.shape)}"
-    files = {"model.onnx": entry.file}
+    files = {"model.onnx": entry.file} | {file: file for file in entry.files[1:]}
     return ServedModel(name, "onnxruntime", entry.precision, entry.shape, files, {})
 
 

@@ -11,6 +11,7 @@ import torch
 from paramorph import CONFIGS, ParaMorph
 from paramorph.checkpoint import WeightsInfo, load_weights, save_weights
 from paramorph_export import bundle as bundle_module
+from paramorph_export.storage import whole
 from paramorph_export.trace import onnx_from_network
 
 SHAPE = (32, 64, 96)
@@ -71,4 +72,4 @@ def to_onnx(monkeypatch):
 @pytest.fixture
 def instant_trace(bundle, monkeypatch):
     """Exports that need not wait for the tracer: it gives the graph that it gave before."""
-    monkeypatch.setattr(bundle_module, "onnx_from_network", lambda *_: onnx.load(bundle / NETWORK))
+    monkeypatch.setattr(bundle_module, "onnx_from_network", lambda *_: whole(bundle / NETWORK))

@@ -115,8 +115,34 @@ def test_default_bundle_is_the_one_in_the_environment(monkeypatch, bundle_path):
     assert default_bundle_path() == bundle_path
 
 
-def test_missing_default_bundle_says_how_to_make_it(monkeypatch):
+def test_missing_default_bundle_says_how_to_get_it(monkeypatch):
     monkeypatch.delenv("PARAMORPH_MODEL", raising=False)
-    monkeypatch.setattr(bundle_module, "DEFAULT_NAME", "not-exported")
-    with pytest.raises(BundleError, match=r"run `python export/to_onnx.py .*or pass --model"):
+    monkeypatch.setattr(bundle_module, "DEFAULT_NAME", "not-installed")
+    with pytest.raises(BundleError, match=r"pip install .* paramorph-rt`, or pass --model") as info:
         default_bundle_path()
+    assert "/" not in str(info.value)  # no folder of the installation is a place to export into
+
+
+def test_network_is_verified_with_the_weights_that_it_reads(folder):
+    replace_file(folder, "weights.safetensors", b"numbers")
+    manifest = read_manifest(folder)
+    manifest["networks"][0]["weights"] = "weights.safetensors"
+    write_manifest(folder, manifest)
+    bundle = load_bundle(folder)
+    entry = bundle.network()
+    first = bundle.network_sha256(entry)
+    assert bundle.verified_network(entry) == folder / "registration.onnx"
+    (folder / "weights.safetensors").write_bytes(b"NUMBERS")
+    with pytest.raises(BundleError, match=r"weights.safetensors: expected SHA-256 .* was altered"):
+        bundle.verified_network(entry)
+    replace_file(folder, "weights.safetensors", b"NUMBERS")
+    retrained = load_bundle(folder)
+    assert retrained.network_sha256(retrained.network()) != first
+
+
+def test_weights_that_the_manifest_does_not_list(folder):
+    manifest = read_manifest(folder)
+    manifest["networks"][0]["weights"] = "weights.safetensors"
+    write_manifest(folder, manifest)
+    with pytest.raises(BundleError, match=r"without \['weights.safetensors'\]"):
+        load_bundle(folder)

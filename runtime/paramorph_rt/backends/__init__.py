@@ -279,7 +279,7 @@ def _onnxruntime_on_gpu(provider: str) -> Callable[[Bundle, Precision, int | Non
         check_provider(provider)
 
         def load() -> Network:
-            path = bundle.verified_path(entry.file)
+            path = bundle.verified_network(entry)
             return prove(OnnxRuntimeBackend(path, threads, provider, precision), entry.shape)
 
         return load
@@ -291,16 +291,16 @@ def _openvino(bundle: Bundle, precision: Precision, threads: int | None) -> Load
     from .openvino import OpenVinoBackend, check_precision
 
     check_precision(precision)
-    file = bundle.network().file  # float32, which OpenVINO rounds by itself
-    sha256 = bundle.sha256(file)
-    return lambda: OpenVinoBackend(bundle.verified_path(file), threads, precision, sha256)
+    entry = bundle.network()  # float32, which OpenVINO rounds by itself
+    sha256 = bundle.network_sha256(entry)
+    return lambda: OpenVinoBackend(bundle.verified_network(entry), threads, precision, sha256)
 
 
 def _onnxruntime(bundle: Bundle, precision: Precision, threads: int | None) -> Load:
     from .onnxruntime import OnnxRuntimeBackend
 
-    file = bundle.network(precision).file
-    return lambda: OnnxRuntimeBackend(bundle.verified_path(file), threads)
+    entry = bundle.network(precision)
+    return lambda: OnnxRuntimeBackend(bundle.verified_network(entry), threads)
 
 
 _CUDA, _TENSORRT, _TENSORRT_RTX = (

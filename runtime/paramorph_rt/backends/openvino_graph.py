@@ -76,12 +76,13 @@ def parts_from_onnx(path: Path, output: str, mixed: bool = False) -> tuple[list[
     frontend.add_extension(ConversionExtension("GridSample3D", "paramorph", _GridSample3D.of_node))
     whole = frontend.convert(frontend.load(str(path)))
     model = ov.Model([whole.output(output)], whole.get_parameters())
-    if not mixed:
-        return [_whole(model, output)], output
-    # All shapes are static, so what computes them would only travel from part to part.
+    # Constants that are stored narrow; and what computes shapes, all of them static, which would
+    # only travel from part to part.
     folding = Manager()
     folding.register_pass(ConstantFolding())
     folding.run_passes(model)
+    if not mixed:
+        return [_whole(model, output)], output
     return _cut(model, _slice_in_float(model))
 
 

@@ -152,7 +152,7 @@ def _model(register: Registration) -> dict[str, Any]:
     used = bundle.engines if compiled else bundle.networks
     return {
         "name": bundle.name,
-        "sha256": {entry.file: bundle.sha256(entry.file) for entry in used},
+        "sha256": {file: bundle.sha256(file) for entry in used for file in entry.files},
         "backend": backend.name,
         "precision": backend.precision,
     }
