@@ -10,6 +10,7 @@ from .affine import AffineKind
 from .backends import AUTO
 from .bids import bids_names
 from .errors import VolumeError
+from .label_names import load_label_names
 from .loaded import loaded
 from .outputs import PLAIN, Names
 from .preprocess import Interpolation
@@ -71,6 +72,7 @@ class Settings:
 
     Attributes:
         output_grid: "fixed", "moving" or the path of an image.
+        label_names: Table of the names of labels, for metrics, tables and reports.
         pictures: Drawn into each pair's folder.
         bids_names: Results are called as BIDS derivatives.
         apply_to_all: The moving file is a series, all of which is warped.
@@ -86,6 +88,7 @@ class Settings:
     output_grid: str = "fixed"
     interpolation: Interpolation = "linear"
     surfaces: bool = True
+    label_names: Path | None = None
     pictures: Pictures = field(default_factory=Pictures)
     bids_names: bool = False
     apply_to_all: bool = False
@@ -98,6 +101,20 @@ class Settings:
             wait: As for `loaded`.
         """
         return loaded(self.model, self.threads, self.backend, self.precision, wait)
+
+    def check(self) -> None:
+        """Check all that can be checked before there is a result.
+
+        Raises:
+            MissingDependencyError: Pictures without the extra "report".
+            EvaluationError: The table of label names cannot be used.
+        """
+        self.pictures.check()
+        self.names_of_labels()
+
+    def names_of_labels(self) -> dict[int, str]:
+        """As far as there is a table of them."""
+        return {} if self.label_names is None else load_label_names(self.label_names)
 
     @property
     def of_series(self) -> bool:
@@ -149,6 +166,7 @@ def register_pair(
         also=pair.also,
         also_labels=pair.also_labels,
         surfaces=settings.surfaces,
+        label_names=settings.names_of_labels(),
     )
     extras = dict(settings.pictures.of(result, *inputs, _parameters(pair, settings)))
     if series is not None and settings.apply_to_all:
