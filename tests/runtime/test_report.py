@@ -16,7 +16,6 @@ from PIL import Image
 
 from paramorph_rt import Registration
 from paramorph_rt.cli import main
-from paramorph_rt.errors import VolumeError
 from paramorph_rt.field import DisplacementField
 from paramorph_rt.preprocess import resample_to_grid
 from paramorph_rt.report import drawing, write_report
@@ -361,7 +360,9 @@ def test_mouse_moves_the_boundary_in_all_planes(open_page, page_path):
     # Only between the old and the new boundary another picture is seen.
     changed = np.abs(moved - first).max(axis=(0, 2))
     assert changed[int(0.52 * width) : int(0.78 * width)].max() > 50
-    assert changed[: int(0.48 * width)].max() < 10  # rounding of colours, here and there
+    unchanged = changed[: int(0.48 * width)]
+    assert np.median(unchanged) < 2  # rounding of colours
+    assert unchanged.max() < 30  # and of places, here and there
     assert changed[int(0.83 * width) :].max() < 10
 
 

@@ -56,8 +56,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="volume to be warped: NIfTI, NRRD, MetaImage, or a folder with a DICOM series, as all "
-        "inputs may be; results are NIfTI",
+        help="volume to be warped: NIfTI, NRRD, MetaImage, Analyze, or a folder with a DICOM "
+        "series, as all inputs may be; results are NIfTI",
     )
     add("--fixed", type=Path, required=True, metavar="FILE", help="volume that it shall match")
     add("--out-dir", type=Path, required=True, metavar="DIR", help="folder for the results")
@@ -141,6 +141,12 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         type=_volume_number,
         metavar="N",
         help="which volume of the series is registered, from 0 (default: the mean of all)",
+    )
+    add(
+        "--analyze-orientation",
+        metavar="CODE",
+        help="where the voxels' axes of Analyze images (.hdr, .img) point, such as LAS, which "
+        "their headers cannot say; the source of the data does",
     )
     add(
         "--bids-names",
@@ -249,6 +255,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         bids_names=args.bids_names,
         apply_to_all=args.apply_to_all,
         reference_volume=args.reference_volume,
+        analyze_orientation=args.analyze_orientation,
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import outputs
-from ..errors import OutputError, ParamorphError
+from ..errors import CohortError, OutputError, ParamorphError
 from ..pair import Pair, Settings, names_of, register_pair
 from ..registration import Registration
 from .record import facts_of, why_not_done, write_record
@@ -96,6 +96,11 @@ def _run_pair(
     place = place_of(pair, settings, out_dir)
     folder, names = place.folder, place.names
     files = pair.files()
+    for role, path in files.items():
+        if not path.exists():
+            raise CohortError(
+                f"{pair.name}: expected a file as {role}, found none at {path}; check the path."
+            )
     if settings.output_grid not in ("fixed", "moving"):
         files["output_grid"] = Path(settings.output_grid)
     facts = facts_of(files, _options(settings), _model(register))

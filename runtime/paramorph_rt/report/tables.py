@@ -116,8 +116,8 @@ def _facts(metrics: Mapping[str, Any]) -> Iterator[str]:
             yield f"{what} {how} from {text(before)} to {text(after)}."
     folded = metrics.get("nonpositive_jacobian_percent")
     if folded is not None:
-        text = METRICS["nonpositive_jacobian_percent"].text(folded)
-        yield f"{text} % of the voxels are folded." if folded else "No voxel is folded."
+        share = METRICS["nonpositive_jacobian_percent"].text(folded)
+        yield f"{share} % of the voxels are folded." if folded else "No voxel is folded."
 
 
 def label_table(metrics: Mapping[str, Any], names: Mapping[int, str]) -> LabelTable:
