@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from .label_names import load_label_names
 from .loaded import loaded
 from .outputs import PLAIN, Names
 from .preprocess import Interpolation
+from .provenance import provenance_of
 from .registration import Registration, RegistrationResult
 from .report.pictures import Pictures
 from .spaces import Grid
@@ -158,9 +159,20 @@ def names_of(pair: Pair, settings: Settings, out_dir: Path) -> Names:
 
 
 def register_pair(
-    register: Registration, pair: Pair, settings: Settings, names: Names = PLAIN
+    register: Registration,
+    pair: Pair,
+    settings: Settings,
+    names: Names = PLAIN,
+    facts: Mapping[str, Any] | None = None,
 ) -> tuple[RegistrationResult, dict[str, Callable[[Path], None]]]:
     """Register a pair; nothing is written yet.
+
+    Args:
+        register: What registers it.
+        pair: Its files.
+        settings: What is asked of it.
+        names: Of its results.
+        facts: Of its provenance, as far as they are known already.
 
     Returns:
         The result, and the `extras` to be saved with it: pictures, and the warped series.
@@ -187,6 +199,7 @@ def register_pair(
         surfaces=settings.surfaces,
         label_names=settings.names_of_labels(),
     )
+    result.metrics["provenance"] = provenance_of(pair, settings, register, facts)
     extras = dict(settings.pictures.of(result, *inputs, _parameters(pair, settings)))
     if series is not None and settings.apply_to_all:
         extras["series"] = _series_writer(series, result, settings.interpolation, names)

@@ -31,6 +31,7 @@ from .metrics.overlap import present_labels
 from .metrics.summary import compare_images, compare_labels
 from .metrics.surface import NSD_TOLERANCE_MM
 from .preprocess import Interpolation, PreparedPair, prepare_pair, resample_to_grid
+from .schemas import METRICS
 from .spaces import Grid
 from .threads import in_parallel, itk_threads, mapped
 from .transforms.itk import write_affine, write_displacement
@@ -303,6 +304,7 @@ class Registration:
         self, moving: Volume, fixed: Volume, pair: PreparedPair, alignment: Alignment | None
     ) -> dict[str, Any]:
         return {
+            "schema": METRICS,
             "moving": moving.name,
             "fixed": fixed.name,
             "warnings": list(alignment.warnings) if alignment else [],

@@ -24,11 +24,11 @@ from paramorph_rt.cohort.pairs import (
     Pair,
     pairs_of_table,
 )
-from paramorph_rt.cohort.record import content_hash
 from paramorph_rt.cohort.run import run_cohort
 from paramorph_rt.cohort.summary import statistics_of, write_summary
 from paramorph_rt.cohort.work import Outcome, Settings
 from paramorph_rt.errors import BundleError, CohortError
+from paramorph_rt.provenance import content_hash
 from paramorph_rt.registration import RegistrationResult
 from paramorph_rt.volume import save_labels, save_volume
 
@@ -355,8 +355,8 @@ def test_other_options_model_and_versions_are_other_results(
     model = Settings(bundle_path, "onnxruntime", "auto", 1, False, inverse=True)
     assert run(pair, model, out) == ("done", "changed since: model sha256 registration.onnx")
     versions = {"paramorph-rt": "99"}
-    monkeypatch.setattr("paramorph_rt.cohort.record.installed_versions", lambda: versions)
-    assert "versions paramorph-rt" in run(pair, model, out)[1]
+    monkeypatch.setattr("paramorph_rt.provenance.installed_versions", lambda: versions)
+    assert "software paramorph-rt" in run(pair, model, out)[1]
     grid = Settings(bundle_path, "onnxruntime", "auto", 1, False, output_grid=str(pair.moving))
     assert "inputs output_grid, options inverse, options output_grid" in run(pair, grid, out)[1]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CohortError, MissingDependencyError
-from .record import installed_versions
+from ..provenance import installed_versions
 from .work import PAIRS, Outcome, Settings, place_of, run_pair
 
 if TYPE_CHECKING:
