@@ -22,6 +22,7 @@ lint: $(VENV)/ready
 # The site of all pages, build/docs/docs/index.html; a dead link fails it.
 docs: $(VENV)/docs-ready
 	$(BIN)/python docs/cli_reference.py
+	$(BIN)/python docs/json_schemas.py
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
 
 $(VENV)/docs-ready: $(VENV)/ready

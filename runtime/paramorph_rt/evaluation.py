@@ -12,6 +12,7 @@ import numpy as np
 from .compose import apply_transforms, compose
 from .errors import EvaluationError
 from .field import DisplacementField
+from .label_names import names_of_labels
 from .landmarks import paired
 from .metrics.definitions import definitions_of
 from .metrics.deformation import regularity
@@ -91,9 +92,7 @@ def evaluate(
         metrics["nsd_tolerance_mm"] = nsd_tolerance_mm
         if label_names:
             present = metrics["dice"][next(iter(stages))]["labels"]
-            metrics["label_names"] = {
-                label: label_names[int(label)] for label in present if int(label) in label_names
-            }
+            metrics["label_names"] = names_of_labels(present, label_names)
     if transforms:
         metrics |= regularity(_as_field(transforms, fixed_grid))
     if landmarks:

@@ -35,7 +35,7 @@ def read_nifti(path: Path) -> nib.Nifti1Image:
             other than a 3-D volume of real numbers that could be in the file.
     """
     image = open_nifti(path)
-    _check_voxels(path, image)
+    check_voxels(path, image)
     if len(image.shape) < 3 or min(image.shape) < 1 or any(n != 1 for n in image.shape[3:]):
         raise VolumeError(
             f"{path.name}: expected a 3-D volume, got shape {image.shape}; "
@@ -51,7 +51,7 @@ def read_series_nifti(path: Path) -> nib.Nifti1Image:
         VolumeError: As `read_nifti`, but for the shape.
     """
     image = open_nifti(path)
-    _check_voxels(path, image)
+    check_voxels(path, image)
     if len(image.shape) != 4 or min(image.shape) < 1 or image.shape[3] < 2:
         raise VolumeError(
             f"{path.name}: expected a series of shape (X, Y, Z, T), got shape {image.shape}; "
@@ -67,7 +67,7 @@ def read_vector_nifti(path: Path) -> nib.Nifti1Image:
         VolumeError: As `read_nifti`, but for the shape.
     """
     image = open_nifti(path)
-    _check_voxels(path, image)
+    check_voxels(path, image)
     shape = image.shape
     if shape[3:] not in ((3,), (1, 3)) or min(shape) < 1:
         raise VolumeError(
@@ -88,7 +88,8 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     if not path.name.endswith(SUFFIXES):
         raise VolumeError(
             f"{path.name}: expected a NIfTI file (.nii or .nii.gz), got another file type; convert "
-            "it first (images may also be .nrrd, .nhdr, .mha, .mhd or a folder of DICOM slices)."
+            "it first (images may also be .nrrd, .nhdr, .mha, .mhd, .hdr with .img, or a folder of "
+            "DICOM slices)."
         )
     try:
         image = nib.load(path)
@@ -98,7 +99,7 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     except Exception as err:  # nibabel raises a dozen types for the ways a header can be wrong
         raise VolumeError(
             f"{path.name}: expected a NIfTI file, got an unreadable header "
-            f"({_first_line(err)}); check that the file is complete and of that type."
+            f"({first_line(err)}); check that the file is complete and of that type."
         ) from err
     return image
 
@@ -115,7 +116,7 @@ def _complete(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
     except GZIP_ERRORS as err:
         raise VolumeError(
             f"{path.name}: expected a complete file, got damaged or truncated data "
-            f"({_first_line(err)}); copy it again."
+            f"({first_line(err)}); copy it again."
         ) from err
     if len(content) < promised:
         raise VolumeError(
@@ -189,7 +190,12 @@ def _header(grid: Grid, intent: str | int, **fields: object) -> nib.Nifti1Header
     return header
 
 
-def _check_voxels(path: Path, image: nib.Nifti1Image) -> None:
+def check_voxels(path: Path, image: Any) -> None:
+    """Refuse voxels that are no real numbers.
+
+    Raises:
+        VolumeError: Colours or complex numbers.
+    """
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
         kind = "colour" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
@@ -215,5 +221,6 @@ def _promised_bytes(image: Any) -> int:
     return int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
 
 
-def _first_line(err: Exception) -> str:
+def first_line(err: Exception) -> str:
+    """Of an error's message, or its type; what follows is not for a sentence."""
     return (str(err).splitlines() or [type(err).__name__])[0].rstrip(".")

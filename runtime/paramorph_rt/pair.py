@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .affine import AffineKind
+from .analyze import check_orientation
 from .backends import AUTO
 from .bids import bids_names
 from .errors import VolumeError
+from .label_names import load_label_names
 from .loaded import loaded
 from .outputs import PLAIN, Names
 from .preprocess import Interpolation
+from .provenance import provenance_of
 from .registration import Registration, RegistrationResult
 from .report.pictures import Pictures
 from .spaces import Grid
 from .transforms.formats import read_start
-from .volume import Series, Volume, load_grid, load_series, save_series
+from .volume import (
+    Series,
+    Volume,
+    is_analyze,
+    load_grid,
+    load_labels,
+    load_series,
+    load_volume,
+    save_series,
+)
 from .warp import warp_volumes
 
 SINGLE = (
@@ -71,10 +85,12 @@ class Settings:
 
     Attributes:
         output_grid: "fixed", "moving" or the path of an image.
+        label_names: Table of the names of labels, for metrics, tables and reports.
         pictures: Drawn into each pair's folder.
         bids_names: Results are called as BIDS derivatives.
         apply_to_all: The moving file is a series, all of which is warped.
         reference_volume: Which volume of it is registered, from 0; None is the mean of all.
+        analyze_orientation: Where the voxels' axes of Analyze images point, such as "LAS".
     """
 
     model: Path | None = None
@@ -86,10 +102,12 @@ class Settings:
     output_grid: str = "fixed"
     interpolation: Interpolation = "linear"
     surfaces: bool = True
+    label_names: Path | None = None
     pictures: Pictures = field(default_factory=Pictures)
     bids_names: bool = False
     apply_to_all: bool = False
     reference_volume: int | None = None
+    analyze_orientation: str | None = None
 
     def registration(self, wait: bool = True) -> Registration:
         """The model, loaded once in this process; pairs that use it at once wait for each other.
@@ -98,6 +116,23 @@ class Settings:
             wait: As for `loaded`.
         """
         return loaded(self.model, self.threads, self.backend, self.precision, wait)
+
+    def check(self) -> None:
+        """Check all that can be checked before there is a result.
+
+        Raises:
+            MissingDependencyError: Pictures without the extra "report".
+            EvaluationError: The table of label names cannot be used.
+            VolumeError: The orientation of Analyze images is none.
+        """
+        self.pictures.check()
+        if self.analyze_orientation is not None:
+            check_orientation(self.analyze_orientation)
+        self.names_of_labels()
+
+    def names_of_labels(self) -> dict[int, str]:
+        """As far as there is a table of them."""
+        return {} if self.label_names is None else load_label_names(self.label_names)
 
     @property
     def of_series(self) -> bool:
@@ -124,9 +159,20 @@ def names_of(pair: Pair, settings: Settings, out_dir: Path) -> Names:
 
 
 def register_pair(
-    register: Registration, pair: Pair, settings: Settings, names: Names = PLAIN
+    register: Registration,
+    pair: Pair,
+    settings: Settings,
+    names: Names = PLAIN,
+    facts: Mapping[str, Any] | None = None,
 ) -> tuple[RegistrationResult, dict[str, Callable[[Path], None]]]:
     """Register a pair; nothing is written yet.
+
+    Args:
+        register: What registers it.
+        pair: Its files.
+        settings: What is asked of it.
+        names: Of its results.
+        facts: Of its provenance, as far as they are known already.
 
     Returns:
         The result, and the `extras` to be saved with it: pictures, and the warped series.
@@ -136,20 +182,24 @@ def register_pair(
             initial transform or the output grid not what was asked for.
     """
     moving, series = _moving(pair.moving, settings)
-    inputs = moving, pair.fixed, pair.moving_labels, pair.fixed_labels
+    image, labels = (partial(_source, load, settings) for load in (load_volume, load_labels))
+    mask = partial(_source, partial(load_labels, may_be_empty=True), settings)
+    inputs = moving, image(pair.fixed), labels(pair.moving_labels), labels(pair.fixed_labels)
     result = register(
         *inputs,
         settings.affine,
         initial=None if pair.initial_transform is None else read_start(pair.initial_transform),
-        moving_mask=pair.moving_mask,
-        fixed_mask=pair.fixed_mask,
+        moving_mask=mask(pair.moving_mask),
+        fixed_mask=mask(pair.fixed_mask),
         inverse=settings.inverse,
         output_grid=_output_grid(pair, settings, series),
         interpolation=settings.interpolation,
-        also=pair.also,
-        also_labels=pair.also_labels,
+        also=[image(path) for path in pair.also],
+        also_labels=[labels(path) for path in pair.also_labels],
         surfaces=settings.surfaces,
+        label_names=settings.names_of_labels(),
     )
+    result.metrics["provenance"] = provenance_of(pair, settings, register, facts)
     extras = dict(settings.pictures.of(result, *inputs, _parameters(pair, settings)))
     if series is not None and settings.apply_to_all:
         extras["series"] = _series_writer(series, result, settings.interpolation, names)
@@ -176,7 +226,7 @@ def _parameters(pair: Pair, settings: Settings) -> dict[str, object]:
 def _moving(path: Path, settings: Settings) -> tuple[Path | Volume, Series | None]:
     """What is registered, and the series that it stands for."""
     if not settings.of_series:
-        return path, None
+        return _source(load_volume, settings, path), None
     series = load_series(path)
     if settings.reference_volume is None:
         return series.mean(), series
@@ -186,12 +236,21 @@ def _moving(path: Path, settings: Settings) -> tuple[Path | Volume, Series | Non
         raise VolumeError(str(err)) from err
 
 
+def _source(load: Callable[..., Volume], settings: Settings, path: Path | None) -> Any:
+    """A path, or the volume of a file whose orientation only the settings tell."""
+    if path is None or not is_analyze(path):
+        return path
+    return load(path, orientation=settings.analyze_orientation)
+
+
 def _output_grid(pair: Pair, settings: Settings, series: Series | None) -> Grid | None:
     if settings.output_grid == "fixed":
         return None
     if settings.output_grid == "moving":
-        return load_grid(pair.moving) if series is None else series.grid
-    return load_grid(settings.output_grid)
+        if series is not None:
+            return series.grid
+        return load_grid(pair.moving, settings.analyze_orientation)
+    return load_grid(settings.output_grid, settings.analyze_orientation)
 
 
 def _series_writer(

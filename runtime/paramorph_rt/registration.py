@@ -23,12 +23,15 @@ from .bundle import Bundle, default_bundle_path, load_bundle
 from .errors import OutputError, VolumeError
 from .field import DisplacementField, field_from_network
 from .inverse import consistency_mm, invert_field
+from .label_names import names_of_labels
 from .metrics.definitions import definitions_of
 from .metrics.deformation import regularity
+from .metrics.doubts import doubts_of
 from .metrics.overlap import present_labels
 from .metrics.summary import compare_images, compare_labels
 from .metrics.surface import NSD_TOLERANCE_MM
 from .preprocess import Interpolation, PreparedPair, prepare_pair, resample_to_grid
+from .schemas import METRICS
 from .spaces import Grid
 from .threads import in_parallel, itk_threads, mapped
 from .transforms.itk import write_affine, write_displacement
@@ -183,6 +186,7 @@ class Registration:
         also: Sequence[Source] = (),
         also_labels: Sequence[Source] = (),
         surfaces: bool = True,
+        label_names: Mapping[int, str] | None = None,
     ) -> RegistrationResult:
         """Register the moving to the fixed image.
 
@@ -208,6 +212,7 @@ class Registration:
             also_labels: The same for label maps.
             surfaces: Measure the distances between the surfaces of labels; of the more than 100
                 labels of a brain that takes longer than registering it.
+            label_names: By label, to go into the metrics.
 
         Raises:
             VolumeError: An input that cannot be trusted, or labels or a mask of another grid.
@@ -264,6 +269,12 @@ class Registration:
                 for measured in in_parallel(of_images, of_labels, lambda: regularity(field)):
                     metrics |= measured
                 metrics["definitions"] = definitions_of(metrics)
+                if label_names and "dice" in metrics:
+                    present = metrics["dice"]["after"]["labels"]
+                    metrics["label_names"] = names_of_labels(present, label_names)
+                for doubt in doubts_of(metrics):
+                    log.warning("%s", doubt)
+                    metrics["warnings"].append(doubt)
             back: DisplacementField | None = None
             if inverse:
                 with seconds("inverse"):
@@ -293,6 +304,7 @@ class Registration:
         self, moving: Volume, fixed: Volume, pair: PreparedPair, alignment: Alignment | None
     ) -> dict[str, Any]:
         return {
+            "schema": METRICS,
             "moving": moving.name,
             "fixed": fixed.name,
             "warnings": list(alignment.warnings) if alignment else [],

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .analyze import SUFFIXES as ANALYZE_SUFFIXES
+from .analyze import read_analyze
 from .errors import VolumeError
 from .itk_files import SUFFIXES as ITK_SUFFIXES
 from .itk_files import ItkFile, open_itk
@@ -95,17 +97,19 @@ class Series:
         return Volume((total / len(self)).astype(np.float32), self.grid, self.name)
 
 
-def load_volume(path: str | Path) -> Volume:
+def load_volume(path: str | Path, orientation: str | None = None) -> Volume:
     """Read an intensity image as float32.
 
     Args:
-        path: NIfTI, NRRD, MetaImage, or the folder of a DICOM series.
+        path: NIfTI, NRRD, MetaImage, Analyze, or the folder of a DICOM series.
+        orientation: Where the voxels' axes point, such as "LAS"; of Analyze, whose header cannot
+            say it.
 
     Raises:
         VolumeError: The file is missing, damaged, not a 3-D image, or `check_image` refuses it.
     """
     path = Path(path)
-    image = _open(path)
+    image = _open(path, orientation)
     if isinstance(image, ItkFile):
         data = image.voxels().astype(np.float32)
     else:
@@ -129,18 +133,21 @@ def load_series(path: str | Path) -> Series:
     return Series(image.dataobj, grid, float(image.header.get_zooms()[3]) * seconds, path.name)
 
 
-def load_labels(path: str | Path, may_be_empty: bool = False) -> Volume:
+def load_labels(
+    path: str | Path, may_be_empty: bool = False, orientation: str | None = None
+) -> Volume:
     """Read a label map in the integer type of its file (int32 if the file holds floats).
 
     Args:
         path: Of the label map.
         may_be_empty: Take a map without any label, too.
+        orientation: As for `load_volume`.
 
     Raises:
         VolumeError: As `load_volume`, or the values are not whole numbers.
     """
     path = Path(path)
-    image = _open(path)
+    image = _open(path, orientation)
     data = _squeezed(image.voxels() if isinstance(image, ItkFile) else np.asanyarray(image.dataobj))
     if data.dtype.kind == "f":
         data = _whole_numbers(data, path.name)
@@ -153,25 +160,27 @@ def load_labels(path: str | Path, may_be_empty: bool = False) -> Volume:
     return labels
 
 
-def load_mask(path: str | Path, image: Volume) -> Volume:
-    """Read which voxels of an image count: those that are not 0.
+def load_mask(path: str | Path, image: Volume, orientation: str | None = None) -> Volume:
+    """Read which voxels of an image count: those that are not 0; `orientation` as in `load_volume`.
 
     Raises:
         VolumeError: As `load_labels`, or the mask lies on another grid, or no voxel counts.
     """
-    mask = load_labels(path, may_be_empty=True)
+    mask = load_labels(path, True, orientation)
     check_mask(mask, image)
     return mask
 
 
-def load_grid(path: str | Path) -> Grid:
+def load_grid(path: str | Path, orientation: str | None = None) -> Grid:
     """Read where the voxels of an image or label map are, whatever is in them.
+
+    `orientation` as in `load_volume`.
 
     Raises:
         VolumeError: As `load_volume`, except for the voxels' values.
     """
     path = Path(path)
-    grid = grid_of(path, _open(path))
+    grid = grid_of(path, _open(path, orientation))
     check_grid(grid, path.name)
     return grid
 
@@ -230,7 +239,7 @@ def nifti_name(name: str) -> str:
     """The name of a NIfTI file made from an image of this name."""
     if name.endswith(NIFTI_SUFFIXES):
         return name
-    for suffix in ITK_SUFFIXES:
+    for suffix in (*ITK_SUFFIXES, *ANALYZE_SUFFIXES):
         name = name.removesuffix(suffix)
     return f"{name}.nii.gz"
 
@@ -336,7 +345,14 @@ def check_same_grid(volume: Volume, labels: Volume) -> None:
     )
 
 
-def _open(path: Path) -> nib.Nifti1Image | ItkFile:
+def is_analyze(path: Path) -> bool:
+    """Whether an image is called a header with voxels beside it."""
+    return path.name.endswith(ANALYZE_SUFFIXES)
+
+
+def _open(path: Path, orientation: str | None) -> nib.Nifti1Image | ItkFile:
+    if is_analyze(path):
+        return read_analyze(path, orientation)
     if path.is_dir() or path.name.endswith(ITK_SUFFIXES):
         if not path.exists():
             raise VolumeError(f"{path}: expected an image file, found none; check the path.")

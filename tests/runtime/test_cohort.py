@@ -22,16 +22,13 @@ from paramorph_rt.cohort import run as cohort_run
 from paramorph_rt.cohort import work
 from paramorph_rt.cohort.pairs import (
     Pair,
-    images_with_labels,
-    pairs_of_all,
     pairs_of_table,
-    pairs_to_template,
 )
-from paramorph_rt.cohort.record import content_hash
 from paramorph_rt.cohort.run import run_cohort
 from paramorph_rt.cohort.summary import statistics_of, write_summary
 from paramorph_rt.cohort.work import Outcome, Settings
 from paramorph_rt.errors import BundleError, CohortError
+from paramorph_rt.provenance import content_hash
 from paramorph_rt.registration import RegistrationResult
 from paramorph_rt.volume import save_labels, save_volume
 
@@ -115,9 +112,9 @@ BAD_TABLES = {
     "short line": (f"moving,fixed\n{A_TO_B}\na_t1.nii.gz\n", "line 3: expected 2 cells"),
     "long line": (f"moving,fixed\n{A_TO_B},x\n", "line 2: expected 2 cells .* got 3"),
     "empty cell": ("moving,fixed\na_t1.nii.gz,\n", "line 2: expected a file as fixed, got none"),
-    "missing file": (
-        f"moving,fixed\n{A_TO_B}\nnone.nii,b_t1.nii.gz\nnone.nii,a_t1.nii.gz\n",
-        r"line 3: expected a file as moving, found none at .*/none\.nii \(and 1 more\)",
+    "no pair whose files are there": (
+        "moving,fixed\nnone.nii,b_t1.nii.gz\nnone.nii,a_t1.nii.gz\n",
+        r"line 2: expected a file as moving, found none at .*/none\.nii \(and 1 more\)",
     ),
     "same pair twice": (
         f"moving,fixed\n{A_TO_B}\n{A_TO_B}\n",
@@ -163,25 +160,6 @@ def test_bad_table_is_one_sentence_before_anything_runs(subjects, tmp_path, caps
 def test_table_that_is_not_there(tmp_path, capsys):
     assert cohort(tmp_path, tmp_path / "out", tmp_path / "none.csv") == 1
     assert "none.csv: expected a CSV table, got No such file" in capsys.readouterr().err
-
-
-def test_labels_of_a_folder_go_with_their_images(subjects, tmp_path):
-    assert images_with_labels([subjects]) == [
-        (subjects / f"{name}_t1.nii.gz", subjects / f"{name}_labels.nii.gz") for name in "abc"
-    ]
-    assert images_with_labels([subjects / "a_t1.nii.gz"]) == [(subjects / "a_t1.nii.gz", None)]
-    with pytest.raises(CohortError, match="expected at least one pair, got none"):
-        pairs_of_all([subjects / "a_t1.nii.gz"])
-    with pytest.raises(CohortError, match=r"a_t1.nii.gz: expected a file as fixed, found none at"):
-        pairs_to_template(tmp_path / "none.nii", [subjects])
-    (subjects / "b_t1.nii.gz").unlink()
-    with pytest.raises(CohortError, match=r"b_labels.nii.gz: expected its image beside it"):
-        images_with_labels([subjects])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CohortError, match="empty: expected a folder with images"):
-        images_with_labels([tmp_path / "empty"])
-    with pytest.raises(CohortError, match="nowhere: expected an image or a folder, found none"):
-        images_with_labels([tmp_path / "nowhere"])
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -297,6 +275,25 @@ def test_failing_pair_is_reported_and_the_others_go_on(
     assert statuses(tmp_path / "out") == {"bad": "done", "a": "kept", "c": "kept"}
 
 
+def test_missing_file_fails_its_pair_alone_unless_strict(
+    subjects, zero_bundle_path, tmp_path, capsys
+):
+    rows = f"a,{A_TO_B}\nlost,none.nii,b_t1.nii.gz\n"
+    table = write_table(subjects, f"name,moving,fixed\n{rows}")
+    assert cohort(zero_bundle_path, tmp_path / "strict", table, "--strict") == 1
+    assert "line 3: expected a file as moving, found none at" in capsys.readouterr().err
+    assert not (tmp_path / "strict").exists()
+    assert cohort(zero_bundle_path, tmp_path / "out", table) == 1
+    error = capsys.readouterr().err
+    assert "lost failed: lost: expected a file as moving, found none at" in error
+    assert "expected results of 2 pairs, got 1, as lost failed" in error.splitlines()[-1]
+    assert statuses(tmp_path / "out") == {"lost": "failed", "a": "done"}
+    assert "found none at" in (tmp_path / "out/summary.html").read_text(encoding="utf-8")
+    save_volume(subjects / "none.nii", volume_of(head, centred_grid("RAS", (30, 30, 30))))
+    assert cohort(zero_bundle_path, tmp_path / "out", table) == 0
+    assert statuses(tmp_path / "out") == {"lost": "done", "a": "kept"}
+
+
 def test_defect_in_one_pair_does_not_stop_the_others(subjects, settings, tmp_path, monkeypatch):
     def broken(*_: object) -> None:
         raise ZeroDivisionError("broken")
@@ -358,8 +355,8 @@ def test_other_options_model_and_versions_are_other_results(
     model = Settings(bundle_path, "onnxruntime", "auto", 1, False, inverse=True)
     assert run(pair, model, out) == ("done", "changed since: model sha256 registration.onnx")
     versions = {"paramorph-rt": "99"}
-    monkeypatch.setattr("paramorph_rt.cohort.record.installed_versions", lambda: versions)
-    assert "versions paramorph-rt" in run(pair, model, out)[1]
+    monkeypatch.setattr("paramorph_rt.provenance.installed_versions", lambda: versions)
+    assert "software paramorph-rt" in run(pair, model, out)[1]
     grid = Settings(bundle_path, "onnxruntime", "auto", 1, False, output_grid=str(pair.moving))
     assert "inputs output_grid, options inverse, options output_grid" in run(pair, grid, out)[1]
 

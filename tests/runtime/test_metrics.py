@@ -13,7 +13,7 @@ from scipy.ndimage import correlate1d, find_objects
 from skimage.metrics import mean_squared_error, structural_similarity
 
 from paramorph_rt.field import DisplacementField
-from paramorph_rt.metrics.definitions import DEFINITIONS, definitions_of
+from paramorph_rt.metrics.definitions import METRICS, definitions_of
 from paramorph_rt.metrics.deformation import (
     digital_diffeomorphism,
     nonpositive_jacobian_percent,
@@ -408,6 +408,7 @@ def test_a_mirror_turns_everything_inside_out_and_an_affine_nothing():
 
 def test_the_document_defines_every_metric_in_the_same_words():
     text = (Path(__file__).parents[2] / "docs/metrics.md").read_text(encoding="utf-8")
-    for key, sentence in DEFINITIONS.items():
-        assert f"| `{key}` | {sentence.replace('|', chr(92) + '|')} |" in text
-    assert definitions_of(["dice", "seconds"]) == {"dice": DEFINITIONS["dice"]}
+    for key, metric in METRICS.items():
+        assert f"| `{key}` | {metric.meaning.replace('|', chr(92) + '|')} |" in text
+        assert metric.plainly
+    assert definitions_of(["dice", "seconds"]) == {"dice": METRICS["dice"].meaning}

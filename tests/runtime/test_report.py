@@ -16,13 +16,12 @@ from PIL import Image
 
 from paramorph_rt import Registration
 from paramorph_rt.cli import main
-from paramorph_rt.errors import VolumeError
 from paramorph_rt.field import DisplacementField
 from paramorph_rt.preprocess import resample_to_grid
-from paramorph_rt.report import drawing, read_label_names, write_report
+from paramorph_rt.report import drawing, write_report
 from paramorph_rt.report.figures import draw_figures
 from paramorph_rt.report.slices import cut, load_pair
-from paramorph_rt.report.tables import label_table, notes, summary
+from paramorph_rt.report.tables import label_table, summary, verdict
 from paramorph_rt.spaces import Grid, reoriented
 from paramorph_rt.volume import Volume, load_labels, load_volume, save_labels, save_volume
 
@@ -231,62 +230,33 @@ def test_table_shows_every_measure_per_label_and_none_as_a_dash():
         "definitions": {"dice": "overlap"},
     }
     table = label_table(metrics, {9: "nine"})
-    assert [(m.heading, stages, text) for m, stages, text in table.groups] == [
-        ("Dice", ["before", "after"], "overlap"),
-        ("Volume change (%)", ["after"], ""),
-        ("my measure", ["after"], ""),
+    assert [(m.heading, stages) for m, stages in table.groups] == [
+        ("Dice", ["before", "after"]),
+        ("Volume change (%)", ["after"]),
+        ("my measure", ["after"]),
     ]
+    assert table.stages == ["before", "after", "after", "after"]
     assert [(row.label, row.name) for row in table.rows] == [(9, "nine"), (10, "")]
     assert [text for text, _ in table.rows[0].cells] == ["0.250", "0.500", "−2.5", "1.000"]
     assert [text for text, _ in table.rows[1].cells] == ["0.000", "0.125", "–", "2.000"]
     assert table.means == ["0.250", "0.500", "−2.5", "1.000"]
-    shown = {measure.title: values for measure, values, _ in summary(metrics)}
+    shown = {measure.title: values for measure, values in summary(metrics)}
     assert shown["NCC"] == [("before", "0.100")]
     assert shown["Dice"] == [("before", "0.250"), ("after", "0.500")]
 
 
-def test_notes_tell_what_went_wrong():
-    stages = {"affine": {"mean": 0.6, "labels": {"4": 0.6}}, "after": {"mean": 0, "labels": {}}}
-    stages["after"]["labels"]["4"] = 0.0
-    metrics = {"dice": stages, "ncc": {"affine": 0.5, "after": 0.6}, "warnings": ["look at it"]}
-    metrics["network_grid"] = {"spacing_growth": 1.5}
-    found = " ".join(notes(metrics))
-    for part in ("look at it", "1.50 times coarser", "Dice fell", "label 4"):
-        assert part in found
-    assert "NCC" not in found
-    assert notes({"ncc": {"affine": 0.5, "after": 0.6}}) == []
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "17,Left Hippocampus,GM",
-        '"17","Left Hippocampus"',
-        "17\tLeft Hippocampus\tHIP",
-        '   17   255  0  0  1  1  1  "Left Hippocampus"',
-    ],
-)
-def test_label_names_of_common_tables(tmp_path, line):
-    path = tmp_path / "names.txt"
-    path.write_text(f"# a comment, 3 words\nindex,name\n{line}\n\n", encoding="utf-8")
-    assert read_label_names(path) == {17: "Left Hippocampus"}
-
-
-def test_label_names_of_freesurfer(tmp_path):
-    path = tmp_path / "lut.txt"
-    path.write_text(
-        "#No. Label Name: R G B A\n17  Left-Hippocampus   220 216 20 0\n", encoding="utf-8"
-    )
-    assert read_label_names(path) == {17: "Left-Hippocampus"}
-
-
-def test_file_without_label_names_is_refused(tmp_path):
-    path = tmp_path / "names.csv"
-    path.write_text("hippocampus\n", encoding="utf-8")
-    with pytest.raises(VolumeError, match=r"names\.csv: expected lines of a label number"):
-        read_label_names(path)
-    with pytest.raises(VolumeError, match="No such file"):
-        read_label_names(tmp_path / "missing.csv")
+def test_verdict_comes_from_the_warnings_that_the_terminal_has():
+    stages = {stage: {"mean": mean} for stage, mean in (("before", 0.25), ("after", 0.5))}
+    metrics = {"dice": stages, "warnings": [], "nonpositive_jacobian_percent": 0}
+    good = verdict(metrics)
+    assert (good.good, good.title, good.doubts) == (True, "No measure looks wrong", [])
+    assert good.facts == [
+        "The overlap of the labels (mean Dice, 1 is whole) rose from 0.250 to 0.500.",
+        "No voxel is folded.",
+    ]
+    bad = verdict(metrics | {"warnings": ["look at it", "and at this"]})
+    assert (bad.good, bad.doubts) == (False, ["look at it", "and at this"])
+    assert bad.title == "Doubtful: 2 measures look wrong"
 
 
 # --- the page as text
@@ -390,7 +360,9 @@ def test_mouse_moves_the_boundary_in_all_planes(open_page, page_path):
     # Only between the old and the new boundary another picture is seen.
     changed = np.abs(moved - first).max(axis=(0, 2))
     assert changed[int(0.52 * width) : int(0.78 * width)].max() > 50
-    assert changed[: int(0.48 * width)].max() < 10  # rounding of colours, here and there
+    unchanged = changed[: int(0.48 * width)]
+    assert np.median(unchanged) < 2  # rounding of colours
+    assert unchanged.max() < 30  # and of places, here and there
     assert changed[int(0.83 * width) :].max() < 10
 
 

@@ -52,15 +52,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     which = parser.add_mutually_exclusive_group(required=True).add_argument
     which("table", nargs="?", type=Path, metavar="PAIRS.csv", help="table of pairs")
     which("--template", type=Path, metavar="NII", help="fixed image for all --images")
-    which("--all-pairs", type=Path, nargs="+", metavar="PATH", help="folder, or images")
+    which("--all-pairs", type=Path, nargs="+", metavar="PATH", help="the same for each to each")
     add = parser.add_argument
     add(
         "--images",
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="with --template: folder, or images; NAME_labels.nii.gz is the label map of "
-        "NAME.nii.gz or NAME_anything.nii.gz",
+        help="with --template: images, or folders to look for them in, BIDS datasets among them; "
+        "NAME_labels.nii.gz, or NAME_dseg.nii.gz, is the label map of NAME.nii.gz or "
+        "NAME_anything.nii.gz",
     )
     add("--template-labels", type=Path, metavar="NII", help="label map of the template")
     add("--out-dir", type=Path, required=True, metavar="DIR", help="folder for all results")
@@ -77,6 +78,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="ADDRESS",
         help="run on the workers of this Dask scheduler, which see the same files; each takes as "
         "many pairs at once as it has threads (dask worker --nthreads)",
+    )
+    add(
+        "--strict",
+        action="store_true",
+        help="do nothing at all where a file of the table is not there; else only its pair fails",
     )
     add("--force", action="store_true", help="register finished pairs again")
     add("--json", action="store_true", help="print summary.json to stdout instead of a table")
@@ -126,16 +132,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _pairs(args: argparse.Namespace) -> list[Pair]:
+    from ..cohort.images import images_with_labels
     from ..cohort.pairs import pairs_of_all, pairs_of_table, pairs_to_template
 
     # Absolute, because workers have working folders of their own.
     if args.table:
-        return pairs_of_table(args.table)
-    if args.template:
-        labels = args.template_labels and args.template_labels.absolute()
-        images = [path.absolute() for path in args.images]
-        return pairs_to_template(args.template.absolute(), images, labels)
-    return pairs_of_all([path.absolute() for path in args.all_pairs])
+        return pairs_of_table(args.table, args.strict)
+    images = [path.absolute() for path in args.images or args.all_pairs]
+    found = images_with_labels(images, but=args.out_dir)
+    if args.all_pairs:
+        return pairs_of_all(found)
+    labels = args.template_labels and args.template_labels.absolute()
+    return pairs_to_template(args.template.absolute(), found, labels)
 
 
 @contextmanager

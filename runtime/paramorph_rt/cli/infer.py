@@ -56,8 +56,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="volume to be warped: NIfTI, NRRD, MetaImage, or a folder with a DICOM series, as all "
-        "inputs may be; results are NIfTI",
+        help="volume to be warped: NIfTI, NRRD, MetaImage, Analyze, or a folder with a DICOM "
+        "series, as all inputs may be; results are NIfTI",
     )
     add("--fixed", type=Path, required=True, metavar="FILE", help="volume that it shall match")
     add("--out-dir", type=Path, required=True, metavar="DIR", help="folder for the results")
@@ -143,6 +143,12 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="which volume of the series is registered, from 0 (default: the mean of all)",
     )
     add(
+        "--analyze-orientation",
+        metavar="CODE",
+        help="where the voxels' axes of Analyze images (.hdr, .img) point, such as LAS, which "
+        "their headers cannot say; the source of the data does",
+    )
+    add(
         "--bids-names",
         action="store_true",
         help="names and sidecars of BIDS derivatives, DIR being the dataset: "
@@ -169,6 +175,13 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="of labels measure overlap and volumes alone: ASSD, HD95 and NSD of the more than 100 "
         "labels of a brain take longer than registering it",
     )
+    add(
+        "--label-names",
+        type=Path,
+        metavar="FILE",
+        help="names of labels for metrics, tables and reports: a number and a name in each line "
+        "(CSV, BIDS TSV, FreeSurfer, ITK-SNAP, text)",
+    )
     add_threads(parser)
 
 
@@ -194,13 +207,6 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         help="write it with an interactive 3-D view, which adds about 4 MB",
     )
     add("--figures", action="store_true", help="also write PNG figures for papers into figures/")
-    add(
-        "--label-names",
-        type=Path,
-        metavar="FILE",
-        help="names of labels for the report: a table with a number and a name in each line "
-        "(CSV, TSV, FreeSurfer, ITK-SNAP)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -217,7 +223,7 @@ def run(args: argparse.Namespace) -> int:
     )
     names = names_of(pair, settings, args.out_dir)
     check_outputs(args.out_dir, args.force, names)
-    settings.pictures.check()
+    settings.check()
     register = settings.registration(wait=False)
     result, extras = register_pair(register, pair, settings, names)
     result.save(args.out_dir, args.force, extras, names)
@@ -234,7 +240,6 @@ def settings_of(args: argparse.Namespace) -> Settings:
     from ..report.pictures import Pictures
 
     grid = args.output_grid
-    names = args.label_names and args.label_names.absolute()
     return Settings(
         model=args.model and args.model.absolute(),
         backend=args.backend,
@@ -245,10 +250,12 @@ def settings_of(args: argparse.Namespace) -> Settings:
         output_grid=grid if grid in ("fixed", "moving") else str(Path(grid).absolute()),
         interpolation=args.interpolation,
         surfaces=not args.no_surface_distances,
-        pictures=Pictures(args.report or args.report_3d, args.report_3d, args.figures, names),
+        label_names=args.label_names and args.label_names.absolute(),
+        pictures=Pictures(args.report or args.report_3d, args.report_3d, args.figures),
         bids_names=args.bids_names,
         apply_to_all=args.apply_to_all,
         reference_volume=args.reference_volume,
+        analyze_orientation=args.analyze_orientation,
     )
 
 

@@ -6,25 +6,24 @@ import csv
 import difflib
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import permutations
 from pathlib import Path
 
 from ..errors import CohortError
-from ..itk_files import SUFFIXES as ITK
-from ..nifti import SUFFIXES as NIFTI
 from ..pair import SEVERAL, SINGLE, Pair
+from .images import Found, stem
 
 NEEDED = ("moving", "fixed")
 COLUMNS = ("name", *SINGLE, *SEVERAL)
 BETWEEN = "|"  # the files of one cell
 SEPARATORS = ",;\t"  # of a table's cells; its first line tells which
-LABELS = "_labels"
 LONGEST_NAME = 200
 
 
-def pairs_of_table(table: Path) -> list[Pair]:
+def pairs_of_table(table: Path, strict: bool = False) -> list[Pair]:
     """Read a CSV with a pair on each line.
 
     Cells are separated by commas, semicolons or tabs; the text is UTF-8, with or without a byte
@@ -32,8 +31,13 @@ def pairs_of_table(table: Path) -> list[Pair]:
     the others; `also` and `also_labels` take several files with | between them; any further
     column becomes a note.
 
+    Args:
+        table: The file.
+        strict: Refuse the table for one file that is not there; else only its pair will fail.
+
     Raises:
-        CohortError: Anything in it that cannot be used, with the number of its line.
+        CohortError: Anything in it that cannot be used, with the number of its line; no pair has
+            all its files.
     """
     rows = csv.reader(io.StringIO(text := _text(table), newline=""), delimiter=_separator(text))
     try:
@@ -50,93 +54,66 @@ def pairs_of_table(table: Path) -> list[Pair]:
         ) from err
     if not pairs:
         raise CohortError(f"{table}: expected a pair on each line, got none; add lines.")
-    return _checked(pairs)
+    checked = _checked(pairs)
+    _check_files(pairs, strict)
+    return checked
 
 
 def pairs_to_template(
-    template: Path, images: Sequence[Path], template_labels: Path | None = None
+    template: Path, found: Sequence[Found], template_labels: Path | None = None
 ) -> list[Pair]:
     """Each image to one fixed template, which is left out where it is among the images.
 
     Args:
         template: Fixed image.
-        images: Files, or folders of them; label maps among them go with their images, see
-            `images_with_labels`.
+        found: See `images.images_with_labels`.
         template_labels: Its label map, to be compared with those of the images.
 
     Raises:
         CohortError: A file is missing, there is no image, or two have one name.
     """
     same = template.resolve()
-    return _checked(
-        {
-            f"{image}": Pair(
-                _stem(image), image, template, labels, template_labels if labels else None
-            )
-            for image, labels in images_with_labels(images)
-            if image.resolve() != same
-        }
-    )
-
-
-def pairs_of_all(images: Sequence[Path]) -> list[Pair]:
-    """Each image to each other, both ways; `images` as in `pairs_to_template`.
-
-    Raises:
-        CohortError: A file is missing, fewer than two images, or two of one name.
-    """
-    return _checked(
-        {
-            f"{moving} to {fixed}": Pair(
-                _default_name(moving, fixed), moving, fixed, labels, labels and fixed_labels
-            )
-            for (moving, labels), (fixed, fixed_labels) in permutations(
-                images_with_labels(images), 2
-            )
-        }
-    )
-
-
-def images_with_labels(paths: Iterable[Path]) -> list[tuple[Path, Path | None]]:
-    """Images, each with its label map if that is there too.
-
-    `NAME_labels.nii.gz` is the label map of `NAME.nii.gz` or `NAME_anything.nii.gz` beside it.
-
-    Args:
-        paths: Files, or folders of NIfTI, NRRD and MetaImage files.
-
-    Raises:
-        CohortError: Nothing there, or a label map without its image.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.name.endswith((*NIFTI, *ITK)))
-            if not inside:
-                raise CohortError(
-                    f"{path}: expected a folder with images (NIfTI, NRRD, MetaImage), got none in "
-                    "it; pass the folder that holds them, or the images."
-                )
-            files += inside
-        elif not path.exists():
-            raise CohortError(f"{path}: expected an image or a folder, found none; check the path.")
-        else:
-            files.append(path)
-    labels = {p.parent / _stem(p).removesuffix(LABELS): p for p in files if _is_labels(p)}
-    found = []
-    for image in files:
-        if not _is_labels(image):
-            place = image.parent / _stem(image)
-            owners = [at for at in labels if place == at or f"{place}".startswith(f"{at}_")]
-            owner = max(owners, key=lambda at: len(at.name), default=place)
-            found.append((image, labels.get(owner)))
-    used = {path for _, path in found}
-    if orphans := [path for path in labels.values() if path not in used]:
-        raise CohortError(
-            f"{orphans[0]}: expected its image beside it, found none; add NAME.nii.gz for every "
-            "NAME_labels.nii.gz."
+    names = _names(found)
+    pairs = {
+        f"{image.image}": Pair(
+            *(names[image.image], image.image, template, image.labels),
+            template_labels if image.labels else None,
         )
-    return found
+        for image in found
+        if image.image.resolve() != same
+    }
+    checked = _checked(pairs)
+    _check_files(pairs, strict=True)
+    return checked
+
+
+def pairs_of_all(found: Sequence[Found]) -> list[Pair]:
+    """Each image to each other, both ways; `found` as in `pairs_to_template`.
+
+    Raises:
+        CohortError: Fewer than two images, or two of one name.
+    """
+    names = _names(found)
+    return _checked(
+        {
+            f"{moving.image} to {fixed.image}": Pair(
+                f"{names[moving.image]}_to_{names[fixed.image]}",
+                *(moving.image, fixed.image, moving.labels, moving.labels and fixed.labels),
+            )
+            for moving, fixed in permutations(found, 2)
+        }
+    )
+
+
+def _names(found: Sequence[Found]) -> dict[Path, str]:
+    """Of each image: its file's, with those of its folders where other files have it too."""
+    count = Counter(stem(image.image) for image in found)
+    return {
+        image.image: stem(image.image)
+        if count[stem(image.image)] == 1
+        else "_".join((*image.place.parent.parts, stem(image.image)))
+        for image in found
+    }
 
 
 def _text(table: Path) -> str:
@@ -237,6 +214,11 @@ def _checked(pairs: Mapping[str, Pair]) -> list[Pair]:
                 f"{subject}: expected moving_labels to compare fixed_labels with, got none; fill "
                 "both or only the first."
             )
+    return list(pairs.values())
+
+
+def _check_files(pairs: Mapping[str, Pair], strict: bool) -> None:
+    """Refuse files that are not there: one, or without `strict`, one of each pair."""
     exists = cache(Path.exists)  # a file may belong to many pairs
     missing = [
         (subject, role, path)
@@ -244,14 +226,13 @@ def _checked(pairs: Mapping[str, Pair]) -> list[Pair]:
         for role, path in pair.files().items()
         if not exists(path)
     ]
-    if missing:
+    if missing and (strict or len({subject for subject, *_ in missing}) == len(pairs)):
         subject, role, path = missing[0]
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise CohortError(
             f"{subject}: expected a file as {role}, found none at {path}{more}; check the path "
             "(those in a table are relative to it)."
         )
-    return list(pairs.values())
 
 
 def _check_name(name: str, subject: str) -> None:
@@ -268,12 +249,4 @@ def _check_name(name: str, subject: str) -> None:
 
 
 def _default_name(moving: Path, fixed: Path) -> str:
-    return f"{_stem(moving)}_to_{_stem(fixed)}"
-
-
-def _is_labels(path: Path) -> bool:
-    return _stem(path).endswith(LABELS)
-
-
-def _stem(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).stem
+    return f"{stem(moving)}_to_{stem(fixed)}"

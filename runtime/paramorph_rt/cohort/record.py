@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import socket
-from datetime import UTC, datetime
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from .. import outputs
+from ..provenance import facts_in
+from ..schemas import RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from .pairs import Pair
-
-FORMAT = "paramorph-cohort-record"
-FORMAT_VERSION = 1
-# Whose versions can change results.
-PACKAGES = (
-    *("paramorph-rt", "numpy", "SimpleITK", "onnxruntime", "onnxruntime-gpu", "openvino"),
-    *("tensorrt", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
-)
-# Headers whose voxels lie in another file of the same name.
-DETACHED = (".hdr", ".img", ".mhd", ".nhdr")
-
-
-def facts_of(
-    files: Mapping[str, Path], options: Mapping[str, Any], model: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All that decides a pair's results: contents, options, model and versions, no file names.
-
-    Args:
-        files: What is read, by what it is.
-        options: As the registration gets them.
-        model: Which network, computed by what.
-    """
-    return {
-        "inputs": {role: content_hash(path) for role, path in files.items()},
-        "options": dict(options),
-        "model": dict(model),
-        "versions": installed_versions(),
-    }
 
 
 def why_not_done(
@@ -58,7 +27,7 @@ def why_not_done(
 
     Args:
         folder: Where the pair's results lie; an empty string is returned if there are none.
-        facts: See `facts_of`.
+        facts: See `provenance.facts_of`.
         wanted: Further files or folders that must be there, and may be there unasked.
         names: Of the results.
     """
@@ -66,9 +35,9 @@ def why_not_done(
         return ""
     try:
         record = json.loads((folder / names.record).read_text(encoding="utf-8"))
-        if (record["format"], record["format_version"]) != (FORMAT, FORMAT_VERSION):
+        if record["schema"] != RECORD:
             return "its record is of another format"
-        files, recorded = dict(record["files"]), {key: record[key] for key in facts}
+        files, recorded = dict(record["files"]), facts_in(record["provenance"])
     except (OSError, ValueError, TypeError, KeyError):
         return "it was not finished"
     there = dict(_sizes(folder, files))
@@ -86,7 +55,7 @@ def why_not_done(
 def write_record(
     folder: Path,
     pair: Pair,
-    facts: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     notes: Sequence[str],
     names: outputs.Names = outputs.PLAIN,
 ) -> None:
@@ -95,66 +64,21 @@ def write_record(
     Args:
         folder: Holds all of them.
         pair: Whose they are.
-        facts: See `facts_of`.
+        provenance: As in metrics.json.
         notes: Warnings of the registration.
         names: Of the results.
     """
     there = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     files = [name for name in there if name not in names.shared]
     record = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "schema": RECORD,
         "name": pair.name,
-        **facts,
-        "paths": {role: str(path) for role, path in pair.files().items()},
+        "provenance": dict(provenance),
         "warnings": list(notes),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": socket.gethostname(),
         "process": os.getpid(),
         "files": dict(_sizes(folder, files)),
     }
     outputs.write_json(folder / names.record, record)
-
-
-@lru_cache(maxsize=1)
-def installed_versions() -> dict[str, str | None]:
-    """Versions of `PACKAGES`; None is not installed."""
-
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    return {package: installed(package) for package in PACKAGES}
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file, with its detached voxels, or of a folder's files and their names.
-
-    A file that has not changed since it was last hashed is not read again.
-    """
-    if path.is_dir():
-        parts = sorted(p for p in path.rglob("*") if p.is_file())
-    elif path.suffix in DETACHED:
-        parts = sorted(p for p in path.parent.iterdir() if p.name.startswith(f"{path.stem}."))
-    else:
-        return _file_hash(path, *_state(path))
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(f"{part.relative_to(path.parent)}\0{_file_hash(part, *_state(part))}".encode())
-    return whole.hexdigest()
-
-
-def _state(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-@lru_cache(maxsize=4096)
-def _file_hash(path: Path, *state: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sizes(folder: Path, names: Any) -> Iterator[tuple[str, int]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CohortError, MissingDependencyError
-from .record import installed_versions
+from ..provenance import installed_versions
 from .work import PAIRS, Outcome, Settings, place_of, run_pair
 
 if TYPE_CHECKING:
@@ -65,13 +65,14 @@ def run_cohort(
     out_dir = Path(out_dir).absolute()
     home = out_dir if settings.bids_names else out_dir / PAIRS
     _check_places(pairs, settings, out_dir)
+    settings.names_of_labels()  # a table that cannot be used is one error, too
     home.mkdir(parents=True, exist_ok=True)
     _sweep(home)
     task = partial(run_pair, settings=settings, out_dir=out_dir, force=force)
     if scheduler is not None:
         yield from _on_cluster(pairs, task, scheduler)
         return
-    settings.pictures.check()
+    settings.check()
     settings.registration()  # a model that cannot be loaded is one error, not one of each pair
     yield from _in_threads(pairs, task, at_once, stop or threading.Event())
 

@@ -128,7 +128,7 @@ def _row(out_dir: Path, pair: Pair, outcome: Outcome | None, settings: Settings)
         return Row(pair, outcome.status, outcome.note, (), {}, home, None)
     metrics = json.loads((folder / names.metrics).read_text(encoding="utf-8"))
     record = json.loads((folder / names.record).read_text(encoding="utf-8"))
-    numbers = dict(_numbers(metrics))
+    numbers = dict(_numbers({k: v for k, v in metrics.items() if k != "provenance"}))
     report = folder / names.report
     link = report.relative_to(out_dir).as_posix() if report.is_file() else None
     return Row(pair, outcome.status, outcome.note, tuple(record["warnings"]), numbers, home, link)

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from .. import outputs
-from ..errors import OutputError, ParamorphError
+from ..errors import CohortError, OutputError, ParamorphError
 from ..pair import Pair, Settings, names_of, register_pair
-from ..registration import Registration
-from .record import facts_of, why_not_done, write_record
+from ..provenance import facts_of
+from .record import why_not_done, write_record
 
 PAIRS = "pairs"  # the folder of the pairs' folders
 
@@ -95,20 +95,22 @@ def _run_pair(
     register = settings.registration()
     place = place_of(pair, settings, out_dir)
     folder, names = place.folder, place.names
-    files = pair.files()
-    if settings.output_grid not in ("fixed", "moving"):
-        files["output_grid"] = Path(settings.output_grid)
-    facts = facts_of(files, _options(settings), _model(register))
+    for role, path in pair.files().items():
+        if not path.exists():
+            raise CohortError(
+                f"{pair.name}: expected a file as {role}, found none at {path}; check the path."
+            )
+    facts = facts_of(pair, settings, register)
     wanted = [names.pictures[plain] for plain in settings.pictures.files]
     check = partial(why_not_done, folder, facts, wanted, names)
     reason = check()
     if reason is None and not force:
         return None
-    result, extras = register_pair(register, pair, settings, names)
+    result, extras = register_pair(register, pair, settings, names, facts)
     try:
         with outputs.staged_outputs(folder, True, names) as staging:
             result.save(staging, True, extras, names)
-            write_record(staging, pair, facts, warnings, names)
+            write_record(staging, pair, result.metrics["provenance"], warnings, names)
             if not force:
                 _check_not_overtaken(check())
             # From here to the end of the move, nothing vouches for what lies there.
@@ -129,33 +131,6 @@ def _check_not_overtaken(reason: str | None) -> None:
         raise OutputError(
             "expected to finish first, got the results of another process; keep them."
         )
-
-
-def _options(settings: Settings) -> dict[str, Any]:
-    affine, grid = settings.affine, settings.output_grid
-    if isinstance(affine, bool):
-        affine = "auto" if affine else "none"  # type: ignore[assignment]
-    return {
-        "affine": affine,
-        "inverse": settings.inverse,
-        "output_grid": grid if grid in ("fixed", "moving") else "file",
-        "interpolation": settings.interpolation,
-        "surfaces": None if settings.surfaces else False,
-        "apply_to_all": settings.apply_to_all or None,
-        "reference_volume": settings.reference_volume,
-    }
-
-
-def _model(register: Registration) -> dict[str, Any]:
-    bundle, backend = register.bundle, register.backend
-    compiled = backend.name.startswith("tensorrt")
-    used = bundle.engines if compiled else bundle.networks
-    return {
-        "name": bundle.name,
-        "sha256": {file: bundle.sha256(file) for entry in used for file in entry.files},
-        "backend": backend.name,
-        "precision": backend.precision,
-    }
 
 
 @contextmanager

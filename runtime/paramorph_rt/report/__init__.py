@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import MissingDependencyError, OutputError
 from ..outputs import staged_file
-from .names import read_label_names as read_label_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +67,7 @@ def write_report(
         fixed: Slices are cut along its axes.
         moving_labels: Drawn as contours before, after the affine, and after all.
         fixed_labels: Drawn as contours beside them.
-        label_names: Shown beside the label numbers.
+        label_names: Shown beside the label numbers, as are those in the result's metrics.
         parameters: What the registration was asked for, shown as it is.
         slices: Per plane.
         solid: Add an interactive 3-D view, with three volumes of 8 bits in the page; it then has
@@ -88,7 +87,8 @@ def write_report(
     text = render(
         pair,
         count=slices,
-        label_names=label_names or {},
+        label_names={int(n): name for n, name in result.metrics.get("label_names", {}).items()}
+        | dict(label_names or {}),
         parameters=parameters or {},
         solid=solid_of(pair) if solid else None,
     )

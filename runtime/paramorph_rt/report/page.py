@@ -17,7 +17,7 @@ from markupsafe import Markup
 from .. import PURPOSE
 from . import drawing
 from .slices import STAGE_TITLES, STAGES, Pair, Plane, Window, cut
-from .tables import label_table, notes, summary
+from .tables import label_table, summary, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,6 +40,13 @@ EDGE_WORDS = {
     "P": "posterior",
     "S": "superior",
     "I": "inferior",
+}
+# What is said of the affine alignment in metrics.json, in words.
+ALIGNMENT = {
+    "kind": "kind of transform",
+    "mutual_information": "mutual information (nats)",
+    "told_share": "information told, of 1",
+    "foreground_overlap": "overlap of foregrounds, of 1",
 }
 PACKAGES = ("paramorph-rt", "numpy", "nibabel", "SimpleITK", "onnxruntime", "openvino", "tensorrt")
 
@@ -79,7 +86,7 @@ def render(
         "moving": pair.moving.name,
         "fixed": pair.fixed.name,
         "metrics": metrics,
-        "notes": notes(metrics),
+        "verdict": verdict(metrics),
         "summary": summary(metrics),
         "solid": solid,
         "images": _images(pair),
@@ -94,7 +101,7 @@ def _table(metrics: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, An
     table = label_table(metrics, names)
     return {
         "table": table,
-        "averaged": {measure.title for measure, *_ in table.groups},
+        "averaged": {measure.title for measure, _ in table.groups},
         "names_known": any(row.name for row in table.rows),
         "has_dice": any(value is not None for row in table.rows for value in row.dice),
     }
@@ -276,7 +283,7 @@ def _fact_groups(
     versions += [(name, found) for name in PACKAGES if (found := _version(name))]
     given = [(name, str(value)) for name, value in parameters.items()]
     alignment = [
-        (name.replace("_", " "), _fact(value))
+        (ALIGNMENT.get(name, name.replace("_", " ")), _fact(value))
         for name, value in (metrics.get("affine") or {}).items()
     ]
     groups = [

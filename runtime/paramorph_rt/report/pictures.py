@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import outputs
-from . import read_label_names, require_packages, write_figures, write_report
+from . import require_packages, write_figures, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,13 +28,11 @@ class Pictures:
         report: One HTML page.
         solid: That page with an interactive 3-D view.
         figures: PNG files for papers.
-        label_names: Table of the numbers and names of labels, for the page.
     """
 
     report: bool = False
     solid: bool = False
     figures: bool = False
-    label_names: Path | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -43,15 +41,13 @@ class Pictures:
         return tuple(name for name, asked in wanted.items() if asked)
 
     def check(self) -> None:
-        """Check all that can be checked before there is a result.
+        """Check, before there is a result, that it can be drawn.
 
         Raises:
             MissingDependencyError: The extra "report" is not installed.
-            VolumeError: The file of label names cannot be read.
         """
         if self.files:
             require_packages(figures=self.figures)
-            self._names()
 
     def of(
         self,
@@ -79,7 +75,6 @@ class Pictures:
                 folder / outputs.REPORT,
                 result,
                 *inputs,
-                label_names=self._names(),
                 parameters=parameters,
                 solid=self.solid,
             )
@@ -90,6 +85,3 @@ class Pictures:
 
         draw = {outputs.REPORT: ("report", report), outputs.FIGURES: ("figures", figures)}
         return dict(draw[name] for name in self.files)
-
-    def _names(self) -> dict[int, str]:
-        return read_label_names(self.label_names) if self.label_names else {}

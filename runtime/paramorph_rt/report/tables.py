@@ -1,6 +1,6 @@
-"""What a report says of each figure in metrics.json: its title, unit and digits.
+"""What a report says of metrics.json: the verdict first, the figures, and the table of labels.
 
-Nothing is measured here. A figure without an entry is shown under its own name.
+Nothing is measured here. A figure that `metrics.definitions` lacks is shown under its own name.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .slices import STAGES
+from ..metrics.definitions import METRICS, Metric, metric_of
+from ..metrics.doubts import mean_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 # Said elsewhere on the page, or no measure of the result.
 _NOT_MEASURES = frozenset(
@@ -28,54 +29,11 @@ _NOT_MEASURES = frozenset(
         "definitions",
         "nsd_tolerance_mm",
         "volume_mm3",
+        "label_names",
+        "provenance",
+        "schema",
     )
 )
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How to write one measure down.
-
-    Attributes:
-        title: Column or row heading.
-        unit: Empty where there is none.
-        digits: After the point.
-    """
-
-    title: str
-    unit: str = ""
-    digits: int = 3
-
-    @property
-    def heading(self) -> str:
-        """Title with unit."""
-        return f"{self.title} ({self.unit})" if self.unit else self.title
-
-    def text(self, value: object) -> str:
-        """A value as the report writes it; – where there is none."""
-        if value is None:
-            return "–"
-        return f"{value:.{self.digits}f}".replace("-", "−") if _is_number(value) else str(value)
-
-
-MEASURES = {
-    "dice": Measure("Dice"),
-    "assd_mm": Measure("ASSD", "mm", 2),
-    "hd95_mm": Measure("HD95", "mm", 2),
-    "nsd": Measure("NSD"),
-    "volume_mm3": Measure("Volume", "mm³", 0),
-    "volume_change_percent": Measure("Volume change", "%", 1),
-    "ncc": Measure("NCC"),
-    "ssim": Measure("SSIM"),
-    "mse": Measure("MSE", "", 4),
-    "nonpositive_jacobian_percent": Measure("Folded voxels", "%", 4),
-    "nondiffeomorphic_volume_percent": Measure("Non-diffeomorphic volume", "%", 4),
-    "nondiffeomorphic_voxels_percent": Measure("Non-diffeomorphic voxels", "%", 4),
-    "sd_log_jacobian": Measure("SD log J"),
-    "sd_log_jacobian_l2r": Measure("SD log J, Learn2Reg"),
-    "inverse_consistency_mm": Measure("Inverse consistency", "mm"),
-    "tre_mm": Measure("TRE", "mm", 2),
-}
 
 
 @dataclass(frozen=True)
@@ -84,7 +42,7 @@ class Column:
 
     key: str
     stage: str
-    measure: Measure
+    measure: Metric
     values: Mapping[str, float | None]
 
 
@@ -103,24 +61,63 @@ class LabelTable:
     """Measures per label, sorted by label.
 
     Attributes:
-        groups: Per measure: itself, the stages that it has, and what it means.
+        groups: Per measure: itself, and the stages that it has.
+        stages: Of each column.
         rows: One per label.
         means: Last line: the mean over the labels that both images have.
     """
 
-    groups: list[tuple[Measure, list[str], str]]
+    groups: list[tuple[Metric, list[str]]]
+    stages: list[str]
     rows: list[Row]
     means: list[str]
 
 
-def measure_of(key: str) -> Measure:
-    """What is known of a measure, or only its name."""
-    return MEASURES.get(key) or Measure(key.replace("_", " "))
+@dataclass(frozen=True)
+class Verdict:
+    """What the metrics say as a whole.
+
+    Attributes:
+        good: Nothing that was measured looks wrong.
+        title: The same in words.
+        doubts: What looks wrong, a sentence each.
+        facts: The few figures that matter most, a sentence each.
+    """
+
+    good: bool
+    title: str
+    doubts: list[str]
+    facts: list[str]
 
 
-def meaning_of(key: str, metrics: Mapping[str, Any]) -> str:
-    """The sentence of metrics.json about one of its measures, if it has one."""
-    return str(metrics.get("definitions", {}).get(key, ""))
+def verdict(metrics: Mapping[str, Any]) -> Verdict:
+    """Whether a result looks right, from the warnings of metrics.json, which the terminal has too.
+
+    Numbers cannot show that a registration is right, only that it may be wrong.
+    """
+    doubts = [str(warning) for warning in metrics.get("warnings", ())]
+    title = {0: "No measure looks wrong", 1: "Doubtful: one measure looks wrong"}.get(
+        len(doubts), f"Doubtful: {len(doubts)} measures look wrong"
+    )
+    return Verdict(not doubts, title, doubts, list(_facts(metrics)))
+
+
+def _facts(metrics: Mapping[str, Any]) -> Iterator[str]:
+    for key, what in (
+        ("ncc", "The likeness of the images (NCC, 1 is alike)"),
+        ("dice", "The overlap of the labels (mean Dice, 1 is whole)"),
+        ("hd95_mm", "The largest distance of their borders (mean HD95, mm)"),
+    ):
+        table = metrics.get(key) or {}
+        before, after = (mean_of(table.get(stage)) for stage in ("before", "after"))
+        if before is not None and after is not None:
+            text = METRICS[key].text
+            how = "rose" if after > before else "fell" if after < before else "stayed"
+            yield f"{what} {how} from {text(before)} to {text(after)}."
+    folded = metrics.get("nonpositive_jacobian_percent")
+    if folded is not None:
+        share = METRICS["nonpositive_jacobian_percent"].text(folded)
+        yield f"{share} % of the voxels are folded." if folded else "No voxel is folded."
 
 
 def label_table(metrics: Mapping[str, Any], names: Mapping[int, str]) -> LabelTable:
@@ -135,8 +132,8 @@ def label_table(metrics: Mapping[str, Any], names: Mapping[int, str]) -> LabelTa
         table = metrics[key]
         stages = [name for name, entry in _entries(table) if "labels" in entry]
         if stages:
-            groups.append((measure_of(key), stages, meaning_of(key, metrics)))
-        columns += [Column(key, name, measure_of(key), table[name]["labels"]) for name in stages]
+            groups.append((metric_of(key), stages))
+        columns += [Column(key, name, metric_of(key), table[name]["labels"]) for name in stages]
     labels = sorted({int(label) for column in columns for label in column.values})
     dice = {c.stage: c.values for c in columns if c.key == "dice"}
     rows = [
@@ -149,59 +146,28 @@ def label_table(metrics: Mapping[str, Any], names: Mapping[int, str]) -> LabelTa
         for label in labels
     ]
     means = [c.measure.text(metrics[c.key][c.stage].get("mean")) for c in columns]
-    return LabelTable(groups, rows, means)
+    return LabelTable(groups, [column.stage for column in columns], rows, means)
 
 
-def summary(metrics: Mapping[str, Any]) -> list[tuple[Measure, list[tuple[str, str]], str]]:
-    """Measures of the whole pair: each with its values, (stage or name, text), and its meaning."""
+def summary(metrics: Mapping[str, Any]) -> list[tuple[Metric, list[tuple[str, str]]]]:
+    """Measures of the whole pair, each with its values: (stage or name, text)."""
     result = []
     for key in _ordered(metrics):
         value = metrics[key]
         if key in _NOT_MEASURES or value is None:
             continue
-        measure = measure_of(key)
+        measure = metric_of(key)
         table = value if isinstance(value, dict) else {"": value}
-        found = {name: _mean(entry) for name, entry in table.items()}
+        found = {name: mean_of(entry) for name, entry in table.items()}
         shown = [(name, measure.text(v)) for name, v in found.items() if v is not None]
         if shown:
-            result.append((measure, shown, meaning_of(key, metrics)))
+            result.append((measure, shown))
     return result
-
-
-def notes(metrics: Mapping[str, Any]) -> list[str]:
-    """What a reader should know before trusting the result, as far as metrics.json tells."""
-    found = [str(warning) for warning in metrics.get("warnings", ())]
-    if (growth := metrics.get("network_grid", {}).get("spacing_growth", 1.0)) > 1:
-        found.append(
-            f"The network ran {growth:.2f} times coarser than it was trained, to fit the image."
-        )
-    for key in ("ncc", "dice"):
-        table = metrics.get(key) or {}
-        before, after = (_mean(table.get(stage)) for stage in ("affine", "after"))
-        if before is not None and after is not None and after < before:
-            found.append(
-                f"{MEASURES[key].title} fell from {before:.3f} after the affine to {after:.3f} "
-                "after the network."
-            )
-    lost = _lost_labels(metrics)
-    if lost:
-        which = ", ".join(map(str, lost[:12])) + " …" * (len(lost) > 12)
-        found.append(f"After the registration, nothing overlaps any more of label {which}.")
-    return found
 
 
 def _ordered(metrics: Mapping[str, Any]) -> list[str]:
     """Known measures in their order here, then all others in theirs."""
-    return [key for key in MEASURES if key in metrics] + [k for k in metrics if k not in MEASURES]
-
-
-def _lost_labels(metrics: Mapping[str, Any]) -> list[int]:
-    """Labels that overlapped once and no longer do."""
-    dice = metrics.get("dice") or {}
-    stages = [dice.get(stage, {}).get("labels", {}) for stage in STAGES]
-    after = stages[-1]
-    had = {label for stage in stages[:-1] for label, value in stage.items() if value}
-    return sorted(int(label) for label in had if after.get(label) == 0)
+    return [key for key in METRICS if key in metrics] + [k for k in metrics if k not in METRICS]
 
 
 def _entries(table: object) -> list[tuple[str, dict[str, Any]]]:
@@ -209,12 +175,3 @@ def _entries(table: object) -> list[tuple[str, dict[str, Any]]]:
     if not isinstance(table, dict):
         return []
     return [(name, entry) for name, entry in table.items() if isinstance(entry, dict)]
-
-
-def _mean(entry: object) -> float | None:
-    value: Any = entry.get("mean") if isinstance(entry, dict) else entry
-    return value if _is_number(value) else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
