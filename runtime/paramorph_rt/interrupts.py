@@ -53,12 +53,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if not _is_importing(frame):
         raise Stopped(number)
     # Extension modules, such as NumPy's, are broken for good if their import is.
-    again = threading.Timer(_AGAIN_S, _send, [number])
+    again = threading.Timer(_AGAIN_S, _send, [signal.Signals(number)])
     again.daemon = True
     again.start()
 
 
-def _send(number: int) -> None:
+def _send(number: signal.Signals) -> None:
     """The signal once more, which also wakes the main thread where systems allow it."""
     main = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and main is not None:
