@@ -8,10 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .backends import Backend, choose_backend
+from .backends import AUTO, Backend, check_request, choose_backend
 from .bundle import default_bundle_path, load_bundle
 from .errors import ParamorphError
 from .registration import Registration
+from .threads import Later
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +26,12 @@ def loaded(
     """The same registration for the same arguments, whichever thread asks; see `Registration`.
 
     Args:
-        wait: Until the network is loaded. Without, it loads while images are read and aligned, and
-            what is wrong with it is raised where it is needed.
+        wait: Until the network is loaded. Without, it loads while the first pair is aligned, when
+            that has been read without an error, and what is wrong with it is raised where it is
+            needed.
+
+    Raises:
+        BackendError: A request for an engine or a precision that cannot be met here.
     """
     with _loading:
         register = _load(model, threads, backend, precision)
@@ -64,4 +69,6 @@ def _load(model: Path | None, threads: int | None, backend: str, precision: str)
     def load() -> Backend:
         return _InItsThread(choose_backend(bundle, backend, precision, threads), thread)
 
-    return Registration(bundle, threads, thread.submit(load))
+    if (backend, precision) != (AUTO, AUTO):
+        check_request(bundle, backend, precision, threads)
+    return Registration(bundle, threads, Later(lambda: thread.submit(load)))

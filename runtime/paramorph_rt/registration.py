@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
@@ -33,7 +32,7 @@ from .metrics.surface import NSD_TOLERANCE_MM
 from .preprocess import Interpolation, PreparedPair, prepare_pair, resample_to_grid
 from .schemas import METRICS
 from .spaces import Grid
-from .threads import in_parallel, itk_threads, mapped
+from .threads import Later, in_parallel, itk_threads, mapped
 from .transforms.itk import write_affine, write_displacement
 from .volume import (
     Volume,
@@ -136,7 +135,7 @@ class Registration:
         bundle: A bundle, or the path of one; None is the default bundle.
         threads: For the network and for resampling; None uses all cores.
         backend: Name of an inference engine, see `choose_backend`, or one that is loaded already,
-            or will be.
+            or `Later`: from when the images have been read.
         precision: Of the network, see there too; a loaded engine has its own.
 
     Raises:
@@ -149,7 +148,7 @@ class Registration:
         self,
         bundle: str | Path | Bundle | None = None,
         threads: int | None = None,
-        backend: str | Backend | Future[Backend] = AUTO,
+        backend: str | Backend | Later[Backend] = AUTO,
         precision: str = AUTO,
     ) -> None:
         if not isinstance(bundle, Bundle):
@@ -163,7 +162,7 @@ class Registration:
     @property
     def backend(self) -> Backend:
         """The engine; one that is still loading is waited for."""
-        return self._backend.result() if isinstance(self._backend, Future) else self._backend
+        return self._backend.result() if isinstance(self._backend, Later) else self._backend
 
     def ready(self) -> None:
         """Wait until the engine is loaded; raises whatever is wrong with it."""
@@ -232,6 +231,8 @@ class Registration:
                 }
                 _check_labels_can_be_compared(moving_labels, fixed_labels)
                 companions = _companions(also, also_labels)
+            if isinstance(self._backend, Later):
+                self._backend.start()
             with seconds("affine"):
                 to_moving = np.eye(4) if initial is None else initial
                 alignment: Alignment | None = None
@@ -239,7 +240,7 @@ class Registration:
                     kind = "auto" if affine is True else affine
                     alignment = align_affine(moving, fixed, kind, initial, **masks)
                     to_moving = alignment.affine
-            if isinstance(self._backend, Future) and not self._backend.done():
+            if isinstance(self._backend, Later) and not self._backend.done():
                 with seconds("load network"):
                     self.ready()
             with seconds("preprocess"):

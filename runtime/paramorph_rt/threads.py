@@ -1,11 +1,11 @@
-"""How many threads ITK uses, for as long as a block runs, and work of ours on as many."""
+"""How many threads ITK uses, for as long as a block runs, and work of ours in threads."""
 
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import SimpleITK as sitk
 
@@ -50,6 +50,34 @@ def mapped(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Re
 def in_parallel(*calls: Callable[[], Result]) -> list[Result]:
     """What the calls return; see `mapped`."""
     return mapped(lambda call: call(), calls)
+
+
+class Later(Generic[Result]):
+    """What a thread computes from the moment that somebody starts it.
+
+    Args:
+        submit: Begins the work, such as a call of `Executor.submit`; called once.
+    """
+
+    def __init__(self, submit: Callable[[], Future[Result]]) -> None:
+        self._submit = submit
+        self._starting = threading.Lock()
+        self._future: Future[Result] | None = None
+
+    def start(self) -> Future[Result]:
+        """Begin, unless it has begun."""
+        with self._starting:
+            if self._future is None:
+                self._future = self._submit()
+            return self._future
+
+    def done(self) -> bool:
+        """Whether `result` returns at once."""
+        return self._future is not None and self._future.done()
+
+    def result(self) -> Result:
+        """Begin, wait, and return; raises what the work raised."""
+        return self.start().result()
 
 
 def _change(how: Callable[[int], None], count: int) -> None:

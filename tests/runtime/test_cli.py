@@ -83,7 +83,7 @@ def test_backend_and_precision_are_recorded(files, capsys):
 
 def test_precision_that_the_backend_lacks_is_one_sentence(files, capsys):
     assert infer(files, "--backend", "onnxruntime", "--precision", "bf16") == 1
-    assert "\nparamorph-rt: onnxruntime: expected precision fp32" in capsys.readouterr().err
+    assert "paramorph-rt: onnxruntime: expected precision fp32" in capsys.readouterr().err
     assert not files["--out-dir"].exists()
 
 
@@ -317,7 +317,7 @@ def test_start_that_does_not_tell_its_format_gets_advice_that_infer_can_follow(
 def test_wrong_usage_is_exit_code_two(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    assert "usage: paramorph-rt" in capsys.readouterr().err
+    assert "; see paramorph-rt" in capsys.readouterr().err
 
 
 def test_help_loads_nothing_heavy():

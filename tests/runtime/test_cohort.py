@@ -831,7 +831,7 @@ def test_progress_tells_rate_and_time_left(subjects, zero_bundle_path, tmp_path,
 def test_wrong_usage_is_exit_code_two(words, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["cohort", *words, "--out-dir", "out"])
-    assert "usage: paramorph-rt cohort" in capsys.readouterr().err
+    assert "see paramorph-rt cohort --help" in capsys.readouterr().err
 
 
 def test_out_dir_that_is_a_file(subjects, tmp_path, capsys):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +131,164 @@ def test_reader_that_goes_away(tmp_path):
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+def ran(program: str, **streams) -> subprocess.CompletedProcess:
+    """A fresh interpreter's way through a program."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, encoding="utf-8", check=False, timeout=120, **options)
+
+
+def test_nothing_is_told_after_the_explanation():
+    program = (
+        "import argparse, logging, sys, threading\n"
+        "from paramorph_rt.cli import messages\n"
+        "from paramorph_rt.errors import ParamorphError\n"
+        "late = logging.getLogger('paramorph_rt.backends.openvino').warning\n"
+        "def fail(args):\n"
+        "    threading.Timer(0.3, late, ['made again']).start()\n"
+        "    raise ParamorphError('why')\n"
+        "sys.exit(messages.run(argparse.Namespace(run=fail, quiet=False, verbose=False)))"
+    )
+    done = ran(program)
+    assert (done.returncode, done.stderr) == (1, "paramorph-rt: why\n")
+
+
+SHELL = shutil.which("sh")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("words", "redirection", "code", "said"),
+    [
+        ("completion bash", ">&-", 0, ""),
+        ("completion bash", ">/dev/full", 1, "stdout: expected .* No space left on device"),
+        ("transform convert none.tfm --out o.tfm", ">&-", 1, "none.tfm: expected a transform"),
+        ("transform convert none.tfm --out o.tfm", "2>&-", 1, ""),
+        ("transform convert none.tfm --out o.tfm", "2>/dev/full", 1, ""),
+    ],
+)
+def test_streams_that_take_nothing(
+    tmp_path, monkeypatch, words, redirection, code, said, unbuffered
+):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    line = f"exec {sys.executable} -m paramorph_rt {words} {redirection}"
+    done = subprocess.run(
+        [SHELL, "-c", line], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert re.fullmatch(rf"(paramorph-rt: {said}.*\n)?", done.stderr)
+    assert bool(done.stderr) == bool(said)
+
+
+def test_what_an_encoding_lacks_is_a_question_mark():
+    program = (
+        "import argparse, sys; from paramorph_rt.cli import messages\n"
+        "tell = lambda args: print('96 × 128')\n"
+        "sys.exit(messages.run(argparse.Namespace(run=tell, quiet=False, verbose=False)) or 0)"
+    )
+    done = ran(program, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.stdout, done.stderr) == ("96 ? 128\n", "")
+
+
+def test_a_name_that_no_file_can_have_is_one_sentence(words, capsys):
+    assert main([*words, "--moving", "x" * 300 + ".nii.gz"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"paramorph-rt: x+\.nii\.gz: expected .* File name too long; .*", last)
+
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_while_saving_leaves_nothing(words, tmp_path, name):
+    program = (
+        "import os, signal, sys, time\n"
+        "from paramorph_rt import registration\n"
+        "from paramorph_rt.__main__ import program\n"
+        "def stop(*_):\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        "    time.sleep(1)\n"
+        "registration.write_affine = stop\n"
+        f"sys.argv[1:] = {words!r}\n"
+        "sys.exit(program())"
+    )
+    done = ran(program)
+    assert done.returncode == 128 + getattr(signal, name)
+    assert done.stderr.splitlines()[-1] == "paramorph-rt: interrupted"
+    assert leftovers(tmp_path) == set()
+
+
+def test_an_import_ends_before_a_signal_interrupts(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(0.3)\n"
+        "whole = True\n",
+        encoding="utf-8",
+    )
+    program = (
+        f"import sys, time; sys.path.append({str(tmp_path)!r})\n"
+        "from paramorph_rt.interrupts import stop_on_signals\n"
+        "stop_on_signals()\n"
+        "try:\n"
+        "    import slow\n"
+        "    time.sleep(10)\n"
+        "except KeyboardInterrupt as stop:\n"
+        "    print(slow.whole, stop.number)"
+    )
+    assert ran(program).stdout == "True 2\n"
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    program = (
+        "import os, signal; from paramorph_rt.interrupts import stop_on_signals\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does\n"
+        "stop_on_signals()\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
+        "print('on')"
+    )
+    assert ran(program).stdout == "on\n"
+
+
+@pytest.mark.parametrize("seconds", [0.06, 0.12, 0.2, 0.3])
+def test_an_early_ctrl_c_is_one_line(words, tmp_path, seconds):
+    command = [sys.executable, "-m", "paramorph_rt", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # The interpreter itself must have started, or the default traceback is Python's.
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.exists():
+        pytest.skip("needs /proc")
+    while not caught(status):
+        time.sleep(0.001)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.splitlines()[-1:]) in (
+        (130, ["paramorph-rt: interrupted"]),
+        (0, said.splitlines()[-1:]),  # a fast machine was done
+    )
+    assert "Traceback" not in said
+
+
+def caught(status: Path) -> bool:
+    """Whether a process has a handler of ours: Python itself has none for SIGTERM."""
+    if not status.exists():
+        return True
+    (line,) = re.findall(r"^SigCgt:\s*(\w+)", status.read_text(encoding="utf-8"), re.MULTILINE)
+    return bool(int(line, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize(
+    "line", [["infer"], ["infer", "--moving", "m"], ["evaluate", "--bad"], ["bad"], ["transform"]]
+)
+def test_wrong_usage_is_one_line(line, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(line)
+    assert re.fullmatch(r"paramorph-rt.*: .+; see paramorph-rt.* --help\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("parser", COMMANDS, ids=lambda parser: parser.prog)

@@ -17,6 +17,7 @@ from paramorph_rt.errors import BackendError, VolumeError
 from paramorph_rt.loaded import loaded
 from paramorph_rt.preprocess import network_grid_for
 from paramorph_rt.spaces import Grid
+from paramorph_rt.threads import Later
 from paramorph_rt.volume import Volume, load_volume, save_labels, save_volume
 
 from .phantoms import (
@@ -200,7 +201,7 @@ def test_an_engine_that_is_still_loading_is_waited_for(bundle_path):
     moving, fixed = pair_on("RAS-RAS")
     eager = Registration(bundle_path, 1)
     loading: Future = Future()
-    register = Registration(bundle_path, 1, loading)
+    register = Registration(bundle_path, 1, Later(lambda: loading))
     Timer(0.2, lambda: loading.set_result(eager.backend)).start()
     found = register(moving, fixed, affine=False)
     expected = eager(moving, fixed, affine=False).displacement.vectors_mm
@@ -209,11 +210,28 @@ def test_an_engine_that_is_still_loading_is_waited_for(bundle_path):
     assert "load network" not in register(moving, fixed, affine=False).metrics["seconds"]
 
 
-def test_an_engine_that_cannot_be_loaded_says_so_when_it_is_needed(bundle_path):
-    register = loaded(bundle_path, 1, "onnxruntime", "bf16", wait=False)
+def test_an_engine_that_cannot_be_loaded_says_so_when_it_is_needed(bundle_path, monkeypatch):
+    def refuse(*_):
+        raise BackendError("this network: expected another")
+
+    monkeypatch.setattr("paramorph_rt.loaded.choose_backend", refuse)
+    register = loaded(bundle_path, 1, "onnxruntime", "fp32", wait=False)
     for needed in (register.ready, lambda: register(*pair_on("RAS-RAS"), affine=False)):
-        with pytest.raises(BackendError, match=r"^onnxruntime: expected precision fp32, got bf16"):
+        with pytest.raises(BackendError, match=r"^this network: expected another"):
             needed()
+
+
+def test_a_request_that_cannot_be_met_is_refused_before_anything_is_loaded(bundle_path):
+    with pytest.raises(BackendError, match=r"^onnxruntime: expected precision fp32, got bf16"):
+        loaded(bundle_path, 1, "onnxruntime", "bf16", wait=False)
+
+
+def test_no_engine_is_loaded_for_a_pair_that_cannot_be_read(bundle_path, tmp_path):
+    begun = []
+    register = Registration(bundle_path, 1, Later(lambda: begun.append(1)))
+    with pytest.raises(VolumeError, match="found none"):
+        register(tmp_path / "none.nii.gz", pair_on("RAS-RAS")[1])
+    assert not begun
 
 
 def test_folds_are_counted(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
@@ -171,9 +171,39 @@ def choose_backend(
         BundleError: A file of the bundle was altered.
         MissingDependencyError: The named engine is not installed.
     """
+    skipped: dict[Way, ParamorphError] = {}
+    for way, loads in _prepared(bundle, name, precision, threads, skipped):
+        try:
+            backend = NetworksByShape(loads)
+        except (BackendError, MissingDependencyError) as err:
+            skipped.setdefault(way, err)
+            continue
+        _log_choice(backend, skipped)
+        return backend
+    raise _reason(name, skipped)
+
+
+def check_request(bundle: Bundle, name: str, precision: str, threads: int | None) -> None:
+    """Refuse what `choose_backend` could not load, as far as that shows without loading.
+
+    Raises:
+        ParamorphError: As `choose_backend`.
+    """
+    skipped: dict[Way, ParamorphError] = {}
+    if not any(_prepared(bundle, name, precision, threads, skipped)):
+        raise _reason(name, skipped)
+
+
+def _prepared(
+    bundle: Bundle,
+    name: str,
+    precision: str,
+    threads: int | None,
+    skipped: dict[Way, ParamorphError],
+) -> Iterator[tuple[Way, dict[Shape, Load]]]:
+    """The ways that nothing is known to be in the way of, fastest first; `skipped` gets others."""
     _check_known("backend", name, BACKENDS)
     _check_known("precision", precision, PRECISIONS)
-    skipped: dict[Way, ParamorphError] = {}
     for way in ways_to_run(name, precision):
         for wanted in _precisions(way, bundle, precision):
             try:
@@ -181,16 +211,12 @@ def choose_backend(
             except ParamorphError as err:
                 skipped.setdefault(way, err)
                 continue
-            try:
-                backend = NetworksByShape(loads)
-            except (BackendError, MissingDependencyError) as err:
-                skipped.setdefault(way, err)
-                continue
-            _log_choice(backend, skipped)
-            return backend
-    reasons = list(skipped.values())
-    # The first way of a named engine is the one to mend; of all engines the last needs least.
-    raise reasons[-1 if name == AUTO else 0]
+            yield way, loads
+
+
+def _reason(name: str, skipped: dict[Way, ParamorphError]) -> ParamorphError:
+    """The first way of a named engine is the one to mend; of all engines the last needs least."""
+    return list(skipped.values())[-1 if name == AUTO else 0]
 
 
 def _precisions(way: Way, bundle: Bundle, precision: str) -> tuple[Precision, ...]:

@@ -35,7 +35,7 @@ def find_gpu() -> Gpu:
     except OSError as err:
         raise BackendError(
             "GPU: expected one of NVIDIA and its driver, found no driver; choose --backend "
-            "onnxruntime or openvino for the CPU."
+            "onnxruntime or openvino for the CPU, and leave out --precision fp16."
         ) from err
     version, count, device = (ctypes.c_int() for _ in range(3))
     total = ctypes.c_size_t()

@@ -1,7 +1,7 @@
 """The command line: `paramorph-rt COMMAND`, one module per command.
 
 Exit codes: 0 success; 1 an error that a sentence on stderr explains; 2 wrong usage; 70 a defect of
-ours; 130 interrupted by Ctrl-C; 141 nobody reads what is printed.
+ours; 130 interrupted by Ctrl-C (143 by SIGTERM); 141 nobody reads what is printed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import PURPOSE
 from . import cohort, completion, evaluate, infer, info, messages, transform, triton
-from .layout import HelpFormatter, commands_of, parsers_of
+from .layout import HelpFormatter, Parser, commands_of, parsers_of
 
 COMMANDS = (infer, cohort, evaluate, transform, info, triton, completion)
 
@@ -33,7 +33,7 @@ exit codes:
   1    an error that the last line on stderr explains
   2    wrong usage
   70   a defect of paramorph-rt
-  130  interrupted by Ctrl-C; results are whole or absent
+  130  interrupted by Ctrl-C, 143 by SIGTERM; results are whole or absent
 """
 
 
@@ -47,9 +47,10 @@ def console() -> int:
 
     def end() -> None:
         if code is not None and not _has_gpu():  # else the interpreter ends in its own way
-            with suppress(OSError):
-                sys.stdout.flush()
-                sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):
+                    if stream is not None:  # as it is after >&-
+                        stream.flush()
             os._exit(code)
 
     atexit.register(end)  # the first that is registered is the last that runs
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="paramorph-rt",
         description="Deformable registration of 3-D medical images with ParaMorph. " + PURPOSE,
         epilog=_EPILOG,

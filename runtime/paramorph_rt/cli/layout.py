@@ -1,10 +1,19 @@
-"""The layout of help texts, and the way through a parser's commands."""
+"""How a command line explains itself: help, wrong usage, and the way through its commands."""
 
 from __future__ import annotations
 
 import argparse
 import textwrap
 from collections.abc import Iterator
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a call in one line, instead of below all options."""
+
+    def error(self, message: str) -> NoReturn:
+        """See `argparse`; exit code 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 class HelpFormatter(argparse.HelpFormatter):

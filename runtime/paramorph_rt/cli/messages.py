@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from ..errors import ParamorphError
+from ..interrupts import number_of
 
 ERROR = 1
 DEFECT = 70  # EX_SOFTWARE of BSD's sysexits.h
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+STOPPED = 128  # + the number of the signal, as shells have it
+INTERRUPTED = STOPPED + signal.SIGINT
 NO_READER = 141  # 128 + SIGPIPE
 
 ALL_MESSAGES = "paramorph_rt"
+
+# What still runs in the background has no say after a command's last line.
+_NOBODY = logging.NullHandler()
 
 log = logging.getLogger(__name__)
 
@@ -39,21 +47,26 @@ def run(args: argparse.Namespace) -> int:
         args: With `run`, `quiet` and `verbose`; `messages`, if there, names the logger that is
             told unless all is (--verbose).
     """
-    with _log_on_stderr(args):
+    with _log_on_stderr(args), _streams():
         try:
             code: int = args.run(args)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as it is after >&-
+                sys.stdout.flush()
         except ParamorphError as err:
             return _end(ERROR, str(err))
         except MemoryError as err:
             said = str(err) or "none"
             return _end(ERROR, f"memory: expected enough, got: {said}; free some, or crop images.")
-        except KeyboardInterrupt:
-            return _end(INTERRUPTED, "interrupted")
+        except KeyboardInterrupt as stop:
+            return _end(STOPPED + number_of(stop), "interrupted")
         except BrokenPipeError:  # as by `| head`
-            # Else the interpreter fails once more when it flushes.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return NO_READER
+        except OSError as err:  # the system's, whatever it is; only printing names no file
+            return _end(
+                ERROR,
+                f"{err.filename or 'stdout'}: expected to read or write there, got "
+                f"{err.strerror or err}; check the path, its permissions and the disk.",
+            )
         except Exception as err:
             return _end(
                 DEFECT,
@@ -65,8 +78,34 @@ def run(args: argparse.Namespace) -> int:
 
 def _end(code: int, message: str) -> int:
     log.debug("exit code %d after", code, exc_info=True)
-    print(f"paramorph-rt: {message}", file=sys.stderr)
+    if sys.stderr is not None:  # else `print` would take stdout
+        with suppress(OSError):
+            print(f"paramorph-rt: {message}", file=sys.stderr)
     return code
+
+
+@contextmanager
+def _streams() -> Iterator[None]:
+    """Print what a stream's encoding lacks as ?; let no stream that is full fail once more."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if not _takes_output(stream):
+                # The interpreter flushes at its end, and would change the exit code.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _takes_output(stream: TextIO | None) -> bool:
+    """Whether all that was printed has been written; a closed stream wants nothing."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -86,3 +125,4 @@ def _log_on_stderr(args: argparse.Namespace) -> Iterator[None]:
     finally:
         told.setLevel(before)
         told.removeHandler(handler)
+        logging.getLogger(ALL_MESSAGES).addHandler(_NOBODY)
