@@ -21,8 +21,8 @@ def parser() -> argparse.ArgumentParser:
         "--target",
         action="append",
         metavar="CARD",
-        help="rtx3080, or a compute capability such as sm86 or sm89; may be repeated "
-        "(default: rtx3080)",
+        help="rtx3080, a compute capability such as sm86 or sm89, or portable: one engine of "
+        "TensorRT for RTX for all its cards from 8.0 on; may be repeated (default: rtx3080)",
     )
     p.add_argument(
         "--flavour",
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--plugin",
         type=Path,
         metavar="LIBRARY",
-        help="GridSample3D for TensorRT before 11.2 (export/build_plugin.py); goes into the engine",
+        help="GridSample3D for TensorRT before 11.2 (export/build_plugin.py); goes into the bundle",
     )
     p.add_argument(
         "--time-limit", type=float, default=900, metavar="S", help="of a build (%(default)g)"

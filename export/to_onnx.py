@@ -34,6 +34,11 @@ def parser() -> argparse.ArgumentParser:
         help="of the graphs; fp32 is always written, fp16 and bf16 are for GPUs",
     )
     p.add_argument(
+        "--fp32-for-gpus",
+        action="store_true",
+        help="write a float32 graph for GPUs too, for engines of --precision fp32",
+    )
+    p.add_argument(
         "--verify-on",
         type=Path,
         metavar="DIR",
@@ -59,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
         [tuple(shape) for shape in args.shape] if args.shape else [info.shape],
         args.force,
         halves=[p for p in dict.fromkeys(args.precision) if p != "fp32"],
+        fp32_for_gpus=args.fp32_for_gpus,
         real_pairs=args.verify_on,
     )
     print(

@@ -17,7 +17,6 @@ from paramorph.warp import SAMPLING
 from paramorph_export.errors import ExportError
 from paramorph_export.graph import for_cpus
 from paramorph_export.grid_sample import STANDARD_OPSET
-from paramorph_export.pairs import pairs_of
 from paramorph_export.precision import with_precision
 from paramorph_export.storage import WEIGHTS, stored_small
 from paramorph_export.trace import INPUTS, OUTPUTS, onnx_from_network
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
     from paramorph.checkpoint import WeightsInfo
     from paramorph.network import ParaMorph
+    from paramorph_export.pairs import Pair
 
     Shape = tuple[int, int, int]
 
@@ -49,6 +49,7 @@ def write_bundle(
     force: bool = False,
     *,
     halves: Sequence[str] = (),
+    fp32_for_gpus: bool = False,
     real_pairs: Path | None = None,
 ) -> dict[str, Any]:
     """Trace, verify and write the networks and `manifest.json`; returns the manifest.
@@ -64,7 +65,9 @@ def write_bundle(
         weights: The file they came from; it may be that of the bundle that is replaced.
         shapes: Volume sizes (D, H, W), a graph for each; the first is that of the manifest's grid.
         force: Replace an existing bundle.
-        halves: Precisions of further graphs besides float32: fp16, bf16.
+        halves: Precisions of further graphs besides float32, for GPUs: fp16, bf16.
+        fp32_for_gpus: Write a float32 graph for GPUs too. That for CPUs computes the same, and in
+            TensorRT takes up to ten times the memory.
         real_pairs: Folder of labelled volumes on which these are measured as well.
 
     Raises:
@@ -82,7 +85,8 @@ def write_bundle(
             entry
             for shape in dict.fromkeys(shapes)
             for entry in _write_networks(
-                staging, network, info, shape, shape == shapes[0], halves, real_pairs
+                *(staging, network, info, shape, shape == shapes[0]),
+                *(halves, fp32_for_gpus, real_pairs),
             )
         ]
         seconds = time.perf_counter() - started
@@ -163,6 +167,7 @@ def _write_networks(
     shape: Shape,
     is_first: bool,
     halves: Sequence[str],
+    fp32_for_gpus: bool,
     real_pairs: Path | None,
 ) -> Iterator[dict[str, Any]]:
     """The graphs of one shape, in float32 and in halves; their entries in the manifest."""
@@ -173,22 +178,39 @@ def _write_networks(
     onnx.save(small, reference)
     entry = _entry(reference, "fp32", shape, small, verify(reference, network, shape))
     yield entry | {"weights": WEIGHTS}
-    pairs = pairs_of(real_pairs, input_spec(info, shape)) if real_pairs and halves else []
+    if fp32_for_gpus:
+        path = folder / f"{stem}.gpu.onnx"
+        model = with_precision(traced, "fp32")
+        onnx.save(model, path)
+        yield _entry(path, "fp32", shape, model, verify(path, network, shape), "gpu")
+    pairs: Sequence[Pair] = ()
+    if real_pairs and halves:
+        # Imported here: pairs are read as the runtime reads them, by packages that nothing else of
+        # an export needs.
+        from paramorph_export.pairs import pairs_of
+
+        pairs = pairs_of(real_pairs, input_spec(info, shape))
     for precision in halves:
         path = folder / f"{stem}.{precision}.onnx"
         model = with_precision(traced, precision)
         onnx.save(model, path)
         measured = verify_half(path, reference, shape, precision, pairs, info.network.sampling)
-        yield _entry(path, precision, shape, model, measured)
+        yield _entry(path, precision, shape, model, measured, "gpu")
 
 
 def _entry(
-    path: Path, precision: str, shape: Shape, model: onnx.ModelProto, measured: dict[str, Any]
+    path: Path,
+    precision: str,
+    shape: Shape,
+    model: onnx.ModelProto,
+    measured: dict[str, Any],
+    device: str = "cpu",
 ) -> dict[str, Any]:
     return {
         "file": path.name,
         "precision": precision,
         "shape": list(shape),
+        "device": device,
         "nodes": len(model.graph.node),
         "verification": measured,
     }

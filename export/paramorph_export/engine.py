@@ -22,8 +22,8 @@ import onnx
 from paramorph_export.errors import ExportError
 from paramorph_export.storage import whole
 from paramorph_rt.backends.gpu import find_gpu
-from paramorph_rt.bundle import MANIFEST, load_bundle
-from paramorph_rt.errors import BackendError, MissingDependencyError
+from paramorph_rt.bundle import MANIFEST, PORTABLE, load_bundle
+from paramorph_rt.errors import BackendError, BundleError, MissingDependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,11 +33,9 @@ if TYPE_CHECKING:
 FOLDER = "engines"
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 CARDS = {"rtx3080": "sm86"}
-#: Compute capabilities that each flavour builds for; TensorRT for RTX has none for data centres.
-TARGETS = {
-    "tensorrt-rtx": ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
-    "tensorrt": ("sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120"),
-}
+#: What TensorRT for RTX builds for, none of it for data centres. TensorRT builds for the GPU that is
+#: here, whichever that is.
+RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121", PORTABLE)
 CHILD = Path(__file__).with_name("engine_child.py")
 
 
@@ -48,10 +46,11 @@ class Job:
     Attributes:
         module: `tensorrt_rtx` or `tensorrt`.
         network: ONNX file.
-        target: Such as "sm86".
+        target: Such as "sm86", or `PORTABLE`.
         plugin: GridSample3D's library, for versions of TensorRT that have no such layer.
         engine: File to write.
         answer: JSON file to write: what the build was and needs.
+        parent: Process without which it ends.
     """
 
     module: str
@@ -60,6 +59,7 @@ class Job:
     plugin: str | None
     engine: str
     answer: str
+    parent: int
 
 
 def add_engines(
@@ -77,11 +77,12 @@ def add_engines(
 
     Args:
         folder: The bundle.
-        targets: Cards (`CARDS`) or compute capabilities such as "sm86".
+        targets: Cards (`CARDS`), compute capabilities such as "sm86", or "portable": one engine of
+            TensorRT for RTX for all cards from 8.0 on that it supports.
         flavour: "tensorrt-rtx" needs no GPU; "tensorrt" builds for the GPU that is here; "auto" is
             the first that is installed.
         precision: Of the networks.
-        plugin: Library of GridSample3D, used by TensorRT before 11.2 and stored in the engine.
+        plugin: Library of GridSample3D, used by TensorRT before 11.2 and copied into the bundle.
         time_limit_s: Of each build.
 
     Returns:
@@ -93,8 +94,13 @@ def add_engines(
         MissingDependencyError: The flavour's package is not installed.
     """
     bundle = load_bundle(folder)
-    bundle.network(precision)  # or say how to export it
-    networks = [entry for entry in bundle.networks if entry.precision == precision]
+    networks = [n for n in bundle.networks if (n.precision, n.device) == (precision, "gpu")]
+    if not networks:
+        how = "--fp32-for-gpus" if precision == "fp32" else f"--precision fp32 {precision}"
+        raise BundleError(
+            f"{bundle.name}: expected a network of precision {precision} for GPUs, got none; export "
+            f"the bundle with {how}, or choose another --precision."
+        )
     flavour = _installed(flavour)
     targets = list(dict.fromkeys(_checked_target(name, flavour) for name in targets))
     entries, files = [], {}
@@ -123,29 +129,37 @@ def _installed(flavour: str) -> str:
 
 def _checked_target(name: str, flavour: str) -> str:
     target = CARDS.get(name, name)
-    if target not in TARGETS[flavour]:
-        raise ExportError(
-            f"--target: expected {', '.join((*CARDS, *TARGETS[flavour]))} for {flavour}, got "
-            f"{name}; choose one of them, or another --flavour."
-        )
-    if flavour == "tensorrt":
-        try:
-            here = find_gpu().compute_capability
-        except BackendError as err:
+    if flavour == "tensorrt-rtx":
+        if target not in RTX_TARGETS:
             raise ExportError(
-                f"tensorrt: expected a GPU to build on, got none ({err}); build where the engine "
-                "will run, or choose --flavour tensorrt-rtx, which needs none."
-            ) from err
-        if here != _capability(target):
-            raise ExportError(
-                f"tensorrt: expected a GPU of compute capability {_capability(target)} for "
-                f"{name}, got one of {here}; build on such a GPU."
+                f"--target: expected {', '.join((*CARDS, *RTX_TARGETS))} for {flavour}, got {name}; "
+                "choose one of them, or another --flavour."
             )
+        return target
+    if not re.fullmatch(r"sm\d{2,3}", target):
+        raise ExportError(
+            f"--target: expected {', '.join(CARDS)} or a compute capability such as sm86 for "
+            f"{flavour}, got {name}; name the GPU's."
+        )
+    try:
+        here = find_gpu().compute_capability
+    except BackendError as err:
+        raise ExportError(
+            f"tensorrt: expected a GPU to build on, got none ({err}); build where the engine will "
+            "run, or choose --flavour tensorrt-rtx, which needs none."
+        ) from err
+    if here != _capability(target):
+        raise ExportError(
+            f"tensorrt: expected a GPU of compute capability {_capability(target)} for {name}, got "
+            f"one of {here}; build on such a GPU."
+        )
     return target
 
 
 def _capability(target: str) -> str:
     """ "sm86" → "8.6"."""
+    if target == PORTABLE:
+        return PORTABLE
     return f"{target[2:-1]}.{target[-1]}"
 
 
@@ -169,6 +183,7 @@ def _build(
         str(plugin.resolve()) if plugin else None,
         str(engine),
         str(answer),
+        os.getpid(),
     )
     started = time.perf_counter()
     _run_child([sys.executable, str(CHILD), json.dumps(asdict(job))], log, time_limit_s, stem)
@@ -185,14 +200,20 @@ def _build(
         "compute_capability": _capability(target),
         "precision": network.precision,
         "shape": list(network.shape),
-        "has_plugin": built["has_plugin"],
+        "tf32": False,
         "network": network.file,
         "network_sha256": bundle.manifest["files"][network.file]["sha256"],
         "build_seconds": round(seconds, 1),
         "device_memory_bytes": built["activation_bytes"],
         "weights_bytes": built["weights_bytes"],
     }
-    return entry, {entry["file"]: engine, entry["log"]: log}
+    files = {entry["file"]: engine, entry["log"]: log}
+    if built["needs_plugin"] and plugin is not None:
+        copy = staging / plugin.name
+        shutil.copyfile(plugin, copy)
+        entry["plugin"] = f"{FOLDER}/{plugin.stem}-{_sha256(copy)[:8]}{plugin.suffix}"
+        files[entry["plugin"]] = copy
+    return entry, files
 
 
 def _network_file(bundle: Bundle, network: NetworkEntry, staging: Path) -> Path:
@@ -255,8 +276,9 @@ def _take(bundle: Bundle, entries: list[dict[str, Any]], files: dict[str, Path])
     same = ("flavour", "compute_capability", "precision", "shape")
     new = [[entry[key] for key in same] for entry in entries]
     gone = [e for e in manifest["engines"] if [e[key] for key in same] in new]
-    stale = {e[key] for e in gone for key in ("file", "log")} - set(files)
     manifest["engines"] = [e for e in manifest["engines"] if e not in gone] + entries
+    # Nothing but files of the bundle, which its loading checked, whatever an old entry names.
+    stale = (_files_of(gone) & set(manifest["files"])) - _files_of(manifest["engines"])
     for name, staged in files.items():
         manifest["files"][name] = {"sha256": _sha256(staged), "bytes": staged.stat().st_size}
     for name in stale:
@@ -269,6 +291,10 @@ def _take(bundle: Bundle, entries: list[dict[str, Any]], files: dict[str, Path])
     partial.replace(path)
     for name in stale:
         (bundle.folder / name).unlink(missing_ok=True)
+
+
+def _files_of(entries: list[dict[str, Any]]) -> set[str]:
+    return {entry[key] for entry in entries for key in ("file", "log", "plugin") if key in entry}
 
 
 def _sha256(path: Path) -> str:

@@ -5,8 +5,11 @@ Everything that the library says goes to stdout, which is the build's log.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import re
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +17,9 @@ from typing import Any
 
 INPUTS, OUTPUTS = ("moving", "fixed"), ("displacement", "warped")
 NATIVE_GRID_SAMPLE = (11, 2)  # first TensorRT whose GridSample has a 5-D form
+PLUGIN = ("GridSample3D", "1", "")  # type, version, namespace
+PORTABLE = "portable"  # a target of TensorRT for RTX: all its cards
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 MEMORY = {
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
     "weights_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
@@ -23,13 +29,14 @@ MEMORY = {
 def main() -> int:
     """Build what argv's JSON (`engine.Job`) says; 1 if the library refuses."""
     job = json.loads(sys.argv[1])
+    _end_with_parent(job["parent"])
     library = import_module(job["module"])
     said: dict[str, int] = {}
     engine = build(library, _logger(library, said), job)
     if engine is None:
         return 1
     Path(job["engine"]).write_bytes(engine)
-    answer = {"version": library.__version__, "has_plugin": _needs_plugin(library)}
+    answer = {"version": library.__version__, "needs_plugin": _needs_plugin(library)}
     answer |= {key: said.get(key) for key in MEMORY}
     Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
     return 0
@@ -46,8 +53,11 @@ def build(library: Any, logger: Any, job: dict[str, Any]) -> Any:
                 f"TensorRT {library.__version__} has no GridSample of volumes: pass --plugin "
                 "LIBRARY, which export/build_plugin.py builds"
             )
-        library.get_plugin_registry().load_library(job["plugin"])
-        config.plugins_to_serialize = [job["plugin"]]
+        registry = library.get_plugin_registry()
+        if registry.load_library(job["plugin"]) is None or registry.get_creator(*PLUGIN) is None:
+            return _refuse(
+                f"{job['plugin']} is no library of {PLUGIN[0]} for {library.__version__}"
+            )
         content = _without_definitions(content)
     # Before version 11, networks are typed by the builder unless it is told not to.
     strongly = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -58,7 +68,11 @@ def build(library: Any, logger: Any, job: dict[str, Any]) -> Any:
         return _refuse("; ".join(errors).replace("\n", " ") or "the network was not parsed")
     if not _is_float32(library, network):
         return _refuse("inputs and outputs are not the float32 volumes of a bundle's network")
-    if _is_rtx(library):
+    if misread := _misread_sampling(library, network):
+        return _refuse(misread)
+    # On by default: products of float32 with 10 bits, as many as float16 has.
+    config.clear_flag(library.BuilderFlag.TF32)
+    if _is_rtx(library) and job["target"] != PORTABLE:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(library.ComputeCapability, job["target"].upper()), 0)
     return builder.build_serialized_network(network, config)
@@ -87,6 +101,37 @@ def _is_float32(library: Any, network: Any) -> bool:
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     names = tuple(t.name for t in inputs), tuple(t.name for t in outputs)
     return names == (INPUTS, OUTPUTS) and all(t.dtype == library.float32 for t in inputs + outputs)
+
+
+def _misread_sampling(library: Any, network: Any) -> str | None:
+    """What a parser made of GridSample, if that is not what the network computes.
+
+    TensorRT 10.13 to 11.1 read the `linear` of opset 20 as nearest, without a word.
+
+    Source:
+        https://github.com/NVIDIA/TensorRT/issues/4646
+    """
+    expected = (library.InterpolationMode.LINEAR, library.SampleMode.CLAMP, True)
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type != library.LayerType.GRID_SAMPLE:
+            continue
+        layer.__class__ = library.IGridSampleLayer  # its getters are not those of ILayer
+        found = (layer.interpolation_mode, layer.sample_mode, layer.align_corners)
+        if found != expected:
+            return (
+                f"{layer.name} samples with {found[0]}, {found[1]} and align_corners {found[2]}, "
+                "and the network by linear interpolation between corners, clamped: this parser "
+                "misreads GridSample; install another version of TensorRT"
+            )
+    return None
+
+
+def _end_with_parent(parent: int) -> None:
+    """Builds take minutes, and nobody would want this one any more."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _refuse(reason: str) -> None:

@@ -80,18 +80,18 @@ def with_precision(
 
     Args:
         model: In float32, from `onnx_from_network`; stays as it is.
-        precision: fp32 (which gives `model` back), fp16 or bf16.
+        precision: fp32 (which is rewritten alone), fp16 or bf16.
         rule: Which nodes stay float32; asked in the order of the graph, with the type of half.
         rewrites: For GPUs.
 
     Raises:
         ExportError: A weight beyond the range of half.
     """
-    if precision == "fp32":
-        return model
-    dtype, _, opset = HALVES[precision]
     whole = ir.from_proto(model)
     rewrite_for_gpus(whole, rewrites)
+    if precision == "fp32":
+        return ir.to_proto(whole)
+    dtype, _, opset = HALVES[precision]
     _choose_types(whole.graph, dtype, rule)
     converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in list(whole.graph):

@@ -1,5 +1,7 @@
 #include "plugin.h"
 
+#include <dlfcn.h>
+
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
@@ -37,6 +39,25 @@ __attribute__((format(printf, 1, 2))) void report(const char* format, ...) {
     } else {
         std::fprintf(stderr, "%s\n", message);
     }
+}
+
+// A major version of TensorRT in this process that is not the one of the headers, or 0. ILogger and
+// ILoggerFinder have other tables of functions in 11 than in 10, so an error that this library
+// reports would call the wrong one.
+int other_tensorrt() {
+    const auto is_loaded = [](int major) {
+        char name[32];
+        std::snprintf(name, sizeof(name), "libnvinfer.so.%d", major);
+        return dlopen(name, RTLD_LAZY | RTLD_NOLOAD) != nullptr;
+    };
+    if (!is_loaded(NV_TENSORRT_MAJOR)) {
+        for (int major = 10; major < 20; ++major) {
+            if (is_loaded(major)) {
+                return major;
+            }
+        }
+    }
+    return 0;
 }
 
 PluginField text_field(const char* name, const char* value) {
@@ -274,6 +295,13 @@ nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
     static paramorph::Creator creator;
     static nvinfer1::IPluginCreatorInterface* const creators[] = {&creator};
     count = 1;
+    if (const int major = paramorph::other_tensorrt()) {
+        std::fprintf(stderr,
+                     "%s: expected TensorRT %d, whose headers this library was compiled with, got "
+                     "TensorRT %d; build the plugin again with the headers of that one.\n",
+                     paramorph::kName, NV_TENSORRT_MAJOR, major);
+        count = 0;
+    }
     return creators;
 }
 

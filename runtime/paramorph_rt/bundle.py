@@ -21,7 +21,10 @@ FORMAT_VERSION = 2
 DEFAULT_NAME = "brain-t1-small"
 SAMPLING_CONVENTIONS = ("exact", "reference")
 PRECISIONS = ("fp32", "fp16", "bf16")
+DEVICES = ("cpu", "gpu")
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
+#: In place of a compute capability: an engine of TensorRT for RTX for all its cards.
+PORTABLE = "portable"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class NetworkEntry:
     file: str
     precision: str  # one of `PRECISIONS`, of the convolutions and matrix products
     shape: tuple[int, int, int]
+    device: str = "cpu"  # one of `DEVICES`, for which the graph was rewritten
     weights: str | None = None  # a safetensors file beside it, which it reads its numbers from
 
     @property
@@ -71,15 +75,15 @@ class EngineEntry:
     file: str
     flavour: str  # one of `FLAVOURS`
     version: str  # of the library, in full
-    compute_capability: str  # of the GPUs that it was built for, such as "8.6"
+    compute_capability: str  # of the GPUs that it was built for, such as "8.6", or `PORTABLE`
     precision: str
     shape: tuple[int, int, int]
-    has_plugin: bool = False  # holds the library of GridSample3D: code for the host
+    plugin: str | None = None  # file of GridSample3D's library, which it needs
 
     @property
     def files(self) -> tuple[str, ...]:
         """Every file that is read when the engine is loaded."""
-        return (self.file,)
+        return (self.file,) if self.plugin is None else (self.file, self.plugin)
 
 
 @dataclass(frozen=True)
@@ -114,16 +118,21 @@ class Bundle:
         grid = replace(self.inputs.grid, shape=shape)
         return replace(self, inputs=replace(self.inputs, grid=grid))
 
-    def network(self, precision: str = "fp32") -> NetworkEntry:
+    def network(self, precision: str = "fp32", device: str = "cpu") -> NetworkEntry:
         """The network of a precision, at the shape of the bundle's grid.
+
+        Args:
+            precision: One of `PRECISIONS`.
+            device: One of `DEVICES`. All compute the same: where there is none for this one, it is
+                that for the other.
 
         Raises:
             BundleError: There is none.
         """
         shape = self.inputs.grid.shape
-        for entry in self.networks:
-            if (entry.precision, entry.shape) == (precision, shape):
-                return entry
+        found = [e for e in self.networks if (e.precision, e.shape) == (precision, shape)]
+        for entry in sorted(found, key=lambda e: e.device != device):
+            return entry
         raise BundleError(
             f"{self.name}: expected a network of precision {precision} at {shape}, got "
             f"{', '.join(f'{e.precision} at {e.shape}' for e in self.networks)}; export the bundle "
@@ -281,10 +290,12 @@ def _check_file(folder: Path, name: str, size: int) -> None:
 
 def _network(entry: Mapping[str, Any]) -> NetworkEntry:
     weights = entry.get("weights")
+    precision = _one_of(PRECISIONS, entry["precision"])
     return NetworkEntry(
         str(entry["file"]),
-        _one_of(PRECISIONS, entry["precision"]),
+        precision,
         _three(entry["shape"], int),
+        _one_of(DEVICES, entry.get("device", "cpu" if precision == "fp32" else "gpu")),
         None if weights is None else str(weights),
     )
 
@@ -297,7 +308,7 @@ def _engine(entry: Mapping[str, Any]) -> EngineEntry:
         str(entry["compute_capability"]),
         _one_of(PRECISIONS, entry["precision"]),
         _three(entry["shape"], int),
-        bool(entry.get("has_plugin", False)),
+        None if entry.get("plugin") is None else str(entry["plugin"]),
     )
 
 

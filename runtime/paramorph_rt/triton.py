@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 CONFIG = "config.pbtxt"
 README = "README.md"
 VERSION = "1"  # the folder of a model's only version
+_NOT_SERVED = {"bf16": "ONNX Runtime has no kernels for some of its operators in bfloat16"}
 CHANNELS = {"moving": 1, "fixed": 1, "displacement": 3, "warped": 1}
 
 
@@ -41,6 +42,7 @@ class ServedModel:
         shape: Of the network grid.
         files: The bundle's file for each name in the version's folder.
         by_capability: Engines alone: the file for each compute capability.
+        on_gpu: Whether it runs on a GPU alone.
         library: Version of TensorRT that the engines need.
     """
 
@@ -50,6 +52,7 @@ class ServedModel:
     shape: tuple[int, int, int]
     files: dict[str, str]
     by_capability: dict[str, str]
+    on_gpu: bool
     library: str = ""
 
 
@@ -57,8 +60,9 @@ def write_repository(bundle: Bundle, out_dir: str | Path, force: bool = False) -
     """Write a model for each network of a bundle, and for each set of TensorRT engines.
 
     Engines of one precision, shape and TensorRT version are one model, from which Triton chooses
-    by the GPU's compute capability. Engines of TensorRT-RTX are left out with a warning, because
-    Triton cannot load them. Other models in the repository stay.
+    by the GPU's compute capability. What Triton cannot load is left out with a warning: networks in
+    bf16, engines of TensorRT-RTX, and engines that need a plugin. Other models in the repository
+    stay.
 
     Args:
         bundle: Its files are verified as they are copied.
@@ -98,18 +102,25 @@ def served_models(bundle: Bundle) -> list[ServedModel]:
             f"{bundle.name!r}: expected a bundle's name of letters, digits, dots, dashes and "
             "underscores for Triton, got others; rename it in the manifest and export it again."
         )
-    models = [_of_network(bundle, entry) for entry in bundle.networks]
+    models = []
+    for entry in bundle.networks:
+        if reason := _NOT_SERVED.get(entry.precision):
+            log.warning("%s: left out, because %s.", entry.file, reason)
+        else:
+            models.append(_of_network(bundle, entry))
     sets: dict[tuple, list[EngineEntry]] = {}
     for engine in bundle.engines:
-        if engine.flavour == "tensorrt":
+        if engine.flavour != "tensorrt":
+            reason = "Triton loads engines of TensorRT and not of TensorRT-RTX"
+        elif engine.plugin is not None:
+            reason = "Triton opens plugin libraries without registering what is in this one"
+        else:
             key = engine.version, engine.precision, engine.shape
             sets.setdefault(key, []).append(engine)
-        else:
-            log.warning(
-                "%s: left out, because Triton loads engines of TensorRT and not of TensorRT-RTX; "
-                "its network is served by ONNX Runtime.",
-                engine.file,
-            )
+            continue
+        log.warning(
+            "%s: left out, because %s; its network is served by ONNX Runtime.", engine.file, reason
+        )
     return models + [_of_engines(bundle, engines) for engines in sets.values()]
 
 
@@ -134,6 +145,9 @@ def config_of(model: ServedModel, bundle: Bundle) -> str:
             lines.append(f"{what} {{")
             lines.append(f"  name: {_quoted(name)}, data_type: TYPE_FP32, dims: [{listed}]")
             lines.append("}")
+    if model.on_gpu:
+        lines.append("instance_group { kind: KIND_GPU, count: 1 }  # more would share one GPU")
+    lines += _warm_up(model, bundle)
     for key, value in _parameters(model, bundle).items():
         entry = f"key: {_quoted(key)}, value: {{ string_value: {_quoted(value)} }}"
         lines.append(f"parameters {{ {entry} }}")
@@ -158,9 +172,14 @@ def readme_of(model: ServedModel, bundle: Bundle) -> str:
 The network of the ParaMorph bundle `{bundle.name}` in {model.precision}, for NVIDIA Triton
 Inference Server with its backend `{model.backend}`. Start the server with
 
-    tritonserver --model-repository=REPOSITORY
+    NVIDIA_TF32_OVERRIDE=0 tritonserver --model-repository=REPOSITORY \\
+        --model-control-mode=explicit --load-model={model.name}
 
-where REPOSITORY is the folder above this one. One request is one pair.
+where REPOSITORY is the folder above this one. Without the second line the server loads all models
+that are there, and by default ends if one of them fails, as an engine for another GPU does;
+`--exit-on-error=false` lets it go on with the others. Without NVIDIA_TF32_OVERRIDE=0 a GPU may round
+what float32 products multiply to 10 bits. One request is one pair; the first is a made-up one of the
+server's own, which lets it choose its kernels.
 {engines}
 | tensor | type | shape | meaning |
 |---|---|---|---|
@@ -215,15 +234,16 @@ _MEANING = {
 }
 _ENGINES = """
 Its engines were built by TensorRT {library} and load in this version alone: choose the Triton
-release that contains it. If they were built with the plugin GridSample3D, preload it:
-`LD_PRELOAD=libparamorph_plugin.so`.
+release that contains it.
 """
 
 
 def _of_network(bundle: Bundle, entry: NetworkEntry) -> ServedModel:
-    name = f"{bundle.name}-onnx-{entry.precision}{_shape_suffix(bundle, entry.shape)}"
+    on_gpu = entry.device == "gpu"
+    kind = "fp32-gpu" if on_gpu and entry.precision == "fp32" else entry.precision
+    name = f"{bundle.name}-onnx-{kind}{_shape_suffix(bundle, entry.shape)}"
     files = {"model.onnx": entry.file} | {file: file for file in entry.files[1:]}
-    return ServedModel(name, "onnxruntime", entry.precision, entry.shape, files, {})
+    return ServedModel(name, "onnxruntime", entry.precision, entry.shape, files, {}, on_gpu)
 
 
 def _of_engines(bundle: Bundle, engines: Sequence[EngineEntry]) -> ServedModel:
@@ -237,6 +257,7 @@ def _of_engines(bundle: Bundle, engines: Sequence[EngineEntry]) -> ServedModel:
         first.shape,
         {plans[e.compute_capability]: e.file for e in engines},
         plans,
+        True,
         first.version,
     )
 
@@ -254,6 +275,15 @@ def _tensors(model: ServedModel, bundle: Bundle, what: str) -> dict[str, tuple[i
             f"{', '.join(map(str, names)) or 'none'}; export the bundle again."
         )
     return {name: (1, CHANNELS[name], *model.shape) for name in names}
+
+
+def _warm_up(model: ServedModel, bundle: Bundle) -> list[str]:
+    """A request when the model is loaded: the first is where kernels are searched for."""
+    lines = ["model_warmup {", '  name: "one pair", batch_size: 1']
+    for name, dims in _tensors(model, bundle, "inputs").items():
+        value = f"data_type: TYPE_FP32, dims: [{', '.join(map(str, dims))}], random_data: true"
+        lines.append(f"  inputs {{ key: {_quoted(name)}, value: {{ {value} }} }}")
+    return [*lines, "}"]
 
 
 def _parameters(model: ServedModel, bundle: Bundle) -> dict[str, str]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -153,6 +155,44 @@ def test_wide_features_come_in_slabs_in_float32_and_not_in_half(
     assert slabs[NETWORK] > slabs["registration.fp16.onnx"] > 0
 
 
+def test_float32_for_gpus_is_a_file_of_its_own(weights, instant_trace, tmp_path, to_onnx):
+    out = tmp_path / "bundle"
+    options = ["--weights", str(weights), "--out-dir", str(out), "--fp32-for-gpus"]
+    assert to_onnx.main(options) == 0
+    loaded = load_bundle(out)
+    found = {(e.precision, e.device): e.file for e in loaded.networks}
+    assert found == {("fp32", "cpu"): NETWORK, ("fp32", "gpu"): "registration.gpu.onnx"}
+    assert loaded.network().file == NETWORK
+    assert loaded.network("fp32", "gpu").file == "registration.gpu.onnx"
+    measured = loaded.manifest["networks"][1]["verification"]
+    assert measured["reference"].startswith("PyTorch")
+    assert measured["max_difference_vox"] < 1e-3
+
+
+def test_exporting_needs_no_package_for_images(weights, tmp_path):
+    """On a machine with a GPU and what an export needs, and nothing of what reads volumes."""
+    export = Path(__file__).parents[2] / "export"
+    code = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("SimpleITK", "nibabel", "isal", "matplotlib", "tqdm"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+sys.path.insert(0, sys.argv.pop(1))
+import to_onnx
+import paramorph_export.engine
+sys.exit(to_onnx.main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, export, "--weights", weights, "--precision", "fp16"]
+    command += ["--out-dir", tmp_path / "b", "--shape", "32", "32", "32"]
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "b" / "registration.fp16.onnx").exists()
+
+
 def test_folders_that_are_no_bundle_are_never_replaced(weights, tmp_path, to_onnx, capsys):
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
     assert to_onnx.main(["--weights", str(weights), "--out-dir", str(tmp_path), "--force"]) == 1
@@ -174,8 +214,6 @@ def test_bad_input_is_one_sentence(weights, tmp_path, to_onnx, capsys):
 
 def test_exported_bundle_registers_files_from_the_command_line(bundle, tmp_path):
     """Volumes → `paramorph-rt infer` → files, with torch and onnx kept out of the process."""
-    import subprocess
-
     axes = np.meshgrid(*[np.arange(n) for n in (40, 44, 38)], indexing="ij")
     points = (np.stack(axes, -1) - [20, 22, 19]) / [14, 17, 13]
     affine = np.diag([-2.0, 2.0, 2.0, 1.0])

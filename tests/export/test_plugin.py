@@ -226,6 +226,29 @@ def test_library_holds_code_for_every_card(library, build_plugin):
     assert ["sm_120", "ptx"] in files  # for cards to come
 
 
+@pytest.mark.parametrize(("major", "count"), [(10, 1), (11, 0), (None, 1)])
+def test_another_tensorrt_is_refused_by_name(library, tmp_path, major, count):
+    """Its logger has other functions; loaded as everybody loads it, visible to nobody else."""
+    compiler = shutil.which("cc") or pytest.skip("needs a C compiler")
+    code = "import ctypes, sys\n"
+    if major is not None:
+        tensorrt = tmp_path / f"libnvinfer.so.{major}"
+        (tmp_path / "empty.c").write_text("", encoding="utf-8")
+        command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{tensorrt.name}"]
+        subprocess.run([*command, tmp_path / "empty.c", "-o", tensorrt], check=True)
+        code += f"kept = ctypes.CDLL({str(tensorrt)!r})\n"
+    code += f"plugin, count = ctypes.CDLL({str(library)!r}), ctypes.c_int32(-1)\n"
+    code += "plugin.getCreators(ctypes.byref(count)); print(count.value)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
+    )
+    assert int(done.stdout) == count
+    refusal = (
+        "GridSample3D: expected TensorRT 10, whose headers this library was compiled with, got"
+    )
+    assert done.stderr.startswith(f"{refusal} TensorRT 11; build" if count == 0 else "")
+
+
 def test_missing_headers_are_one_sentence(build_plugin, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("CUDACXX", sys.executable)  # any program: only the headers are missing
     assert build_plugin.main(["--tensorrt", str(tmp_path), "--build-dir", str(tmp_path / "b")]) == 1

@@ -76,9 +76,19 @@ def test_what_is_half_and_what_is_not(two_passes, precision):
     assert {"head", ("Conv", half), ("Conv", TensorProto.FLOAT), ("MatMul", half)} <= seen
 
 
-def test_float32_is_left_as_it_is(two_passes):
+def test_float32_for_gpus_is_rewritten_and_computes_the_same(two_passes):
     model = onnx.load(two_passes)
-    assert with_precision(model, "fp32") is model
+    rewritten = with_precision(model, "fp32")
+    assert {t.data_type for t in rewritten.graph.initializer} <= {
+        *(TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+    }
+    doubled = [sum(n.op_type == "Resize" for n in m.graph.node) for m in (model, rewritten)]
+    assert doubled[0] > doubled[1] == 0
+    pair = random_pair(SHAPE, 3)
+    (expected,), (found,) = (
+        GraphSession(m).run(*pair, ["displacement"]) for m in (model, rewritten)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_the_given_graph_is_not_changed(two_passes):
@@ -286,7 +296,7 @@ def test_a_folder_without_pairs_is_one_sentence(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="needs tensorrt-rtx-cu13, of the extra tensorrt-rtx",
 )
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_two_passes_become_an_engine(calm, tmp_path, monkeypatch, precision):
     """Which TensorRT for RTX compiles badly or not at all without `graph` and `stays_float`."""
     weights = write_weights(tmp_path / "weights.safetensors", passes=2)
@@ -294,9 +304,11 @@ def test_two_passes_become_an_engine(calm, tmp_path, monkeypatch, precision):
     monkeypatch.setattr(bundle_module, "onnx_from_network", lambda *_: onnx.load(calm))
     monkeypatch.setattr(bundle_module, "verify", lambda *_: {})
     folder = tmp_path / "bundle"
-    bundle_module.write_bundle(folder, network, info, weights, [SHAPE], halves=[precision])
+    halves = {"fp32_for_gpus": True} if precision == "fp32" else {"halves": [precision]}
+    bundle_module.write_bundle(folder, network, info, weights, [SHAPE], **halves)
     (entry,) = add_engines(folder, ["sm86"], "tensorrt-rtx", precision)
-    assert entry["network"] == f"registration.{precision}.onnx"
+    kind = "gpu" if precision == "fp32" else precision
+    assert entry["network"] == f"registration.{kind}.onnx"
     file = load_bundle(folder).verified_path(entry["network"])
     assert entry["weights_bytes"] < 1.2 * file.stat().st_size  # nothing else is baked in
     assert entry["device_memory_bytes"] < 100e6  # 276 MB with its own interpolation

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -257,8 +258,29 @@ def test_plugin_of_tensorrt_rtx_is_registered_and_given_its_device(
     monkeypatch.setattr(ort, "InferenceSession", Session)
     backend = choose_backend(load_bundle(bundle_path), "tensorrt-rtx", "fp32")
     assert (backend.name, backend.precision) == ("onnxruntime-tensorrt-rtx", "fp32")
-    cache = {"nv_runtime_cache_path": str(tmp_path / "paramorph-rt")}
+    assert "NVIDIA_TF32_OVERRIDE" not in os.environ
+    cache = {"nv_runtime_cache_path": str(tmp_path / "paramorph-rt/kernels")}
     assert notes == [(TENSORRT_RTX, "plugin.so"), (devices, cache)]
+
+
+def test_cuda_is_looked_for_where_nvidias_wheels_are(bundle_path, a_gpu, tmp_path, monkeypatch):
+    """ONNX Runtime looks beside its own package alone, and documents put that elsewhere."""
+    from paramorph_rt.backends import onnxruntime
+
+    folders = [tmp_path / "nvidia" / name / "lib" for name in ("cu13", "cudnn")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    asked = []
+    preload = lambda directory=None: asked.append(directory)  # noqa: E731
+    monkeypatch.setattr(ort, "preload_dlls", preload, raising=False)
+    onnxruntime._preload_cuda()
+    assert asked == [*map(str, folders), None]
+    monkeypatch.setattr(sys, "path", [])
+    asked.clear()
+    onnxruntime._preload_cuda()
+    assert asked == [None]
 
 
 def test_registration_hands_the_choice_on(bundle_path):

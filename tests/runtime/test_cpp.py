@@ -319,6 +319,7 @@ def test_arrays_that_the_gpu_cannot_use_are_refused(client, bundle):
             cases = {
                 "host": (good, host.ctypes.data, good, None),
                 "unaligned": (good, good, good, good + 8),
+                "short": (good, good, DeviceArray(engine.shape).address, None),
                 "null": (good, None, good, good),
             }
             answer({name: refusal(engine.register_async, *args) for name, args in cases.items()})
@@ -333,6 +334,8 @@ def test_arrays_that_the_gpu_cannot_use_are_refused(client, bundle):
     unaligned = "warped: expected an address aligned to 256 bytes, got one aligned to 8;"
     assert found["unaligned"][1].startswith(unaligned)
     assert "expected three arrays, got NULL" in found["null"][1]
+    needed = 12 * int(np.prod(SHAPE))
+    assert f"displacement: expected {needed} bytes of memory of Fake GPU, got" in found["short"][1]
 
 
 def test_engine_without_warped_gives_the_displacement_alone(client, tmp_path):
@@ -411,35 +414,95 @@ def test_engine_is_chosen_for_the_machine_and_the_request(client, tmp_path):
     ]
 
 
-def test_plugins_are_loaded_before_the_engine(client, bundle):
-    opened, refused = client(
-        """
-        with Engine(sys.argv[1], plugin_library="libplugin.so") as engine:
-            opened = engine.info.file.decode()
-        answer([opened, refusal(Engine, sys.argv[1], plugin_library="nothing.so")])
-        """,
-        bundle,
-    )
-    assert opened == "engines/a.engine"
-    assert refused[0] == DEPENDENCY
-    assert refused[1].startswith("nothing.so: expected a TensorRT plugin library, got none")
+def with_plugin(folder: Path, content: bytes = b"GridSample3D") -> Path:
+    """The bundle, whose engine now needs a plugin's library."""
+    (folder / "plugin.so").write_bytes(content)
+    recorded = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+    def change(manifest: dict) -> None:
+        manifest["engines"][0]["plugin"] = "plugin.so"
+        manifest["files"]["plugin.so"] = recorded
+
+    edit(folder, change)
+    return folder
 
 
-def test_code_of_an_engines_own_plugin_is_allowed_to_it_alone(client, tmp_path):
-    folders = [
-        write_bundle(tmp_path / name, "plugin", has_plugin=name == "said")
-        for name in ("said", "not said")
-    ]
-    opened, refused = client(
+def test_plugin_of_the_bundle_is_loaded_before_its_engine(client, tmp_path):
+    good = with_plugin(write_bundle(tmp_path / "good", "plugin"))
+    other = with_plugin(write_bundle(tmp_path / "other", "plugin"), b"another")
+    altered = with_plugin(write_bundle(tmp_path / "altered", "plugin"))
+    (altered / "plugin.so").write_bytes(b"GridSample3E")
+    untold = write_bundle(tmp_path / "untold", "plugin")
+    refused, opened = client(
         """
-        with Engine(sys.argv[1]) as engine:
-            opened = engine.info.file.decode()
-        answer([opened, refusal(Engine, sys.argv[2])])
+        refused = [refusal(Engine, folder) for folder in sys.argv[2:]]
+        with Engine(sys.argv[1]) as engine, Engine(sys.argv[1]) as second:
+            opened = [e.info.file.decode() for e in (engine, second)]
+        answer([refused, opened])
         """,
-        *folders,
+        good,
+        other,
+        altered,
+        untold,
     )
-    assert opened == "engines/a.engine"
-    assert "expected an engine from TensorRT, got none (host code" in refused[1]
+    assert opened == ["engines/a.engine"] * 2
+    (status, sentence), (altered_status, altered_sentence), (untold_status, untold_sentence) = (
+        refused
+    )
+    assert status == DEPENDENCY
+    assert sentence.startswith(
+        f"{other / 'plugin.so'}: expected a library of GridSample3D for tensorrt 10.14, got none"
+    )
+    assert altered_status == BUNDLE
+    assert "plugin.so: expected SHA-256" in altered_sentence
+    assert untold_status == BACKEND
+    assert "expected an engine from TensorRT, got none (Plugin not found)" in untold_sentence
+
+
+@pytest.mark.parametrize(
+    ("built", "installed", "fits"),
+    [
+        ("10.14.1", "10.14.1.48", True),  # as older packages of Python tell it
+        ("10.14.1.post1", "10.14.1.48", True),
+        ("10.14.1.48.post1", "10.14.1.48", True),
+        ("10.14.2", "10.14.1.48", False),
+        ("10.14.1.4", "10.14.1.48", False),
+        ("post1", "10.14.1.48", False),
+    ],
+)
+def test_versions_are_one_as_far_as_both_are_told(client, tmp_path, built, installed, fits):
+    folder = write_bundle(tmp_path / "bundle", version=built)
+    code = "e = Engine(sys.argv[1]); e.__exit__(); answer(0)"
+    if not fits:
+        code = "answer(refusal(Engine, sys.argv[1])[0])"
+    assert client(code, folder, FAKE_VERSION=installed) == (0 if fits else NO_ENGINE)
+
+
+def test_portable_engine_is_for_cards_that_have_none_of_their_own(client, tmp_path):
+    folder = write_bundle(tmp_path / "bundle", compute_capability="portable")
+    add_engine(folder, *engine_entry(folder, "engines/own", "fake 4 5 6"))
+    code = "e = Engine(sys.argv[1]); f = e.info.file.decode(); e.__exit__(); answer(f)"
+    for capability, file in {"8.6": "own", "8.9": "a.engine", "12.0": "a.engine"}.items():
+        assert client(code, folder, FAKE_CAPABILITY=capability) == f"engines/{file}"
+    code = "answer(refusal(Engine, sys.argv[1]))"
+    status, sentence = client(code, folder, FAKE_CAPABILITY="7.5")
+    assert status == NO_ENGINE
+    assert "for compute capability 7.5 (Fake GPU), got 8.6, portable; build one" in sentence
+
+
+def test_headers_that_are_too_old_are_refused_by_name(settings, headers, tmp_path):
+    """As those of 10.0, in which a function has another name."""
+    old = shutil.copytree(settings["TENSORRT_INCLUDE_DIR"], tmp_path / "old")
+    version = old / "NvInferVersion.h"
+    version.write_text(
+        re.sub(r"(NV_TENSORRT_MINOR|TRT_MINOR_ENTERPRISE) \d+", r"\1 0", version.read_text()),
+        encoding="utf-8",
+    )
+    compiler = [settings["CMAKE_CXX_COMPILER"], "-std=c++17", "-fsyntax-only", "-isystem", old]
+    compiler += [*headers[2:], "-I", SOURCE / "include", SOURCE / "src" / "tensorrt.cpp"]
+    done = call(*compiler)
+    assert done.returncode != 0
+    assert "expected the headers of TensorRT 10.1 or newer, or of TensorRT for RTX" in done.stderr
 
 
 def test_displacement_that_is_not_finite_is_refused(client, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import logging
 import os
 import re
 import shutil
@@ -20,7 +19,12 @@ import pytest
 import paramorph_rt
 from paramorph_rt.backends.device_memory import open_device
 from paramorph_rt.backends.runtime_cache import RuntimeCacheFile
-from paramorph_rt.backends.tensorrt import EngineBackend, import_library
+from paramorph_rt.backends.tensorrt import (
+    EngineBackend,
+    engine_of_version,
+    engines_for,
+    import_library,
+)
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.errors import BackendError, BundleError, MissingDependencyError
 
@@ -61,10 +65,11 @@ def on_gpu(driver, tmp_path):
     def run(
         *scenarios: str, folder: Path, bindings: str = "cuda-python", **environment: str
     ) -> str:
-        if bindings == "cuda-python":
-            pytest.importorskip("cuda.bindings", reason="needs cuda-bindings, of tensorrt-rtx")
+        pytest.importorskip("cuda.bindings", reason="needs cuda-bindings, of tensorrt-rtx")
         path = [Path(paramorph_rt.__file__).parents[1], FAKES]
-        path += [FAKES / "with_pycuda"] if bindings == "pycuda" else []
+        path += [FAKES / "with_pycuda"] if bindings != "cuda-python" else []
+        if bindings == "pycuda":
+            environment = {"PARAMORPH_CUDA": "pycuda", **environment}
         done = subprocess.run(
             [sys.executable, FAKES / "scenarios.py", *scenarios, folder],
             env={
@@ -108,7 +113,8 @@ def add_engine(folder: Path, file: str = ENGINE, **changes) -> Path:
 def test_with_either_binding(on_gpu, folder, bindings):
     on_gpu(
         *("pairs_follow_one_another", "callers_memory_and_stream", "threads_take_turns"),
-        "memory_is_given_back",
+        *("memory_is_given_back", "engine_of_another_thread", "closed_engine"),
+        *("graph_is_captured_once", "default_stream_of_the_callers"),
         folder=folder,
         bindings=bindings,
     )
@@ -120,16 +126,43 @@ def test_with_one(on_gpu, folder):
     tensors = {name: [1, channels, *NETWORK_SHAPE] for name, channels in tensors.items()}
     add_engine(only, plan={"tensors": tensors})
     on_gpu(
-        *("gpu_is_described", "other_shape_is_refused", "address_that_the_library_refuses"),
+        *("gpu_is_described", "other_shape_is_refused", "address_that_the_gpu_has_not"),
         *("kernels_of_another_version_are_replaced", "engine_without_a_warped_volume"),
         folder=folder,
     )
 
 
-def test_engine_that_holds_its_plugin(on_gpu, tmp_path):
+def test_engine_that_needs_its_plugin(on_gpu, tmp_path):
     folder = write_bundle(tmp_path / "bundle", np.zeros((3, *NETWORK_SHAPE), np.float32))
-    add_engine(folder, has_plugin=True, plan={"plugin": "GridSample3D"})
-    on_gpu("pairs_follow_one_another", folder=folder)
+    replace_file(folder, "plugin.so", b"GridSample3D")
+    add_engine(folder, plugin="plugin.so", plan={"plugin": "GridSample3D"})
+    on_gpu("plugin_is_loaded_once", folder=folder)
+
+
+def test_plugin_that_was_altered_is_never_loaded(folder):
+    replace_file(folder, "plugin.so", b"GridSample3D")
+    manifest = read_manifest(folder)
+    manifest["engines"][0]["plugin"] = "plugin.so"
+    write_manifest(folder, manifest)
+    (folder / "plugin.so").write_bytes(b"GridSample3E")
+    bundle = load_bundle(folder)
+    library = SimpleNamespace(ILogger=_Logger, Runtime=lambda logger: None)
+    device = SimpleNamespace(
+        active=nullcontext, event=lambda: None, stream=lambda: SimpleNamespace(synchronize=list)
+    )
+    with pytest.raises(BundleError, match=r"plugin.so: expected SHA-256 .* the file was altered"):
+        EngineBackend(bundle, bundle.engines[0], library, device)
+    manifest["engines"][0]["plugin"] = "another.so"
+    write_manifest(folder, manifest)
+    with pytest.raises(BundleError, match=r"without \['another.so'\]"):
+        load_bundle(folder)
+
+
+def test_binding_is_the_users_choice(on_gpu, folder):
+    for chosen in ("pycuda", "cuda-python"):
+        on_gpu(f"library_is_{chosen.replace('-', '_')}", folder=folder, bindings="pycuda",
+               PARAMORPH_CUDA=chosen)  # fmt: skip
+    on_gpu("library_is_cuda_python", folder=folder, bindings="both")
 
 
 def test_driver_without_a_gpu(on_gpu, folder):
@@ -163,7 +196,7 @@ REFUSED = {
     "no engine": ({}, f"{ENGINE}: expected an engine that tensorrt_rtx {VERSION} loads, got Err"),
     "plugin that the manifest does not tell of": (
         {"plan": {"plugin": "GridSample3D"}},
-        f"{ENGINE}: expected an engine that tensorrt_rtx {VERSION} loads, got Error Code 4: host",
+        f"{ENGINE}: expected an engine that tensorrt_rtx {VERSION} loads, got Error Code 4: Plugin",
     ),
     "not finite": ({"plan": {"not_a_number": True}}, "expected finite displacements"),
     "half tensors": ({"plan": {"type": "HALF"}}, "expected float32 tensors moving, fixed"),
@@ -204,7 +237,6 @@ def test_fake_library_has_the_signatures_of_the_real_one():
     assert compared >= 12
     assert set(library.CudaGraphStrategy.__members__) == {"DISABLED", "WHOLE_GRAPH_CAPTURE"}
     assert isinstance(library.IRuntimeConfig.cuda_graph_strategy, property)
-    assert isinstance(library.Runtime.engine_host_code_allowed, property)
     assert (library.float32, library.ILogger.Severity.ERROR.name) == (
         library.DataType.FLOAT,
         "ERROR",
@@ -216,7 +248,9 @@ def test_real_library_says_why_it_refuses_a_file(folder, monkeypatch):
     library = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13")
     assert import_library("tensorrt-rtx") is library
     bundle = load_bundle(folder)
-    device = SimpleNamespace(active=nullcontext)
+    device = SimpleNamespace(
+        active=nullcontext, event=lambda: None, stream=lambda: SimpleNamespace(synchronize=list)
+    )
     message = rf"{ENGINE}: expected an engine that tensorrt_rtx .* loads, got .*; build the engine"
     with pytest.raises(BackendError, match=message) as caught:
         EngineBackend(bundle, bundle.engines[0], library, device)
@@ -235,21 +269,28 @@ class _Logger:
         pass
 
 
-def test_kernels_go_to_the_users_folder_if_the_bundle_cannot_be_written(
-    tmp_path, monkeypatch, caplog
-):
+def test_kernels_are_kept_for_their_engine_where_nobody_else_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    missing = tmp_path / "gone" / "e.engine"  # also for root, who may write everywhere else
-    kept = RuntimeCacheFile(missing, "ab" * 32)
-    assert list(kept.read()) == []
-    caplog.set_level(logging.INFO, "paramorph_rt")
+    engine = tmp_path / "bundle" / "e.engine"
+    kept = RuntimeCacheFile(engine, "ab" * 32)
+    assert kept.read() is None
     kept.write(b"kernels")
-    assert "kept in" in caplog.text
-    assert list(kept.read()) == [b"kernels"]
-    assert list(RuntimeCacheFile(missing, "cd" * 32).read()) == []  # another engine
-    assert [p.name for p in (tmp_path / "cache/paramorph-rt").iterdir()] == [
-        "e.engine.abababababab.cache"
-    ]
+    assert kept.read() == b"kernels"
+    assert RuntimeCacheFile(engine, "cd" * 32).read() is None  # another engine
+    (file,) = (tmp_path / "cache/paramorph-rt/kernels").iterdir()
+    assert file.name == "e.engine.abababababab.cache"
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    assert not engine.parent.exists()
+
+
+def test_kernels_that_others_could_have_written_are_not_used(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = RuntimeCacheFile(tmp_path / "e.engine", "ab" * 32)
+    kept.write(b"kernels")
+    (tmp_path / "paramorph-rt/kernels").chmod(0o770)
+    assert kept.read() is None
+    kept.write(b"others")
+    assert "can be written by others; chmod 700, or remove it; the next run" in caplog.text
 
 
 def test_kernels_that_cannot_be_kept_are_no_error(tmp_path, monkeypatch, caplog):
@@ -258,11 +299,59 @@ def test_kernels_that_cannot_be_kept_are_no_error(tmp_path, monkeypatch, caplog)
     kept = RuntimeCacheFile(tmp_path / "gone" / "e.engine", "ab" * 32)
     kept.write(b"kernels")
     assert "the next run compiles again" in caplog.text
-    assert list(kept.read()) == []
+    assert kept.read() is None
+
+
+ENGINES = {  # file: version and compute capability, in the order of the manifest
+    "portable.engine": ("10.14.1.48.post1", "portable"),
+    "newer.engine": ("11.2.0.9", "8.6"),
+    "same.engine": ("10.14.1.48.post1", "8.6"),
+    "ada.engine": ("10.14.1.48.post1", "8.9"),
+}
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "file"),
+    [
+        ("8.6", "10.14.1.48.post1", "same.engine"),
+        ("8.6", "10.14.1.48", "same.engine"),
+        ("8.6", "10.14.1", "same.engine"),  # as an older Python package tells it
+        ("8.9", "10.14.1.48", "ada.engine"),
+        ("12.0", "10.14.1.48", "portable.engine"),
+        ("9.0", "10.14.1.48", "portable.engine"),
+        ("8.6", "11.2.0.9", "newer.engine"),
+        ("8.6", "11.2.0.90", None),
+        ("8.6", "10.14.2.48", None),
+        ("7.5", "10.14.1.48", None),
+    ],
+)
+def test_engine_is_chosen_by_card_and_numbers_of_the_version(folder, capability, version, file):
+    manifest = read_manifest(folder)
+    manifest["engines"] = []
+    write_manifest(folder, manifest)
+    for name, (built, target) in ENGINES.items():
+        add_engine(folder, name, version=built, compute_capability=target)
+    bundle = load_bundle(folder)
+
+    def chosen() -> str:
+        engines = engines_for(bundle, "tensorrt-rtx", "fp16", capability)
+        return engine_of_version(engines, version, bundle).file
+
+    if file is None:
+        with pytest.raises(BackendError, match="build it: python export/build_engine.py"):
+            chosen()
+    else:
+        assert chosen() == file
+
+
+def test_binding_that_is_none(monkeypatch):
+    monkeypatch.setenv("PARAMORPH_CUDA", "cupy")
+    with pytest.raises(BackendError, match="expected cuda-python or pycuda, got cupy; choose one"):
+        open_device()
 
 
 def test_neither_binding(monkeypatch):
     for name in ("pycuda", "pycuda.driver", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingDependencyError, match=r"expected PyCUDA or cuda-python .* pip"):
+    with pytest.raises(MissingDependencyError, match=r"expected cuda-python or PyCUDA .* pip"):
         open_device()

@@ -42,7 +42,7 @@ def bundle_folder(tmp_path):
     return write_bundle(tmp_path / "bundle", smooth_displacement_vox())
 
 
-def add_engine(folder, flavour, version, capability, content: bytes) -> str:
+def add_engine(folder, flavour, version, capability, content: bytes, **entry) -> str:
     file = f"{flavour}-{version}-{capability}.engine"
     replace_file(folder, file, content)
     manifest = read_manifest(folder)
@@ -54,6 +54,7 @@ def add_engine(folder, flavour, version, capability, content: bytes) -> str:
             "compute_capability": capability,
             "precision": "fp16",
             "shape": manifest["grid"]["shape"],
+            **entry,
         }
     )
     write_manifest(folder, manifest)
@@ -88,6 +89,17 @@ def check_against_onnx(model_folder):
     assert configured(config.output) == dims_of(graph.output)
     assert config.max_batch_size == 0
     assert (config.name, config.backend) == (model_folder.name, "onnxruntime")
+    check_warm_up(config)
+
+
+def check_warm_up(config):
+    """A request as Triton wants it of a model that takes no batches."""
+    (warm_up,) = config.model_warmup
+    assert (warm_up.batch_size, warm_up.count) == (1, 0)
+    inputs = warm_up.inputs
+    found = {n: (list(t.dims), schema.DataType.Name(t.data_type)) for n, t in inputs.items()}
+    assert found == configured(config.input)
+    assert all(tensor.random_data for tensor in inputs.values())
 
 
 def test_config_says_what_the_network_is(bundle_folder, tmp_path, capsys):
@@ -125,6 +137,8 @@ def test_engines_are_one_model_by_compute_capability(bundle_folder, tmp_path, ca
     assert folders == {NAME, new, old}
     config = parsed(tmp_path / "repo" / new)
     assert config.backend == "tensorrt"
+    assert [g.kind for g in config.instance_group] == [schema.ModelInstanceGroup.KIND_GPU]
+    check_warm_up(config)
     contents = {
         capability: (tmp_path / "repo" / new / "1" / file).read_bytes()
         for capability, file in config.cc_model_filenames.items()
@@ -144,6 +158,39 @@ def test_networks_of_other_shapes_and_precisions_have_names_of_their_own(bundle_
     write_manifest(bundle_folder, manifest)
     names = {model.name for model in write_repository(load_bundle(bundle_folder), tmp_path / "r")}
     assert names == {NAME, "known-displacement-onnx-fp16", f"{NAME}-24x24x24"}
+
+
+def test_what_triton_cannot_load_is_left_out(bundle_folder, tmp_path, capsys):
+    """A model that fails to load ends a server of the default options."""
+    replace_file(bundle_folder, "plugin.so", b"code")
+    engine = add_engine(bundle_folder, "tensorrt", "10.14.1", "8.6", b"old", plugin="plugin.so")
+    manifest = read_manifest(bundle_folder)
+    network = manifest["networks"][0]
+    replace_file(bundle_folder, "bf16.onnx", (bundle_folder / "registration.onnx").read_bytes())
+    manifest = read_manifest(bundle_folder)
+    manifest["networks"].append({**network, "file": "bf16.onnx", "precision": "bf16"})
+    write_manifest(bundle_folder, manifest)
+    assert main(["triton", str(bundle_folder), "--out-dir", str(tmp_path / "repo")]) == 0
+    said = capsys.readouterr().err
+    assert "bf16.onnx: left out, because ONNX Runtime has no kernels for some of its" in said
+    assert f"{engine}: left out, because Triton opens plugin libraries without" in said
+    assert [path.name for path in (tmp_path / "repo").iterdir()] == [NAME]
+    config = parsed(tmp_path / "repo" / NAME)
+    assert list(config.instance_group) == []  # float32 is served without a GPU, too
+    readme = (tmp_path / "repo" / NAME / "README.md").read_text(encoding="utf-8")
+    assert f"--model-control-mode=explicit --load-model={NAME}" in readme
+    assert "--exit-on-error=false" in readme
+    assert "LD_PRELOAD" not in readme
+
+
+def test_float32_for_gpus_is_a_model_of_its_own(bundle_folder, tmp_path):
+    manifest = read_manifest(bundle_folder)
+    manifest["networks"].append(manifest["networks"][0] | {"device": "gpu"})
+    write_manifest(bundle_folder, manifest)
+    names = {model.name for model in write_repository(load_bundle(bundle_folder), tmp_path / "r")}
+    assert names == {NAME, f"{NAME}-gpu"}
+    (group,) = parsed(tmp_path / "r" / f"{NAME}-gpu").instance_group
+    assert group.kind == schema.ModelInstanceGroup.KIND_GPU
 
 
 def test_models_of_a_repository_stay_and_ours_need_force(bundle_folder, tmp_path):

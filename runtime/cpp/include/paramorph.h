@@ -44,7 +44,6 @@ typedef struct paramorph_options {
     int32_t shape[3];             /* D, H, W of the engine; zeros: those of the bundle's grid */
     const char* precision;        /* "fp32", "fp16", "bf16"; NULL: first in the manifest */
     const char* tensorrt_library; /* TensorRT's shared library; NULL: the loader finds it by name */
-    const char* plugin_library;   /* for engines with the GridSample3D plugin; NULL: none */
 } paramorph_options;
 
 /* What was opened; the text lives as long as the engine. */

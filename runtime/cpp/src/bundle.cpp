@@ -91,18 +91,25 @@ json read_manifest(const fs::path& folder) {
     return manifest;
 }
 
-EngineEntry engine_entry(const json& entry, const json& files) {
-    const auto file = entry.at("file").get<std::string>();
+FileEntry file_entry(const json& name, const json& files) {
+    const auto file = name.get<std::string>();
     const json& recorded = files.at(file);
-    return {file,
-            one_of({"tensorrt", "tensorrt-rtx"}, entry.at("flavour")),
-            entry.at("version").get<std::string>(),
-            entry.at("compute_capability").get<std::string>(),
-            one_of({"fp32", "fp16", "bf16"}, entry.at("precision")),
-            three<int32_t>(entry.at("shape")),
-            entry.value("has_plugin", false),
-            recorded.at("sha256").get<std::string>(),
+    return {file, recorded.at("sha256").get<std::string>(),
             recorded.at("bytes").get<std::uintmax_t>()};
+}
+
+EngineEntry engine_entry(const json& entry, const json& files) {
+    EngineEntry engine{file_entry(entry.at("file"), files),
+                       one_of({"tensorrt", "tensorrt-rtx"}, entry.at("flavour")),
+                       entry.at("version").get<std::string>(),
+                       entry.at("compute_capability").get<std::string>(),
+                       one_of({"fp32", "fp16", "bf16"}, entry.at("precision")),
+                       three<int32_t>(entry.at("shape")),
+                       {}};
+    if (const auto plugin = entry.find("plugin"); plugin != entry.end() && !plugin->is_null()) {
+        engine.plugin = file_entry(*plugin, files);
+    }
+    return engine;
 }
 
 Bundle bundle_from(const fs::path& folder, const json& manifest) {
@@ -168,7 +175,7 @@ Bundle load_bundle(const fs::path& folder) {
                   std::to_string(kFormatVersion) + ", got " + what + "; export the bundle again.");
 }
 
-std::vector<char> read_verified(const Bundle& bundle, const EngineEntry& entry) {
+std::vector<char> read_verified(const Bundle& bundle, const FileEntry& entry) {
     const fs::path path = bundle.folder / entry.file;
     if (!lies_inside(path, bundle.folder)) {
         refuse_bundle(entry.file +

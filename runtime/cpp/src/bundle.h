@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,16 +12,19 @@ namespace paramorph {
 
 using Shape = std::array<int32_t, 3>;
 
-struct EngineEntry {
+struct FileEntry {
     std::string file;  // within the bundle
+    std::string sha256;
+    std::uintmax_t bytes;
+};
+
+struct EngineEntry : FileEntry {
     std::string flavour;
     std::string version;
     std::string compute_capability;
     std::string precision;
     Shape shape;
-    bool has_plugin;  // holds the library of GridSample3D: code for the host
-    std::string sha256;
-    std::uintmax_t bytes;
+    std::optional<FileEntry> plugin;  // the library of GridSample3D, which it needs
 };
 
 struct Bundle {
@@ -37,9 +41,9 @@ struct Bundle {
 // Throws PARAMORPH_BUNDLE_ERROR: no bundle there, an unknown format, a malformed entry.
 Bundle load_bundle(const std::filesystem::path& folder);
 
-// The bytes of an engine file, hashed as they are returned.
+// The bytes of a file, hashed as they are returned.
 // Throws PARAMORPH_BUNDLE_ERROR: it is missing, outside the bundle, or was altered.
-std::vector<char> read_verified(const Bundle& bundle, const EngineEntry& entry);
+std::vector<char> read_verified(const Bundle& bundle, const FileEntry& entry);
 
 // As Python prints it, such as "(96, 128, 96)".
 std::string text(const Shape& shape);

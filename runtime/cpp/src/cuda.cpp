@@ -70,16 +70,23 @@ Device::Device(int ordinal) : ordinal_(ordinal) {
 
 Device::~Device() { driver().cuDevicePrimaryCtxRelease(device_); }
 
-bool Device::owns(const void* address) const {
+std::size_t Device::bytes_at(CUdeviceptr address) const {
+    const auto told = [address](void* value, CUpointer_attribute attribute) {
+        return driver().cuPointerGetAttribute(value, attribute, address) == CUDA_SUCCESS;
+    };
     CUmemorytype type{};
     int ordinal = -1;
-    const auto pointer = reinterpret_cast<CUdeviceptr>(address);
-    return driver().cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer) ==
-               CUDA_SUCCESS &&
-           type == CU_MEMORYTYPE_DEVICE &&
-           driver().cuPointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, pointer) ==
-               CUDA_SUCCESS &&
-           ordinal == ordinal_;
+    if (!told(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE) || type != CU_MEMORYTYPE_DEVICE ||
+        !told(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL) || ordinal != ordinal_) {
+        return 0;
+    }
+    CUdeviceptr start = 0;
+    std::size_t size = 0;
+    if (!told(&start, CU_POINTER_ATTRIBUTE_RANGE_START_ADDR) ||
+        !told(&size, CU_POINTER_ATTRIBUTE_RANGE_SIZE)) {
+        return 0;
+    }
+    return start + size - address;
 }
 
 Current::Current(const Device& device) {

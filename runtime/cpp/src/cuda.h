@@ -56,8 +56,8 @@ public:
     ~Device();
     Device(const Device&) = delete;
 
-    // Whether memory at this address is on this GPU.
-    bool owns(const void* address) const;
+    // Bytes of memory of this GPU from an address to the end of its allocation; 0: it has none there.
+    std::size_t bytes_at(CUdeviceptr address) const;
 
     std::string name;
     std::string compute_capability;  // such as "8.6"

@@ -28,7 +28,7 @@ public:
 private:
     void check_arrays(const float* moving, const float* fixed, const float* displacement,
                       const float* warped) const;
-    CUdeviceptr checked_address(const char* name, const float* array) const;
+    CUdeviceptr checked_address(const char* name, const float* array, std::size_t bytes) const;
 
     Bundle bundle_;
     EngineEntry entry_;

@@ -44,16 +44,22 @@ std::unique_ptr<T> expect(T* object, const std::string& file, const char* what) 
     return std::unique_ptr<T>(object);
 }
 
-std::unique_ptr<nvinfer1::IRuntime> runtime_for(const TensorRT& tensorrt, const EngineEntry& entry,
-                                                const char* plugin) {
+constexpr char kPluginName[] = "GridSample3D", kPluginVersion[] = "1";
+
+std::unique_ptr<nvinfer1::IRuntime> runtime_for(const TensorRT& tensorrt,
+                                                const std::string& plugin) {
     std::unique_ptr<nvinfer1::IRuntime> runtime = tensorrt.runtime();
-    if (entry.has_plugin) {
-        runtime->setEngineHostCodeAllowed(true);
-    }
-    if (plugin != nullptr && runtime->getPluginRegistry().loadLibrary(plugin) == nullptr) {
-        refuse(PARAMORPH_MISSING_DEPENDENCY,
-               std::string(plugin) + ": expected a TensorRT plugin library, got none (" +
-                   logged_error() + "); build it with `make plugin`.");
+    if (!plugin.empty()) {
+        nvinfer1::IPluginRegistry& registry = runtime->getPluginRegistry();
+        // Its parents may have it already, which would refuse the same name twice.
+        const auto known = [&registry] {
+            return registry.getCreator(kPluginName, kPluginVersion, "") != nullptr;
+        };
+        if (!known() && (registry.loadLibrary(plugin.c_str()) == nullptr || !known())) {
+            refuse(PARAMORPH_MISSING_DEPENDENCY,
+                   plugin + ": expected a library of " + kPluginName + " for " + kBuiltFor +
+                       ", got none (" + logged_error() + "); build the engine again.");
+        }
     }
     return runtime;
 }
@@ -61,14 +67,14 @@ std::unique_ptr<nvinfer1::IRuntime> runtime_for(const TensorRT& tensorrt, const 
 }  // namespace
 
 Session::Session(const TensorRT& tensorrt, const std::vector<char>& file, const EngineEntry& entry,
-                 const char* plugin)
+                 const std::string& plugin)
     : moving(bytes_of(entry.shape)),
       fixed(bytes_of(entry.shape)),
       displacement(3 * bytes_of(entry.shape)),
       warped(bytes_of(entry.shape)),
       entry_(entry),
       volume_bytes_(bytes_of(entry.shape)),
-      runtime_(runtime_for(tensorrt, entry, plugin)),
+      runtime_(runtime_for(tensorrt, plugin)),
       engine_(expect(runtime_->deserializeCudaEngine(file.data(), file.size()), entry.file,
                      "an engine")) {
     check_tensors();

@@ -13,11 +13,11 @@ namespace paramorph {
 class Session {
 public:
     // file: the engine's bytes, not needed afterwards.
-    // plugin: a library with TensorRT plugins, or NULL.
+    // plugin: path of the library that the engine needs, or "".
     // Throws PARAMORPH_BACKEND_ERROR: TensorRT or CUDA refused.
     // Throws PARAMORPH_BUNDLE_ERROR: its tensors are not those of a registration.
     Session(const TensorRT& tensorrt, const std::vector<char>& file, const EngineEntry& entry,
-            const char* plugin);
+            const std::string& plugin);
     ~Session();  // waits for what was enqueued
 
     // Registers on a stream, after whatever this session was last asked to do on another.

@@ -10,6 +10,10 @@
 #include <memory>
 #include <string>
 
+#if !defined(TRT_MAJOR_RTX) && NV_TENSORRT_MAJOR * 100 + NV_TENSORRT_MINOR < 1001
+#error "expected the headers of TensorRT 10.1 or newer, or of TensorRT for RTX"
+#endif
+
 namespace paramorph {
 
 #ifdef TRT_MAJOR_RTX

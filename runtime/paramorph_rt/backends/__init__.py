@@ -301,10 +301,17 @@ def _onnxruntime_on_gpu(provider: str) -> Callable[[Bundle, Precision, int | Non
         find_gpu()
         from .onnxruntime import OnnxRuntimeBackend, check_provider
 
-        entry = bundle.network(precision)
+        entry = bundle.network(precision, device="gpu")
         check_provider(provider)
 
         def load() -> Network:
+            if entry.device != "gpu" and provider != "CUDAExecutionProvider":
+                log.warning(
+                    "%s: rewritten for CPUs, it may take ten times the memory in %s; export the "
+                    "bundle with --fp32-for-gpus.",
+                    entry.file,
+                    provider,
+                )
             path = bundle.verified_network(entry)
             return prove(OnnxRuntimeBackend(path, threads, provider, precision), entry.shape)
 
@@ -339,7 +346,8 @@ _ON_GPU: tuple[Precision, ...] = ("fp16", "fp32")
 WAYS = (
     Way("tensorrt", "tensorrt", PRECISIONS, _ON_GPU, _engine("tensorrt")),
     Way("tensorrt-rtx", "tensorrt-rtx", PRECISIONS, _ON_GPU, _engine("tensorrt-rtx")),
-    Way("cuda", "onnxruntime-cuda", PRECISIONS, _ON_GPU, _CUDA),
+    # Without bf16: ONNX Runtime has no such kernels for LeakyRelu, Resize, InstanceNormalization.
+    Way("cuda", "onnxruntime-cuda", _ON_GPU, _ON_GPU, _CUDA),
     Way("tensorrt-rtx", "onnxruntime-tensorrt-rtx", PRECISIONS, _ON_GPU, _TENSORRT_RTX),
     # Weakly typed: in fp16 it would round sampling coordinates as well.
     Way("tensorrt", "onnxruntime-tensorrt", ("fp32",), ("fp32",), _TENSORRT),

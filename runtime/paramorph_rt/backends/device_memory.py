@@ -1,12 +1,14 @@
-"""Memory, streams and events of the GPU: by PyCUDA, or by cuda-python where it is not installed.
+"""Memory, streams and events of the GPU: by cuda-python, or by PyCUDA where that is wanted.
 
 Device memory is an address, a stream its handle: the integers that TensorRT takes, and that other
-programs can hand in. All calls but `open_device` and `active` need the device to be active.
+programs can hand in. All calls but `open_device` and `active` need the device to be active, and so
+does giving something back: PyCUDA refuses it elsewhere.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ from ..errors import BackendError, MissingDependencyError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+CHOICE = "PARAMORPH_CUDA"  # environment variable: a key of `_KINDS`
 
 
 class Memory(Protocol):
@@ -68,6 +72,10 @@ class Device(Protocol):
         """Enqueue a copy from the device; `array` is pinned."""
         ...
 
+    def copy(self, to: int, address: int, size: int, stream: Stream) -> None:
+        """Enqueue a copy of so many bytes within the device."""
+        ...
+
     def event(self) -> Any:
         """A mark that one stream passes and others wait for."""
         ...
@@ -79,25 +87,6 @@ class Device(Protocol):
     def wait(self, event: Any, stream: int) -> None:
         """Let any stream go on only when the mark is passed."""
         ...
-
-
-def open_device() -> Device:
-    """The first visible GPU.
-
-    Raises:
-        BackendError: The GPU cannot be used.
-        MissingDependencyError: Neither library is installed.
-    """
-    reasons = []
-    for kind in (_PyCudaDevice, _CudaPythonDevice):
-        try:
-            return kind()
-        except ImportError as err:
-            reasons.append(str(err))
-    raise MissingDependencyError(
-        f"GPU: expected PyCUDA or cuda-python for its memory, got {' and '.join(reasons)}; pip "
-        "install cuda-bindings, of the version of your driver's CUDA."
-    )
 
 
 class _PyCudaDevice:
@@ -134,6 +123,9 @@ class _PyCudaDevice:
 
     def download(self, array: np.ndarray, address: int, stream: Any) -> None:
         self._cuda.memcpy_dtoh_async(array, address, stream)
+
+    def copy(self, to: int, address: int, size: int, stream: Any) -> None:
+        self._cuda.memcpy_dtod_async(to, address, size, stream)
 
     # PyCUDA records events only on streams of its own making, so the host waits instead.
     def event(self) -> Any:
@@ -205,6 +197,9 @@ class _CudaPythonDevice:
             self._driver.cuMemcpyDtoHAsync, array.ctypes.data, address, array.nbytes, stream.handle
         )
 
+    def copy(self, to: int, address: int, size: int, stream: Stream) -> None:
+        self._call(self._driver.cuMemcpyDtoDAsync, to, address, size, stream.handle)
+
     def event(self) -> Any:
         flags = self._driver.CUevent_flags.CU_EVENT_DISABLE_TIMING
         return _CudaPythonHandle(
@@ -263,4 +258,31 @@ def _refusal(what: str) -> BackendError:
     return BackendError(
         f"GPU: expected memory and time for the network, got {what}; check nvidia-smi, or choose "
         "--backend onnxruntime for the CPU."
+    )
+
+
+_KINDS: dict[str, type[Device]] = {"cuda-python": _CudaPythonDevice, "pycuda": _PyCudaDevice}
+
+
+def open_device() -> Device:
+    """The first visible GPU, by what `$PARAMORPH_CUDA` names, else by the first that is installed.
+
+    Raises:
+        BackendError: The GPU cannot be used, or the variable names neither library.
+        MissingDependencyError: The library is not installed.
+    """
+    chosen = os.environ.get(CHOICE, "")
+    if chosen and chosen not in _KINDS:
+        raise BackendError(
+            f"${CHOICE}: expected {' or '.join(_KINDS)}, got {chosen}; choose one, or unset it."
+        )
+    reasons = []
+    for name in [chosen] if chosen else _KINDS:
+        try:
+            return _KINDS[name]()
+        except ImportError as err:
+            reasons.append(str(err))
+    raise MissingDependencyError(
+        f"GPU: expected {chosen or 'cuda-python or PyCUDA'} for its memory, got "
+        f"{' and '.join(reasons)}; pip install cuda-bindings, of the version of your driver's CUDA."
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +16,10 @@ import onnxruntime as ort
 
 from ..errors import BackendError, MissingDependencyError
 from . import check_displacement
-from .runtime_cache import user_cache_folder
+from .runtime_cache import kernel_folder
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from jaxtyping import Float
 
@@ -31,6 +35,7 @@ NAMES = {
     TENSORRT: "onnxruntime-tensorrt",
     TENSORRT_RTX: "onnxruntime-tensorrt-rtx",
 }
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 # Both packages hold one module; in a folder of its own, ahead on the path, the second hides the
 # first without breaking it.
 WITH_CUDA = (
@@ -72,10 +77,11 @@ class OnnxRuntimeBackend:
             else:
                 options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
                 providers = _gpu_providers(provider, options)
-            # Without its own fallback, which prints and goes on elsewhere.
-            self._session = ort.InferenceSession(
-                network_path, options, providers=providers or None, enable_fallback=0
-            )
+            with _without_tf32():
+                # Without its own fallback, which prints and goes on elsewhere.
+                self._session = ort.InferenceSession(
+                    network_path, options, providers=providers or None, enable_fallback=0
+                )
         except Exception as err:  # ONNX Runtime derives its errors from Exception directly
             raise BackendError(
                 f"{network_path.name}: expected a network that ONNX Runtime {ort.__version__} "
@@ -147,24 +153,58 @@ def _plugin_devices(provider: str) -> list[Any]:
 
 def _gpu_providers(provider: str, options: ort.SessionOptions) -> list[Any]:
     """What to ask for; a plugin's provider goes into the options instead."""
-    kernels = user_cache_folder()
-    settings: dict[str, dict[str, str]] = {
-        # Else float32 is multiplied with the 10 bits of TF32.
-        CUDA: {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"},
-        TENSORRT: {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(kernels)},
-        TENSORRT_RTX: {"nv_runtime_cache_path": str(kernels)},
-    }
+    settings = {CUDA: {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}}
     if provider != CUDA:
-        kernels.mkdir(parents=True, exist_ok=True)
-    if hasattr(ort, "preload_dlls"):  # CUDA's libraries from NVIDIA's wheels
-        with redirect_stdout(sys.stderr):
-            ort.preload_dlls()
+        kernels = str(kernel_folder())
+        settings |= {
+            # Its binding takes no other words for yes and no.
+            TENSORRT: {"trt_engine_cache_enable": "True", "trt_engine_cache_path": kernels},
+            TENSORRT_RTX: {"nv_runtime_cache_path": kernels},
+        }
+    _preload_cuda()
     if provider not in ort.get_available_providers():
         options.add_provider_for_devices(_plugin_devices(provider)[:1], settings[provider])
         return []
     # TensorRT before 11.2 leaves volumes that are sampled to CUDA.
     names = [provider, CUDA] if provider == TENSORRT else [provider]
     return [(name, settings[name]) for name in names]
+
+
+def _preload_cuda() -> None:
+    """CUDA's libraries from NVIDIA's wheels, wherever those are.
+
+    ONNX Runtime itself looks for them beside its own package alone, which `WITH_CUDA` puts into a
+    folder of its own; the library of its provider names no folder.
+    """
+    if not hasattr(ort, "preload_dlls"):  # before ONNX Runtime 1.21
+        return
+    wheels = find_spec("nvidia")
+    roots = wheels.submodule_search_locations if wheels else None
+    folders = [folder for root in roots or () for folder in sorted(Path(root).glob("*/lib"))]
+    with redirect_stdout(io.StringIO()):  # each folder holds some, and lacks the others
+        for folder in folders:
+            ort.preload_dlls(directory=str(folder))
+    with redirect_stdout(sys.stderr):
+        ort.preload_dlls()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Let NVIDIA's libraries build for float32 as it is, not with the 10 bits of TF32.
+
+    The TensorRT providers have no option for it; an engine is built when its session is made.
+
+    Source:
+        NVIDIA TensorRT Developer Guide, NVIDIA_TF32_OVERRIDE.
+    """
+    before = os.environ.get(TF32_OVERRIDE)
+    os.environ[TF32_OVERRIDE] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[TF32_OVERRIDE]
+        if before is not None:
+            os.environ[TF32_OVERRIDE] = before
 
 
 def _on(provider: str) -> str:

@@ -1,4 +1,4 @@
-"""What libraries compiled for this machine, kept between runs; kernels beside their engine."""
+"""What libraries compiled for this machine, kept between runs in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 class RuntimeCacheFile:
     """Where TensorRT for RTX keeps an engine's kernels; whether they still fit is its to judge.
 
-    Beside the engine, or in the user's cache folder ($XDG_CACHE_HOME) if that cannot be written.
-    Never an error: what is missing is compiled again.
+    In `kernel_folder`, and not beside the engine: kernels are code, and the manifest's hashes say
+    nothing of what was compiled here. Never an error: what is missing is compiled again.
 
     Args:
         engine: Its file.
@@ -25,26 +25,37 @@ class RuntimeCacheFile:
     """
 
     def __init__(self, engine: Path, sha256: str) -> None:
-        self._beside = engine.with_name(f"{engine.name}.{sha256[:12]}.cache")
+        self._name = f"{engine.name}.{sha256[:12]}.cache"
 
-    def read(self) -> Iterator[bytes]:
-        """What was kept, in any place; the first that the library accepts is the one."""
-        for folder in (user_cache_folder, lambda: self._beside.parent):
-            with suppress(OSError):
-                yield (folder() / self._beside.name).read_bytes()
+    def read(self) -> bytes | None:
+        """What was kept, if anything was."""
+        try:
+            return (kernel_folder() / self._name).read_bytes()
+        except OSError as err:
+            log.debug("runtime cache: %s", err)
+            return None
 
     def write(self, content: bytes) -> None:
         """Keep the kernels; another process sees all of them or those before."""
         try:
-            _write(self._beside, content)
+            with writing(kernel_folder() / self._name) as stream:
+                stream.write(content)
         except OSError as err:
-            try:
-                folder = user_cache_folder()
-                log.info("runtime cache: %s; kept in %s", err, folder)
-                folder.mkdir(parents=True, exist_ok=True)
-                _write(folder / self._beside.name, content)
-            except OSError as also:
-                log.warning("runtime cache: %s; the next run compiles again", also)
+            log.warning("runtime cache: %s; the next run compiles again", err)
+
+
+def kernel_folder() -> Path:
+    """The folder of compiled kernels, made if need be; nobody but its user may write there.
+
+    Raises:
+        OSError: There is no place for it, or others could put kernels there.
+    """
+    folder = user_cache_folder() / "kernels"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(f"{folder} can be written by others; chmod 700, or remove it")
+    return folder
 
 
 def user_cache_folder() -> Path:
@@ -79,8 +90,3 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         os.unlink(staged)
         raise
-
-
-def _write(path: Path, content: bytes) -> None:
-    with writing(path) as stream:
-        stream.write(content)

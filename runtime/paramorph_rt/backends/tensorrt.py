@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ..bundle import PORTABLE
 from ..errors import BackendError, MissingDependencyError
 from . import check_displacement, prove
 from .device_memory import Device, open_device
 from .runtime_cache import RuntimeCacheFile
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
     from types import ModuleType
     from typing import Literal
 
@@ -31,25 +36,30 @@ log = logging.getLogger(__name__)
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INPUTS, OUTPUT = ("moving", "fixed"), "displacement"
 CHANNELS = {"moving": 1, "fixed": 1, "displacement": 3, "warped": 1}
+PLUGIN = ("GridSample3D", "1", "")  # type, version, namespace
+#: Compute capability from which on a portable engine of TensorRT for RTX may be tried. NVIDIA names
+#: 8.0, 8.6, 8.9, 12.0 and later; others refuse it, if they do, when it is loaded.
+OLDEST_OF_PORTABLE = (8, 0)
 
 
 class EngineBackend:
     """An engine with its buffers: pinned on the host, allocated once on the device.
 
-    Several threads may call it; the GPU runs one pair after another. `run` takes arrays, `enqueue`
-    takes device memory and a stream of the caller's.
+    Several threads may call it; the GPU runs one pair after another, in a stream of its own and at
+    addresses that stay, so that TensorRT for RTX may replay what it once captured. `run` takes
+    arrays, `enqueue` takes device memory and a stream of the caller's.
 
     Args:
         bundle: A bundle.
         entry: One of its engines, built by this version of the library for this GPU.
         library: `tensorrt` or `tensorrt_rtx`.
-        device: Where its memory comes from; None is the first visible GPU.
+        device: Where its memory comes from; None is `open_device`'s.
         cuda_graph: Let TensorRT for RTX replay all kernels as one CUDA graph.
 
     Raises:
         BundleError: The engine's file was altered.
         BackendError: The library or the GPU refuses the engine.
-        MissingDependencyError: Neither PyCUDA nor cuda-python is installed.
+        MissingDependencyError: Neither cuda-python nor PyCUDA is installed.
     """
 
     def __init__(
@@ -66,29 +76,20 @@ class EngineBackend:
         self._shape = entry.shape
         self._lock = threading.Lock()
         self._logger = _logger(library)
+        self._gpu: dict[str, Any] = {}  # what has to be given back, in the order of its making
         content = bundle.verified_bytes(entry.file)
         self._device = device or open_device()
         with self._device.active():
-            self._runtime = library.Runtime(self._logger)
-            if entry.has_plugin:
-                self._runtime.engine_host_code_allowed = True
-            self._engine = self._runtime.deserialize_cuda_engine(content)
-            if self._engine is None:
-                raise self._refusal(
-                    f"an engine that {library.__name__} {library.__version__} loads"
-                )
-            self._check_tensors(library)
-            self._cache = None
-            if entry.flavour == "tensorrt-rtx":
-                self._cache = RuntimeCacheFile(self._path, bundle.sha256(entry.file))
-            self._context = self._create_context(library, cuda_graph)
-            self._stream = self._device.stream()
-            self._foreign = self._device.event()  # behind the caller's last work
-            self._is_foreign = False
-            shapes = {name: (1, CHANNELS[name], *self._shape) for name in self._names}
-            self._memory = {n: self._device.allocate(4 * math.prod(s)) for n, s in shapes.items()}
-            self._host = {n: self._device.pinned(shapes[n]) for n in (*INPUTS, OUTPUT)}
-        self._keep_kernels()
+            try:
+                self._open(bundle, entry, library, content, cuda_graph)
+            except BaseException:
+                self._give_back()
+                raise
+        try:
+            self._keep_kernels(runs=3 if self._cache is not None and cuda_graph else 1)
+        except BaseException:
+            self.close()
+            raise
 
     def run(
         self, moving: Float[np.ndarray, "i j k"], fixed: Float[np.ndarray, "i j k"]
@@ -101,23 +102,27 @@ class EngineBackend:
                     f"{volume.shape}; choose an engine that was built for this shape."
                 )
         with self._lock, self._device.active():
+            host, memory, stream = self._parts("host", "memory", "stream")
             for name, volume in zip(INPUTS, (moving, fixed), strict=True):
-                np.copyto(self._host[name][0, 0], volume)
-                self._device.upload(self._memory[name].address, self._host[name], self._stream)
-            self._execute({n: m.address for n, m in self._memory.items()}, self._stream.handle)
-            found = self._host[OUTPUT]
-            self._device.download(found, self._memory[OUTPUT].address, self._stream)
-            self._stream.synchronize()
+                np.copyto(host[name][0, 0], volume)
+                self._device.upload(memory[name].address, host[name], stream)
+            self._launch()
+            found = host[OUTPUT]
+            self._device.download(found, memory[OUTPUT].address, stream)
+            stream.synchronize()
             return check_displacement(found, self._shape, self._path).copy()
 
     def enqueue(
         self, moving: int, fixed: int, displacement: int, warped: int | None = None, *, stream: int
     ) -> None:
-        """Run on memory of the caller's, in its stream, without waiting for the end.
+        """Run on memory of the caller's, in the order of its stream.
 
+        Does not wait for the end (with PyCUDA, which knows no streams but its own, it does).
         Addresses are of float32 arrays in C order on this GPU, in the context that CUDA's runtime,
-        PyTorch and CuPy use too; TensorRT wants them to be multiples of 256. All stay as they are
-        until the stream has passed. Whether the displacement is finite is the caller's to check.
+        PyTorch and CuPy use too. All stay as they are until the stream has passed. They are copied
+        to and from memory of the engine's, which takes a small part of a millisecond and lets the
+        engine keep its addresses and its stream, so that any stream will do, the default one too.
+        Whether the displacement is finite is the caller's to check.
 
         >>> backend.enqueue(  # doctest: +SKIP
         ...     moving.data_ptr(), fixed.data_ptr(), displacement.data_ptr(),
@@ -129,37 +134,117 @@ class EngineBackend:
             fixed: Likewise.
             displacement: Address of (1, 3, i, j, k), written: see `Network.run`.
             warped: Address of (1, 1, i, j, k), written; None if it is not wanted.
-            stream: CUDA stream handle.
+            stream: CUDA stream handle; 0 is the default stream.
 
         Raises:
-            BackendError: TensorRT refuses an address or the launch.
+            BackendError: CUDA refuses an address, TensorRT the launch, or the engine gives no
+                warped volume.
         """
-        given = {"moving": moving, "fixed": fixed, OUTPUT: displacement}
-        if warped is not None:
-            given["warped"] = warped
         with self._lock, self._device.active():
-            self._execute({n: m.address for n, m in self._memory.items()} | given, stream)
-            self._device.record(self._foreign, stream)
-            self._is_foreign = True
+            memory, own, event = self._parts("memory", "stream", "event")
+            if warped is not None and "warped" not in memory:
+                raise BackendError(
+                    f"{self._path.name}: expected no address for a warped volume, which this "
+                    "engine does not give, got one; warp the moving volume by the displacement."
+                )
+            self._device.record(event, stream)
+            self._device.wait(event, own.handle)
+            try:
+                for name, address in zip(INPUTS, (moving, fixed), strict=True):
+                    self._device.copy(memory[name].address, address, self._bytes(name), own)
+                self._launch()
+                for name, address in ((OUTPUT, displacement), ("warped", warped)):
+                    if address is not None:
+                        self._device.copy(address, memory[name].address, self._bytes(name), own)
+            except BaseException:
+                own.synchronize()  # the caller's memory is its own again
+                raise
+            self._device.record(event, own.handle)
+            self._device.wait(event, stream)
 
-    def _execute(self, addresses: dict[str, int], stream: int) -> None:
-        if self._is_foreign:  # activations are shared with what may still run elsewhere
-            self._device.wait(self._foreign, stream)
-            self._is_foreign = False
-        self._logger.errors.clear()
-        for name, address in addresses.items():
-            if not self._context.set_tensor_address(name, address):
+    def close(self) -> None:
+        """Wait for what was enqueued and give all memory back; the engine runs no more.
+
+        Happens by itself when nobody holds the engine any longer.
+        """
+        with self._lock:
+            if self._gpu:
+                with self._device.active():
+                    self._give_back()
+
+    def __del__(self) -> None:
+        if getattr(self, "_gpu", None):
+            with suppress(Exception):  # nobody is there to be told
+                self.close()
+
+    def _open(
+        self,
+        bundle: Bundle,
+        entry: EngineEntry,
+        library: ModuleType,
+        content: bytes,
+        cuda_graph: bool,
+    ) -> None:
+        """All that lives on the GPU."""
+        gpu = self._gpu
+        gpu["stream"] = self._device.stream()
+        gpu["event"] = self._device.event()
+        gpu["runtime"] = library.Runtime(self._logger)
+        if entry.plugin is not None:
+            self._load_plugin(library, bundle.verified_path(entry.plugin))
+        gpu["engine"] = gpu["runtime"].deserialize_cuda_engine(content)
+        if gpu["engine"] is None:
+            raise self._refusal(f"an engine that {library.__name__} {library.__version__} loads")
+        names = self._check_tensors(library)
+        self._cache = None
+        if entry.flavour == "tensorrt-rtx":
+            self._cache = RuntimeCacheFile(self._path, bundle.sha256(entry.file))
+        gpu["context"] = self._create_context(library, cuda_graph)
+        gpu["memory"] = {name: self._device.allocate(self._bytes(name)) for name in names}
+        gpu["host"] = {
+            name: self._device.pinned((1, CHANNELS[name], *self._shape))
+            for name in (*INPUTS, OUTPUT)
+        }
+        for name, memory in gpu["memory"].items():
+            if not gpu["context"].set_tensor_address(name, memory.address):
                 raise self._refusal(f"memory for {name} that TensorRT takes")
-        if not self._context.execute_async_v3(stream):
+
+    def _give_back(self) -> None:
+        if "stream" in self._gpu:
+            with suppress(BackendError):  # of a GPU that is gone, the rest goes all the same
+                self._gpu["stream"].synchronize()
+        while self._gpu:  # contexts before their engine, memory while the device is active
+            self._gpu.popitem()
+
+    def _parts(self, *names: str) -> list[Any]:
+        if not self._gpu:
+            raise BackendError(
+                f"{self._path.name}: expected an open engine, got one that was closed; load it "
+                "again."
+            )
+        return [self._gpu[name] for name in names]
+
+    def _bytes(self, name: str) -> int:
+        return 4 * CHANNELS[name] * math.prod(self._shape)
+
+    def _launch(self) -> None:
+        self._logger.errors.clear()
+        if not self._gpu["context"].execute_async_v3(self._gpu["stream"].handle):
             raise self._refusal("a launch")
 
-    def _check_tensors(self, library: ModuleType) -> None:
-        """Names, shapes and types, before anything is allocated by them."""
-        engine = self._engine
-        self._names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
+    def _load_plugin(self, library: ModuleType, path: Path) -> None:
+        """GridSample3D, once in a process: the registry refuses the same name twice."""
+        registry = library.get_plugin_registry()
+        if registry.get_creator(*PLUGIN) is None and registry.load_library(str(path)) is None:
+            raise self._refusal(f"a plugin library for {library.__name__} in {path.name}")
+
+    def _check_tensors(self, library: ModuleType) -> list[str]:
+        """Names, if shapes and types are right; before anything is allocated by them."""
+        engine = self._gpu["engine"]
+        names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
         found = {
             name: (tuple(engine.get_tensor_shape(name)), engine.get_tensor_dtype(name))
-            for name in self._names
+            for name in names
         }
         expected = {n: ((1, c, *self._shape), library.float32) for n, c in CHANNELS.items()}
         if "warped" not in found:
@@ -170,27 +255,37 @@ class EngineBackend:
                 f"{self._shape}, got {', '.join(f'{n} {s}' for n, (s, _) in found.items())}; build "
                 "the engine again."
             )
+        return names
 
     def _create_context(self, library: ModuleType, cuda_graph: bool) -> Any:
+        engine = self._gpu["engine"]
         if self._cache is None:
-            context = self._engine.create_execution_context()
+            context = engine.create_execution_context()
         else:
-            config = self._engine.create_runtime_config()
-            self._kernels = config.create_runtime_cache()
-            self._kept = next(filter(self._kernels.deserialize, self._cache.read()), None)
-            config.set_runtime_cache(self._kernels)
+            config = engine.create_runtime_config()
+            kernels = config.create_runtime_cache()
+            kept = self._cache.read()
+            self._kept = kept if kept is not None and kernels.deserialize(kept) else None
+            config.set_runtime_cache(kernels)
             if cuda_graph:
                 config.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            context = self._engine.create_execution_context(config)
+            self._gpu["kernels"] = kernels
+            context = engine.create_execution_context(config)
         if context is None:
             raise self._refusal("memory for its activations")
         return context
 
-    def _keep_kernels(self) -> None:
-        """Run once, which compiles what is missing, and keep the kernels."""
-        prove(self, self._shape)
+    def _keep_kernels(self, runs: int) -> None:
+        """Run, which compiles what is missing, and keep the kernels.
+
+        Args:
+            runs: The second captures a CUDA graph, the third is the first to replay it; none of
+                this is left to the first real pair.
+        """
+        for _ in range(runs):
+            prove(self, self._shape)
         if self._cache is not None:
-            kernels = bytes(self._kernels.serialize())
+            kernels = bytes(self._gpu["kernels"].serialize())
             if kernels != self._kept:
                 self._cache.write(kernels)
 
@@ -211,14 +306,17 @@ def engines_for(
         BackendError: There is none.
     """
     engines = list(bundle.engines)
-    for what, value in (
+    build = _build_command(bundle, flavour, compute_capability)
+    targets = [compute_capability]
+    if _numbers(compute_capability) >= OLDEST_OF_PORTABLE:
+        targets.append(PORTABLE)
+    for what, *values in (
         ("flavour", flavour),
         ("shape", bundle.inputs.grid.shape),
         ("precision", precision),
-        ("compute_capability", compute_capability),
+        ("compute_capability", *targets),
     ):
-        build = _build_command(bundle, flavour, compute_capability)
-        engines = _those(engines, what, value, f"{bundle.name}: expected an engine", build)
+        engines = _those(engines, what, values, f"{bundle.name}: expected an engine", build)
     return engines
 
 
@@ -229,28 +327,51 @@ def engine_of_version(engines: list[EngineEntry], version: str, bundle: Bundle) 
         BackendError: Another version built them; the message holds the command that builds anew.
     """
     first = engines[0]
+    for engine in engines:
+        if same_version(engine.version, version):
+            return engine
     build = _build_command(bundle, first.flavour, first.compute_capability)
     subject = f"{first.file}: expected an engine of {first.flavour}"
-    return _those(engines, "version", version, subject, build)[0]
+    return _those(engines, "version", [version], subject, build)[0]
+
+
+def same_version(built: str, installed: str) -> bool:
+    """Whether two versions are one, as far as both are told.
+
+    Python's package of TensorRT says "10.3.0" or "10.7.0.post1" of what its library calls
+    10.3.0.26 and 10.7.0.23.
+    """
+    pairs = zip(_numbers(built), _numbers(installed), strict=False)
+    return all(one == other for one, other in pairs)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Those in front: "10.7.0.post1" → (10, 7, 0)."""
+    parts = itertools.takewhile(str.isdigit, version.split("."))
+    return tuple(int(part) for part in parts)
 
 
 def _those(
-    engines: list[EngineEntry], what: str, value: Any, subject: str, build: str
+    engines: list[EngineEntry], what: str, values: Sequence[Any], subject: str, build: str
 ) -> list[EngineEntry]:
-    chosen = [engine for engine in engines if getattr(engine, what) == value]
+    """In the order of the values."""
+    chosen = [e for value in values for e in engines if getattr(e, what) == value]
     if not chosen:
         others = ", ".join(dict.fromkeys(str(getattr(engine, what)) for engine in engines))
         raise BackendError(
-            f"{subject} for {what.replace('_', ' ')} {value}, got {others or 'no engine'}; build "
-            f"it: {build}"
+            f"{subject} for {what.replace('_', ' ')} {values[0]}, got {others or 'no engine'}; "
+            f"build it: {build}"
         )
     return chosen
 
 
 def _build_command(bundle: Bundle, flavour: str, compute_capability: str) -> str:
+    target = compute_capability
+    if target != PORTABLE:
+        target = f"sm{target.replace('.', '')}"
     return (
         f"python export/build_engine.py --bundle {bundle.folder} --flavour {flavour} --target "
-        f"sm{compute_capability.replace('.', '')}"
+        f"{target}"
     )
 
 

@@ -181,7 +181,10 @@ def _table(found: dict[str, Any]) -> str:
         return "see GPU" if what["why_not"] == gpu else what["why_not"]
 
     rows.append(("model", f"{model['name']} in {model['folder']}"))
-    rows += [("network", _entry_line(network)) for network in model["networks"]]
+    rows += [
+        ("network", f"{_entry_line(network)}, for the {network['device'].upper()}")
+        for network in model["networks"]
+    ]
     for engine in model["engines"]:
         built = f"{engine['flavour']} {engine['version']} for {engine['compute_capability']}"
         rows.append(("engine", f"{_entry_line(engine)}, {built}"))

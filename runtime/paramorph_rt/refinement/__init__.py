@@ -110,10 +110,14 @@ def _grids(view: Grid, fixed: Grid, levels: Sequence[Level]) -> Iterator[tuple[L
         shape = np.maximum(_LEAST_SIZE, np.round(extents / spacing).astype(int))
         if level is not usable[0]:
             if level.spacing_mm < _FINER * native.min():
-                log.debug("refinement: no level of %g mm for voxels of %s", level.spacing_mm, native)
+                log.debug(
+                    "refinement: no level of %g mm for voxels of %s", level.spacing_mm, native
+                )
                 continue
             if math.prod(shape.tolist()) > MOST_VOXELS:
-                log.info("refinement: no level of %g mm, which has too many voxels", level.spacing_mm)
+                log.info(
+                    "refinement: no level of %g mm, which has too many voxels", level.spacing_mm
+                )
                 continue
         yield level, view.with_shape(shape.tolist())
 

@@ -161,7 +161,9 @@ class _Passes:
 
     def _over_slabs(self, function: Any, slices: int, arguments: Any) -> list[Any]:
         """Call a function for slabs of an axis, with arrays as pointers; what the calls return."""
-        values = [a.ctypes.data_as(ctypes.c_void_p) if isinstance(a, np.ndarray) else a for a in arguments]
+        values = [
+            a.ctypes.data_as(ctypes.c_void_p) if isinstance(a, np.ndarray) else a for a in arguments
+        ]
         size = -(-slices // (self._threads * _SLABS_PER_THREAD))
         starts = range(0, slices, size)
         results = list(

@@ -19,7 +19,6 @@ class Options(ctypes.Structure):
         ("shape", ctypes.c_int32 * 3),
         ("precision", Text),
         ("tensorrt_library", Text),
-        ("plugin_library", Text),
     ]
 
 

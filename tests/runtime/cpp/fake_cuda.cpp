@@ -209,6 +209,14 @@ CUresult cuPointerGetAttribute(void* value, CUpointer_attribute attribute, CUdev
     if (!fake_owns(reinterpret_cast<void*>(address), 1)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    if (attribute == CU_POINTER_ATTRIBUTE_RANGE_START_ADDR ||
+        attribute == CU_POINTER_ATTRIBUTE_RANGE_SIZE) {
+        const Lock lock(mutex);
+        const auto [start, size] = *std::prev(allocations.upper_bound(address));
+        *static_cast<CUdeviceptr*>(value) =
+            attribute == CU_POINTER_ATTRIBUTE_RANGE_SIZE ? size : start;
+        return CUDA_SUCCESS;
+    }
     *static_cast<int*>(value) =
         attribute == CU_POINTER_ATTRIBUTE_MEMORY_TYPE ? static_cast<int>(CU_MEMORYTYPE_DEVICE) : 0;
     return CUDA_SUCCESS;

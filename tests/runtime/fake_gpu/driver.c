@@ -38,6 +38,7 @@ static Allocation allocations[1024];
 static int allocation_count, stream_count, event_count;
 static __thread int contexts;
 static Stream* streams[64];
+static Stream default_stream; /* of handle 0 */
 
 static int of_environment(const char* name, int otherwise) {
     const char* value = getenv(name);
@@ -81,9 +82,12 @@ static int give_back(void* address, int kind) {
     return INVALID_VALUE;
 }
 
+static Stream* named(Stream* stream) { return stream ? stream : &default_stream; }
+
 static int enqueue(Stream* stream, Work work) {
     if (!contexts) return INVALID_CONTEXT;
-    if (!stream || stream->count == 1024) return INVALID_VALUE;
+    stream = named(stream);
+    if (stream->count == 1024) return INVALID_VALUE;
     stream->work[stream->count++] = work;
     return SUCCESS;
 }
@@ -124,6 +128,7 @@ int cuCtxSynchronize(void) {
     if (!contexts) return INVALID_CONTEXT;
     for (int n = 0; n < 64; ++n)
         if (streams[n]) advance(streams[n], streams[n]->count);
+    advance(&default_stream, default_stream.count);
     return SUCCESS;
 }
 
@@ -139,6 +144,11 @@ int cuMemcpyHtoDAsync_v2(void* to, void* from, size_t size, Stream* stream) {
 }
 int cuMemcpyDtoHAsync_v2(void* to, void* from, size_t size, Stream* stream) {
     if (!inside(to, size, PINNED) || !inside(from, size, DEVICE)) return INVALID_VALUE;
+    return enqueue(stream, (Work){COPY, to, from, size});
+}
+
+int cuMemcpyDtoDAsync_v2(void* to, void* from, size_t size, Stream* stream) {
+    if (!inside(to, size, DEVICE) || !inside(from, size, DEVICE)) return INVALID_VALUE;
     return enqueue(stream, (Work){COPY, to, from, size});
 }
 
@@ -161,7 +171,7 @@ int cuStreamDestroy_v2(Stream* stream) {
 }
 int cuStreamSynchronize(Stream* stream) {
     if (!contexts) return INVALID_CONTEXT;
-    return stream ? advance(stream, stream->count), SUCCESS : INVALID_VALUE;
+    return advance(named(stream), named(stream)->count), SUCCESS;
 }
 int cuLaunchHostFunc(Stream* stream, void (*function)(void*), void* data) {
     return enqueue(stream, (Work){CALL, data, NULL, 0, function});
@@ -175,7 +185,7 @@ int cuEventCreate(Event** event, unsigned flags) {
 int cuEventDestroy_v2(Event* event) { return free(event), --event_count, SUCCESS; }
 int cuEventRecord(Event* event, Stream* stream) {
     int status = enqueue(stream, (Work){RECORD});
-    if (status == SUCCESS) *event = (Event){stream, stream->count};
+    if (status == SUCCESS) *event = (Event){named(stream), named(stream)->count};
     return status;
 }
 int cuStreamWaitEvent(Stream* stream, Event* event, unsigned flags) {
@@ -195,4 +205,4 @@ int cuGetProcAddress_v2(
 
 /* What a test asks. */
 int fake_live(void) { return allocation_count + stream_count + event_count; }
-int fake_pending(Stream* stream) { return stream->count - stream->done; }
+int fake_pending(Stream* stream) { return named(stream)->count - named(stream)->done; }

@@ -1,7 +1,9 @@
 """What the backends use of `tensorrt_rtx`, with its signatures, on the fake driver.
 
 An engine's file is JSON. It answers with ``displacement[c] = (c + 1) * moving - fixed`` and
-``warped = moving + fixed``, when its stream gets there. `LOG` tells what happened.
+``warped = moving + fixed``, when its stream gets there. `LOG` tells what happened. As the real one,
+it captures its kernels at the second launch and again whenever an address changes, replays them
+after that, and captures nothing on the default stream.
 """
 
 from __future__ import annotations
@@ -43,10 +45,33 @@ class ILogger:
         raise NotImplementedError
 
 
+class IPluginRegistry:
+    def __init__(self) -> None:
+        self._creators: dict[tuple[str, str, str], str] = {}
+
+    def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> object:  # noqa: A002
+        return self._creators.get((type, version, plugin_namespace))
+
+    def load_library(self, plugin_path: str) -> object:
+        with open(plugin_path, encoding="utf-8") as file:
+            name = file.read()
+        if not name or (name, "1", "") in self._creators:
+            return None
+        LOG.append(f"plugin {name}")
+        self._creators[name, "1", ""] = plugin_path
+        return self
+
+
+_REGISTRY = IPluginRegistry()
+
+
+def get_plugin_registry() -> IPluginRegistry:
+    return _REGISTRY
+
+
 class Runtime:
     def __init__(self, logger: ILogger) -> None:
         self._logger = logger
-        self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         self._logger.log(ILogger.Severity.INFO, "Loaded engine size: 0 MiB")
@@ -55,8 +80,8 @@ class Runtime:
         except ValueError:
             self._logger.log(ILogger.Severity.ERROR, "Error Code 2: a header that is none.")
             return None
-        if self.engine_host_code_allowed != ("plugin" in plan):
-            self._logger.log(ILogger.Severity.ERROR, "Error Code 4: host code, if it is allowed.")
+        if "plugin" in plan and get_plugin_registry().get_creator(plan["plugin"], "1") is None:
+            self._logger.log(ILogger.Severity.ERROR, "Error Code 4: Plugin not found.")
             return None
         return ICudaEngine(plan, self._logger)
 
@@ -125,6 +150,7 @@ class IExecutionContext:
         self._engine, self._config = engine, config or IRuntimeConfig()
         self._addresses: dict[str, int] = {}
         self._launches: list = []
+        self._captured: dict[str, int] | None = None
         LOG.append(f"context with {self._config.cuda_graph_strategy.name}")
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
@@ -143,9 +169,19 @@ class IExecutionContext:
             LOG.append("compiled")
             kernels.append("kernel")
         addresses = dict(self._addresses)
+        if self._config.cuda_graph_strategy is CudaGraphStrategy.WHOLE_GRAPH_CAPTURE:
+            LOG.append(self._capture(addresses, int(stream_handle)))
         launch = _CALLBACK(lambda _: self._compute(addresses))
         self._launches.append(launch)
         return not _DRIVER.cuLaunchHostFunc(ctypes.c_void_p(int(stream_handle)), launch, None)
+
+    def _capture(self, addresses: dict[str, int], stream: int) -> str:
+        if stream == 0:
+            return "not captured"
+        if len(self._launches) == 0 or self._captured == addresses:
+            return "launched" if len(self._launches) == 0 else "replayed"
+        self._captured = addresses
+        return "captured"
 
     def _compute(self, addresses: dict[str, int]) -> None:
         arrays = {n: _array(a, self._engine.get_tensor_shape(n)) for n, a in addresses.items()}

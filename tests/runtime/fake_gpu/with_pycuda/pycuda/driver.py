@@ -1,8 +1,14 @@
-"""The names, arguments and types of `pycuda.driver`, by ctypes."""
+"""The names, arguments and types of `pycuda.driver`, by ctypes.
+
+As PyCUDA does, it gives something back only where its context is current, or in the thread that
+retained the context; elsewhere it warns and keeps it (`scoped_context_activation` in its cuda.hpp).
+"""
 
 from __future__ import annotations
 
 import ctypes
+import threading
+import warnings
 
 import numpy as np
 
@@ -27,13 +33,19 @@ def init(flags: int = 0) -> None:
     _call("cuInit", flags)
 
 
+_stack = threading.local()
+_owners: list[int] = []  # threads that retained the context
+
+
 class Context:
     def push(self) -> None:
         _call("cuCtxPushCurrent_v2", None)
+        _stack.depth = getattr(_stack, "depth", 0) + 1
 
     @staticmethod
     def pop() -> None:
         _call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+        _stack.depth -= 1
 
     @staticmethod
     def synchronize() -> None:
@@ -45,6 +57,7 @@ class Device:
         _call("cuDeviceGet", ctypes.byref(ctypes.c_int()), number)
 
     def retain_primary_context(self) -> Context:
+        _owners.append(threading.get_ident())
         return Context()
 
 
@@ -113,7 +126,14 @@ def _copy(function: str, to: int, source: int, size: int, stream: Stream | None)
     _call(function, ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(size), handle)
 
 
+def memcpy_dtod_async(dest: int, src: int, size: int, stream: Stream | None = None) -> None:
+    _copy("cuMemcpyDtoDAsync_v2", int(dest), int(src), size, stream)
+
+
 def _in_context(function: str, address: ctypes.c_void_p) -> None:
+    if getattr(_stack, "depth", 0) == 0 and threading.get_ident() not in _owners:
+        warnings.warn("cannot activate out-of-thread context", stacklevel=2)
+        return
     Context().push()
     getattr(_DRIVER, function)(address)
     Context.pop()
