@@ -16,6 +16,7 @@ def parser() -> argparse.ArgumentParser:
         "bundle that paramorph-rt runs."
     )
     p.add_argument("--weights", type=Path, required=True, help=".safetensors of this toolkit")
+    p.add_argument("--features", type=Path, help="weights of a feature network, for the refinement")
     p.add_argument("--out-dir", type=Path, required=True, help="the bundle's folder")
     p.add_argument(
         "--shape",
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
         halves=[p for p in dict.fromkeys(args.precision) if p != "fp32"],
         fp32_for_gpus=args.fp32_for_gpus,
         real_pairs=args.verify_on,
+        features=args.features,
     )
     print(
         f"{args.out_dir}: {manifest['name']}, exported and verified in "

@@ -15,9 +15,11 @@ import onnx
 from paramorph.checkpoint import sha256_of
 from paramorph.warp import SAMPLING
 from paramorph_export.errors import ExportError
+from paramorph_export.features import write_features
 from paramorph_export.graph import for_cpus
 from paramorph_export.grid_sample import STANDARD_OPSET
 from paramorph_export.precision import with_precision
+from paramorph_export.refinement import REFINEMENT_GRAPHS
 from paramorph_export.storage import WEIGHTS, stored_small
 from paramorph_export.trace import INPUTS, OUTPUTS, onnx_from_network
 from paramorph_export.verify import verify, verify_half
@@ -51,12 +53,13 @@ def write_bundle(
     halves: Sequence[str] = (),
     fp32_for_gpus: bool = False,
     real_pairs: Path | None = None,
+    features: Path | None = None,
 ) -> dict[str, Any]:
     """Trace, verify and write the networks and `manifest.json`; returns the manifest.
 
     The float32 networks of all shapes share one copy of `weights` (see `storage`), so weights in
-    half make a bundle of half the size. Everything happens in a folder beside `out_dir` that takes its place at the end, so a failure
-    leaves an existing bundle as it was.
+    half make a bundle of half the size. Everything happens in a folder beside `out_dir` that takes
+    its place at the end, so a failure leaves an existing bundle as it was.
 
     Args:
         out_dir: The bundle's folder.
@@ -69,6 +72,7 @@ def write_bundle(
         fp32_for_gpus: Write a float32 graph for GPUs too. That for CPUs computes the same, and in
             TensorRT takes up to ten times the memory.
         real_pairs: Folder of labelled volumes on which these are measured as well.
+        features: Weights of a feature network for the refinement.
 
     Raises:
         ExportError: The folder exists and `force` is not given, or it is no bundle, or an ONNX
@@ -89,6 +93,9 @@ def write_bundle(
                 *(halves, fp32_for_gpus, real_pairs),
             )
         ]
+        of_features = write_features(staging, features, info, shapes) if features else None
+        for name, graph in REFINEMENT_GRAPHS.items():
+            onnx.save(graph(), staging / name)
         seconds = time.perf_counter() - started
         files = sorted(staging.iterdir())
         manifest = {
@@ -118,6 +125,8 @@ def write_bundle(
             "opset": STANDARD_OPSET,
             "networks": networks,
             "engines": [],
+            "refinement": list(REFINEMENT_GRAPHS),
+            **({"features": of_features} if of_features else {}),
             "files": {
                 path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
                 for path in files

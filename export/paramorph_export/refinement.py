@@ -7,11 +7,14 @@ runtime, and goes into every bundle, so that whoever runs a bundle's network can
 
 from __future__ import annotations
 
+from functools import partial
+
 import onnx
 from onnx import checker, parser
 
 from paramorph_export.grid_sample import DOMAIN, DOMAIN_VERSION, STANDARD_OPSET, function_definition
 from paramorph_rt.refinement.forces import LEAST_PRODUCT, LEAST_VARIANCE, RADIUS
+from paramorph_rt.refinement.graph import FILES
 
 _IR_VERSION = 10
 _AXES = {"d": 2, "h": 3, "w": 4}
@@ -33,6 +36,12 @@ def refinement_graph(features: bool) -> onnx.ModelProto:
     model.functions.append(function_definition())
     checker.check_model(model, full_check=True)
     return model
+
+
+#: Files of a bundle, and of the runtime itself, and what makes each.
+REFINEMENT_GRAPHS = {
+    FILES[features]: partial(refinement_graph, features) for features in (False, True)
+}
 
 
 def _text(features: bool) -> str:

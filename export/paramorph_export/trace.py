@@ -60,15 +60,22 @@ def onnx_from_network(network: ParaMorph, shape: tuple[int, int, int]) -> onnx.M
     graph = RegistrationGraph(network).eval()
     moving, fixed = torch.rand(1, 1, *shape), torch.rand(1, 1, *shape)
     prepare_tables(shape, network.config, moving.device)
+    return traced(graph, (moving, fixed), OUTPUTS)
+
+
+def traced(
+    graph: nn.Module, examples: tuple[torch.Tensor, torch.Tensor], outputs: tuple[str, ...]
+) -> onnx.ModelProto:
+    """The graph of a module of two volumes, in evaluation mode, constants folded."""
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
-            torch.export.export(graph, (moving, fixed)),
+            torch.export.export(graph.eval(), examples),
             (),
             dynamo=True,
             opset_version=STANDARD_OPSET,
             optimize=False,  # its default optimiser folds only small constants
             input_names=INPUTS,
-            output_names=OUTPUTS,
+            output_names=outputs,
             custom_translation_table={
                 **TRANSLATION_TABLE,
                 torch.ops.aten.group_norm.default: _group_norm,

@@ -1,4 +1,4 @@
-"""The feature network: one volume in, several channels per voxel out that are alike where anatomy is.
+"""The feature network: one volume in; per voxel some channels that are alike where anatomy is.
 
 A U-Net of the decoder's kind of blocks. The refinement compares its channels of both images, beside
 their intensities; what it knows of anatomy, it knows from label maps (`feature_training`).
@@ -69,7 +69,7 @@ class FeatureNetwork(nn.Module):
     def __init__(self, config: FeatureConfig) -> None:
         super().__init__()
         self.config = config
-        first, *others = config.widths
+        first = config.widths[0]
         self.stem = ConvNorm(1, first)
         self.downs = nn.ModuleList(
             nn.Sequential(ConvNorm(a, b), ConvNorm(b, b)) for a, b in pairwise(config.widths)

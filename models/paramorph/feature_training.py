@@ -1,8 +1,8 @@
 """Training of the feature network: voxels of one structure get like features, in every subject.
 
 A voxel's feature is compared with one learned vector per label, as in a classifier whose logits are
-cosines. Those vectors are not needed afterwards: what remains is a map of anatomy into few channels,
-in which two images can be compared.
+cosines. Those vectors are not needed afterwards: what remains maps anatomy into a few channels, in
+which two images can be compared.
 """
 
 from __future__ import annotations

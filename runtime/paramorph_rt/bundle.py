@@ -19,6 +19,8 @@ MANIFEST = "manifest.json"
 FORMAT = "paramorph-bundle"
 FORMAT_VERSION = 2
 DEFAULT_NAME = "brain-t1-small"
+#: Stands for a model where none is wanted: the refinement alone.
+NO_MODEL = "none"
 SAMPLING_CONVENTIONS = ("exact", "reference")
 PRECISIONS = ("fp32", "fp16", "bf16")
 DEVICES = ("cpu", "gpu")
@@ -95,9 +97,12 @@ class Bundle:
         folder: Where it lies.
         inputs: Grid and intensities that the network expects.
         sampling: "exact" (a zero displacement is the identity), or "reference" (see `field`).
-        networks: ONNX files, at least one, of the grid's shape and perhaps of others.
+        networks: ONNX files that give `output`, of the grid's shape and perhaps of others.
         engines: What was built from them.
         manifest: Everything else, as written by the export.
+        feature_networks: ONNX files that give features of both images, for the refinement.
+        output: What the networks give: "displacement" (1, 3, i, j, k) in voxels, or "features"
+            (2, channels, i, j, k) of the moving and the fixed image.
     """
 
     name: str
@@ -107,6 +112,13 @@ class Bundle:
     networks: tuple[NetworkEntry, ...]
     engines: tuple[EngineEntry, ...]
     manifest: Mapping[str, Any]
+    feature_networks: tuple[NetworkEntry, ...] = ()
+    output: str = "displacement"
+
+    @property
+    def of_features(self) -> Bundle:
+        """The feature networks as a bundle of their own."""
+        return replace(self, networks=self.feature_networks, engines=(), output="features")
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int], ...]:
@@ -156,7 +168,8 @@ class Bundle:
         Raises:
             BundleError: One is missing, or its SHA-256 is not the one recorded.
         """
-        return [self.verified_path(file) for file in entry.files][0]
+        paths = [self.verified_path(file) for file in entry.files]
+        return paths[0]
 
     def verified_path(self, file: str) -> Path:
         """A file of the bundle, hashed; for networks `verified_network`.
@@ -233,14 +246,17 @@ def load_bundle(path: str | Path) -> Bundle:
             networks=tuple(_network(entry) for entry in manifest["networks"]),
             engines=tuple(_engine(entry) for entry in manifest["engines"]),
             manifest=manifest,
+            feature_networks=tuple(map(_network, manifest.get("features", {}).get("networks", ()))),
         )
         _one_of(("voxel",), manifest["displacement"]["unit"])
         _one_of(("axis",), manifest["displacement"]["channel_order"])
         _one_of(("fixed-to-moving",), manifest["displacement"]["direction"])
         sizes = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
-        named = {file for e in (*bundle.networks, *bundle.engines) for file in e.files}
+        networks = bundle.networks + bundle.feature_networks
+        named = {file for network in networks for file in network.files}
+        named |= {file for engine in bundle.engines for file in engine.files}
         unlisted = named - set(sizes)
-        if unlisted or not bundle.networks:
+        if unlisted or not networks:
             raise ValueError(f"files {sorted(sizes)} without {sorted(unlisted) or 'a network'}")
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         what = f"no entry {err}" if isinstance(err, KeyError) else str(err)

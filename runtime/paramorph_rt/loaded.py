@@ -8,20 +8,30 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .backends import AUTO, Backend, check_request, choose_backend
-from .bundle import default_bundle_path, load_bundle
+from .backends import AUTO, Backend, check_request, choose_backend, choose_features
+from .bundle import NO_MODEL, default_bundle_path, load_bundle
 from .errors import ParamorphError
+from .refinement.settings import DEFAULT_LEVELS
 from .registration import Registration
 from .threads import Later
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import numpy as np
+
+    from .refinement.settings import Level
 
 _loading = threading.Lock()
 
 
 def loaded(
-    model: Path | None, threads: int | None, backend: str, precision: str, wait: bool = True
+    model: Path | str | None,
+    threads: int | None,
+    backend: str,
+    precision: str,
+    wait: bool = True,
+    levels: Sequence[Level] = DEFAULT_LEVELS,
 ) -> Registration:
     """The same registration for the same arguments, whichever thread asks; see `Registration`.
 
@@ -29,6 +39,7 @@ def loaded(
         wait: Until the network is loaded. Without, it loads while the first pair is aligned, when
             that has been read without an error, and what is wrong with it is raised where it is
             needed.
+        levels: Of the refinement, which decide what is loaded.
 
     Raises:
         BackendError: A request for an engine or a precision that cannot be met here.
@@ -37,7 +48,7 @@ def loaded(
         register = _load(model, threads, backend, precision)
     if wait:
         try:
-            register.ready()
+            register.ready(levels)
         except ParamorphError:
             _load.cache_clear()  # what is missing may be there when somebody asks again
             raise
@@ -62,13 +73,18 @@ class _InItsThread:
 
 
 @lru_cache(maxsize=1)
-def _load(model: Path | None, threads: int | None, backend: str, precision: str) -> Registration:
+def _load(
+    model: Path | str | None, threads: int | None, backend: str, precision: str
+) -> Registration:
+    if model == NO_MODEL:
+        return Registration(NO_MODEL, threads)
     bundle = load_bundle(default_bundle_path() if model is None else model)
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
+    request = bundle, backend, precision, threads
 
-    def load() -> Backend:
-        return _InItsThread(choose_backend(bundle, backend, precision, threads), thread)
+    def load(choose: Callable[..., Backend]) -> Later[Backend]:
+        return Later(lambda: thread.submit(lambda: _InItsThread(choose(*request), thread)))
 
     if (backend, precision) != (AUTO, AUTO):
-        check_request(bundle, backend, precision, threads)
-    return Registration(bundle, threads, Later(lambda: thread.submit(load)))
+        check_request(*request)
+    return Registration(bundle, threads, load(choose_backend), features=load(choose_features))

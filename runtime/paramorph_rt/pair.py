@@ -18,6 +18,7 @@ from .loaded import loaded
 from .outputs import PLAIN, Names
 from .preprocess import Interpolation
 from .provenance import provenance_of
+from .refinement.settings import DEFAULT_ITERATIONS, levels_of
 from .registration import Registration, RegistrationResult
 from .report.pictures import Pictures
 from .spaces import Grid
@@ -85,6 +86,8 @@ class Settings:
 
     Attributes:
         output_grid: "fixed", "moving" or the path of an image.
+        model: Bundle, or "none".
+        refine: Iterations of the refinement at 1.5 mm; 0 is none.
         label_names: Table of the names of labels, for metrics, tables and reports.
         pictures: Drawn into each pair's folder.
         bids_names: Results are called as BIDS derivatives.
@@ -93,7 +96,7 @@ class Settings:
         analyze_orientation: Where the voxels' axes of Analyze images point, such as "LAS".
     """
 
-    model: Path | None = None
+    model: Path | str | None = None
     backend: str = AUTO
     precision: str = AUTO
     threads: int | None = None
@@ -102,6 +105,7 @@ class Settings:
     output_grid: str = "fixed"
     interpolation: Interpolation = "linear"
     surfaces: bool = True
+    refine: int = DEFAULT_ITERATIONS
     label_names: Path | None = None
     pictures: Pictures = field(default_factory=Pictures)
     bids_names: bool = False
@@ -115,7 +119,9 @@ class Settings:
         Args:
             wait: As for `loaded`.
         """
-        return loaded(self.model, self.threads, self.backend, self.precision, wait)
+        return loaded(
+            self.model, self.threads, self.backend, self.precision, wait, levels_of(self.refine)
+        )
 
     def check(self) -> None:
         """Check all that can be checked before there is a result.
@@ -197,6 +203,7 @@ def register_pair(
         also=[image(path) for path in pair.also],
         also_labels=[labels(path) for path in pair.also_labels],
         surfaces=settings.surfaces,
+        refine=settings.refine,
         label_names=settings.names_of_labels(),
     )
     result.metrics["provenance"] = provenance_of(pair, settings, register, facts)
@@ -217,6 +224,7 @@ def _parameters(pair: Pair, settings: Settings) -> dict[str, object]:
         "output grid": Path(settings.output_grid).name,
         "interpolation": settings.interpolation,
         "inverse": "yes" if settings.inverse else None,
+        "refinement": "off" if settings.refine == 0 else f"{settings.refine} iterations",
         "threads": settings.threads,
         "warped along": ", ".join(path.name for path in (*pair.also, *pair.also_labels)),
     }

@@ -14,6 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .bundle import NO_MODEL
+from .refinement.settings import levels_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -39,7 +42,7 @@ def facts_of(pair: Pair, settings: Settings, register: Registration) -> dict[str
         "software": installed_versions(),
         "options": _options(settings),
         "inputs": {role: content_hash(path) for role, path in files_of(pair, settings).items()},
-        "model": _model(register),
+        "model": _model(settings, register),
     }
 
 
@@ -140,21 +143,26 @@ def _options(settings: Settings) -> dict[str, Any]:
         "output_grid": grid if grid in ("fixed", "moving") else "file",
         "interpolation": settings.interpolation,
         "surfaces": None if settings.surfaces else False,
+        "refine": settings.refine,
         "apply_to_all": settings.apply_to_all or None,
         "reference_volume": settings.reference_volume,
         "analyze_orientation": settings.analyze_orientation,
     }
 
 
-def _model(register: Registration) -> dict[str, Any]:
-    bundle, backend = register.bundle, register.backend
-    compiled = backend.name.startswith("tensorrt")
-    used = bundle.engines if compiled else bundle.networks
+def _model(settings: Settings, register: Registration) -> dict[str, Any]:
+    if register.bundle is None:
+        return {"name": NO_MODEL}
+    levels = levels_of(settings.refine)
+    with_features = register.has_features(levels)
+    bundle = register.bundle.of_features if with_features else register.bundle
+    engine = register.features if with_features else register.backend
+    used = bundle.engines if engine.name.startswith("tensorrt") else bundle.networks
     return {
         "name": bundle.name,
         "sha256": {file: bundle.sha256(file) for entry in used for file in entry.files},
-        "backend": backend.name,
-        "precision": backend.precision,
+        "backend": engine.name,
+        "precision": engine.precision,
     }
 
 

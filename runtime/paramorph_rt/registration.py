@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from dataclasses import field as dataclass_field
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,8 @@ import numpy as np
 
 from . import outputs
 from .affine import AffineKind, Alignment, align_affine
-from .backends import AUTO, Backend, choose_backend
-from .bundle import Bundle, default_bundle_path, load_bundle
+from .backends import AUTO, Backend, choose_backend, choose_features
+from .bundle import NO_MODEL, Bundle, IntensitySpec, default_bundle_path, load_bundle
 from .errors import OutputError, VolumeError
 from .field import DisplacementField, field_from_network
 from .inverse import consistency_mm, invert_field
@@ -29,10 +29,15 @@ from .metrics.doubts import doubts_of
 from .metrics.overlap import present_labels
 from .metrics.summary import compare_images, compare_labels
 from .metrics.surface import NSD_TOLERANCE_MM
-from .preprocess import Interpolation, PreparedPair, prepare_pair, resample_to_grid
+from .preprocess import Interpolation, prepare_pair, resample_to_grid
+from .refinement.coarse_to_fine import engine as refinement_engine
+from .refinement.coarse_to_fine import refine as refined
+from .refinement.coarse_to_fine import view_over
+from .refinement.images import Features
+from .refinement.settings import DEFAULT_LEVELS, Level, levels_of
 from .schemas import METRICS
 from .spaces import Grid
-from .threads import Later, in_parallel, itk_threads, mapped
+from .threads import Later, at_once, in_parallel, itk_threads, mapped
 from .transforms.itk import write_affine, write_displacement
 from .volume import (
     Volume,
@@ -57,6 +62,8 @@ log = logging.getLogger(__name__)
 Source = str | Path | Volume
 # SSIM of three stages would take as long as all other metrics without labels.
 INFER_MEASURES = ("ncc", "mse")
+# Without a model: what the refinement takes for 0 and 1.
+INTENSITY = IntensitySpec(0.0, 99.8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,15 +139,17 @@ class Registration:
     """A model, ready to register pairs.
 
     Args:
-        bundle: A bundle, or the path of one; None is the default bundle.
-        threads: For the network and for resampling; None uses all cores.
+        bundle: A bundle, or the path of one; None is the default bundle, "none" is no model: pairs
+            are refined from their affine alone.
+        threads: For networks, refinement and resampling; None uses all cores.
         backend: Name of an inference engine, see `choose_backend`, or one that is loaded already,
             or `Later`: from when the images have been read.
-        precision: Of the network, see there too; a loaded engine has its own.
+        precision: Of the networks, see there too; a loaded engine has its own.
+        features: The engine of the feature networks, where `backend` is no name.
 
     Raises:
         BundleError: The bundle is missing, altered or of an unknown format.
-        BackendError: No such backend or precision here, or the engine refuses the network.
+        BackendError: No such backend or precision here, or the engine refuses a network.
         MissingDependencyError: The backend is not installed.
     """
 
@@ -150,23 +159,50 @@ class Registration:
         threads: int | None = None,
         backend: str | Backend | Later[Backend] = AUTO,
         precision: str = AUTO,
+        features: Backend | Later[Backend] | None = None,
     ) -> None:
-        if not isinstance(bundle, Bundle):
-            bundle = load_bundle(default_bundle_path() if bundle is None else bundle)
-        self.bundle = bundle
+        self.bundle: Bundle | None = None
+        if isinstance(bundle, Bundle):
+            self.bundle = bundle
+        elif bundle != NO_MODEL:
+            self.bundle = load_bundle(default_bundle_path() if bundle is None else bundle)
         self.threads = threads
-        if isinstance(backend, str):
-            backend = choose_backend(bundle, backend, precision, threads)
-        self._backend = backend
+        self._backend: Backend | Later[Backend] | None = None
+        self._features = features
+        if not isinstance(backend, str):
+            self._backend = backend
+        elif self.bundle is not None:
+            request = self.bundle, backend, precision, threads
+            self._backend = Later(lambda: at_once(lambda: choose_backend(*request)))
+            self._features = Later(lambda: at_once(lambda: choose_features(*request)))
+        self.ready()
 
     @property
     def backend(self) -> Backend:
-        """The engine; one that is still loading is waited for."""
-        return self._backend.result() if isinstance(self._backend, Later) else self._backend
+        """The engine of the network; one that is still loading is waited for."""
+        assert self._backend is not None, "a registration without a model"
+        return _loaded(self._backend)
 
-    def ready(self) -> None:
-        """Wait until the engine is loaded; raises whatever is wrong with it."""
-        _ = self.backend
+    @property
+    def features(self) -> Backend:
+        """The engine of the features; one that is still loading is waited for."""
+        assert self._features is not None, "a registration without features"
+        return _loaded(self._features)
+
+    def ready(self, levels: Sequence[Level] = DEFAULT_LEVELS) -> None:
+        """Wait until what a call needs is loaded; raises whatever is wrong with it."""
+        for engine in self._needed(levels):
+            _loaded(engine)
+
+    def has_features(self, levels: Sequence[Level] = DEFAULT_LEVELS) -> bool:
+        """Whether a refinement compares features; else it starts from the network's field."""
+        if self.bundle is None or self._features is None or not self.bundle.feature_networks:
+            return False
+        return any(level.features and level.iterations for level in levels)
+
+    def _needed(self, levels: Sequence[Level]) -> list[Backend | Later[Backend]]:
+        engine = self._features if self.has_features(levels) else self._backend
+        return [] if engine is None else [engine]
 
     def __call__(
         self,
@@ -186,6 +222,7 @@ class Registration:
         also_labels: Sequence[Source] = (),
         surfaces: bool = True,
         label_names: Mapping[int, str] | None = None,
+        refine: int | Sequence[Level] = DEFAULT_LEVELS,
     ) -> RegistrationResult:
         """Register the moving to the fixed image.
 
@@ -212,6 +249,8 @@ class Registration:
             surfaces: Measure the distances between the surfaces of labels; of the more than 100
                 labels of a brain that takes longer than registering it.
             label_names: By label, to go into the metrics.
+            refine: Levels of the refinement, or how many iterations the usual ones have at 1.5 mm;
+                0 leaves the field as the network gave it.
 
         Raises:
             VolumeError: An input that cannot be trusted, or labels or a mask of another grid.
@@ -225,14 +264,16 @@ class Registration:
                 moving_labels, fixed_labels = in_parallel(
                     partial(_labels, moving_labels, moving), partial(_labels, fixed_labels, fixed)
                 )
-                masks = {
+                masks: dict[str, Any] = {
                     "moving_mask": _mask(moving_mask, moving),
                     "fixed_mask": _mask(fixed_mask, fixed),
                 }
                 _check_labels_can_be_compared(moving_labels, fixed_labels)
                 companions = _companions(also, also_labels)
-            if isinstance(self._backend, Later):
-                self._backend.start()
+            levels = levels_of(refine) if isinstance(refine, int) else tuple(refine)
+            for engine in self._needed(levels):
+                if isinstance(engine, Later):
+                    engine.start()
             with seconds("affine"):
                 to_moving = np.eye(4) if initial is None else initial
                 alignment: Alignment | None = None
@@ -240,20 +281,30 @@ class Registration:
                     kind = "auto" if affine is True else affine
                     alignment = align_affine(moving, fixed, kind, initial, **masks)
                     to_moving = alignment.affine
-            if isinstance(self._backend, Later) and not self._backend.done():
+            if not all(_is_loaded(engine) for engine in self._needed(levels)):
                 with seconds("load network"):
-                    self.ready()
-            with seconds("preprocess"):
-                spec, shapes = self.bundle.inputs, self.backend.shapes
-                pair = prepare_pair(moving, fixed, to_moving, spec, shapes, **masks)
-            with seconds("network"):
-                displacement_vox = self.backend.run(pair.moving, pair.fixed)
+                    self.ready(levels)
+            model = self._run(moving, fixed, to_moving, masks, levels, seconds)
+            by_model = model.field
+            if levels:
+                with seconds("refine"):
+                    by_model = refined(
+                        moving,
+                        fixed,
+                        to_moving,
+                        model.view,
+                        levels,
+                        model.intensity,
+                        start=model.field,
+                        features=model.features,
+                        threads=self.threads,
+                        **masks,
+                    )
             with seconds("warp"):
-                by_network = field_from_network(displacement_vox, pair.grid, self.bundle.sampling)
-                field = by_network.resampled_to(fixed.grid).composed_with_affine(to_moving)
+                field = by_model.resampled_to(fixed.grid).composed_with_affine(to_moving)
                 warped, warped_labels = _warped(moving, moving_labels, field, interpolation)
             with seconds("metrics"):
-                metrics = self._describe(moving, fixed, pair, alignment)
+                metrics = _describe(moving, fixed, model, alignment, levels)
 
                 def of_images() -> dict[str, Any]:
                     stages = _stages(moving, fixed, to_moving, warped, "linear")
@@ -286,7 +337,7 @@ class Registration:
                 # Whatever image gave the grid, the results lie in the fixed image's world.
                 output_grid = replace(output_grid, world_code=fixed.grid.world_code)
                 with seconds("output grid"):
-                    field = by_network.resampled_to(output_grid).composed_with_affine(to_moving)
+                    field = by_model.resampled_to(output_grid).composed_with_affine(to_moving)
                     warped, warped_labels = _warped(moving, moving_labels, field, interpolation)
             carried: dict[str, Volume] = {}
             if companions:
@@ -301,24 +352,100 @@ class Registration:
             threads=self.threads,
         )
 
-    def _describe(
-        self, moving: Volume, fixed: Volume, pair: PreparedPair, alignment: Alignment | None
-    ) -> dict[str, Any]:
-        return {
-            "schema": METRICS,
-            "moving": moving.name,
-            "fixed": fixed.name,
-            "warnings": list(alignment.warnings) if alignment else [],
-            "affine": alignment and alignment.as_metrics(),
-            "model": self.bundle.name,
-            "backend": self.backend.name,
-            "precision": self.backend.precision,
-            "network_grid": {
-                "shape": list(pair.grid.shape),
-                "spacing_mm": pair.grid.spacing.round(6).tolist(),
-                "spacing_growth": round(pair.spacing_growth, 6),
-            },
+    def _run(
+        self,
+        moving: Volume,
+        fixed: Volume,
+        to_moving: Float[np.ndarray, "4 4"],
+        masks: Mapping[str, Volume | None],
+        levels: Sequence[Level],
+        seconds: Stopwatch,
+    ) -> ByModel:
+        """What the model says of a pair: features if the refinement wants them, else a field."""
+        if self.bundle is None:
+            view = view_over(fixed, masks["fixed_mask"])
+            still = DisplacementField(view, np.zeros((*view.shape, 3), np.float32))
+            return ByModel(NO_MODEL, None, view, still, INTENSITY)
+        with_features = self.has_features(levels)
+        engine = self.features if with_features else self.backend
+        with seconds("preprocess"):
+            pair = prepare_pair(
+                moving, fixed, to_moving, self.bundle.inputs, engine.shapes, **masks
+            )
+        with seconds("features" if with_features else "network"):
+            found = engine.run(pair.moving, pair.fixed)
+        if with_features:
+            field = DisplacementField(pair.grid, np.zeros((*pair.grid.shape, 3), np.float32))
+        else:
+            field = field_from_network(found, pair.grid, self.bundle.sampling)
+        return ByModel(
+            *(self.bundle.name, engine, pair.grid, field, self.bundle.inputs.intensity),
+            features=Features(*found) if with_features else None,
+            spacing_growth=pair.spacing_growth,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ByModel:
+    """What a model says of a pair, on the grid of its network.
+
+    Attributes:
+        name: Of the model.
+        engine: That ran it; None without a model.
+        view: The network's grid, or what is seen of the fixed image.
+        field: Without the affine; zeros where features are all that it gives.
+        intensity: Percentiles that become 0 and 1.
+        features: Of both images.
+        spacing_growth: As of `PreparedPair`.
+    """
+
+    name: str
+    engine: Backend | None
+    view: Grid
+    field: DisplacementField
+    intensity: IntensitySpec
+    features: Features | None = None
+    spacing_growth: float = 1.0
+
+
+def _describe(
+    moving: Volume,
+    fixed: Volume,
+    model: ByModel,
+    alignment: Alignment | None,
+    levels: Sequence[Level],
+) -> dict[str, Any]:
+    network_grid = {
+        "shape": list(model.view.shape),
+        "spacing_mm": model.view.spacing.round(6).tolist(),
+        "spacing_growth": round(model.spacing_growth, 6),
+    }
+    return {
+        "schema": METRICS,
+        "moving": moving.name,
+        "fixed": fixed.name,
+        "warnings": list(alignment.warnings) if alignment else [],
+        "affine": alignment and alignment.as_metrics(),
+        "model": model.name,
+        "backend": model.engine and model.engine.name,
+        "precision": model.engine and model.engine.precision,
+        "network_grid": network_grid if model.engine else None,
+        "refinement": {
+            "engine": refinement_engine(),
+            "features": model.features is not None,
+            "levels": [asdict(level) for level in levels],
         }
+        if levels
+        else None,
+    }
+
+
+def _loaded(engine: Backend | Later[Backend]) -> Backend:
+    return engine.result() if isinstance(engine, Later) else engine
+
+
+def _is_loaded(engine: Backend | Later[Backend]) -> bool:
+    return engine.done() if isinstance(engine, Later) else True
 
 
 class Stopwatch:

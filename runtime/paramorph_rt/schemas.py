@@ -60,15 +60,11 @@ def metrics_schema() -> Schema:
         "fixed": _string("name of the file"),
         "warnings": {"type": "array", "items": _string(), "description": "what looks wrong"},
         "affine": {"anyOf": [_affine(), {"type": "null", "description": "without a search"}]},
-        "model": _string("name of the bundle"),
-        "backend": _string("inference engine that ran"),
-        "precision": _string("of the network"),
-        "network_grid": _fields(
-            "grid on which the network ran",
-            shape={"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 3},
-            spacing_mm={"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3},
-            spacing_growth={"type": "number", "description": "above 1: coarser than in training"},
-        ),
+        "model": _string("name of the bundle, or none"),
+        "backend": _or_null(_string("inference engine that ran"), "without a model"),
+        "precision": _or_null(_string("of the network"), "without a model"),
+        "network_grid": _or_null(_network_grid(), "without a model"),
+        "refinement": _or_null(_refinement(), "the field is the network's own"),
         **{
             key: {**KINDS[metric.kind], "title": metric.heading, "description": metric.meaning}
             for key, metric in DEFINED.items()
@@ -87,6 +83,38 @@ def metrics_schema() -> Schema:
         "properties": fields,
         "required": [name for name in fields if name not in optional],
     }
+
+
+def _or_null(schema: Schema, when_null: str) -> Schema:
+    return {"anyOf": [schema, {"type": "null", "description": when_null}]}
+
+
+def _network_grid() -> Schema:
+    three = {"type": "array", "minItems": 3, "maxItems": 3}
+    return _fields(
+        "grid on which the network ran",
+        shape={**three, "items": {"type": "integer"}},
+        spacing_mm={**three, "items": {"type": "number"}},
+        spacing_growth={"type": "number", "description": "above 1: coarser than in training"},
+    )
+
+
+def _refinement() -> Schema:
+    level = _fields(
+        "one resolution, coarse to fine",
+        spacing_mm={"type": "number"},
+        iterations={"type": "integer", "minimum": 0},
+        step={"type": "number", "description": "length of the longest vector, in spacings"},
+        force_sigma={"type": "number", "description": "smoothing of the force, in spacings"},
+        field_sigma={"type": "number", "description": "smoothing of the field, in spacings"},
+        features={"type": "number", "description": "weight of the features' force"},
+    )
+    return _fields(
+        "of the field on the pair itself",
+        engine=_string("what ran it", enum=["compiled", "onnxruntime"]),
+        features={"type": "boolean", "description": "whether the model's features were compared"},
+        levels={"type": "array", "items": level},
+    )
 
 
 def record_schema() -> Schema:
@@ -127,12 +155,16 @@ def _provenance() -> Schema:
             _fields(path=_string("absolute"), sha256=SHA256),
             "files by what they are; of folders, the hash of all within",
         ),
-        model=_fields(
-            name=_string("of the bundle"),
-            sha256=_table(SHA256, "of its files that may run"),
-            backend=_string("inference engine that ran"),
-            precision=_string("of the network"),
-        ),
+        model={
+            "type": "object",
+            "properties": {
+                "name": _string("of the bundle, or none, of which there is no more to say"),
+                "sha256": _table(SHA256, "of its files that may run"),
+                "backend": _string("inference engine that ran"),
+                "precision": _string("of the network"),
+            },
+            "required": ["name"],
+        },
         threads={"type": "integer", "minimum": 1},
         platform=_fields(
             system=_string("such as Linux"),

@@ -80,6 +80,16 @@ class Later(Generic[Result]):
         return self.start().result()
 
 
+def at_once(work: Callable[[], Result]) -> Future[Result]:
+    """Work that is done when this returns, as a future."""
+    future: Future[Result] = Future()
+    try:
+        future.set_result(work())
+    except Exception as err:
+        future.set_exception(err)
+    return future
+
+
 def _change(how: Callable[[int], None], count: int) -> None:
     global _unlimited
     with _lock:

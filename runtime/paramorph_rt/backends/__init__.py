@@ -47,6 +47,8 @@ class Network(Protocol):
     ) -> Float[np.ndarray, "3 i j k"]:
         """Displacement in voxels of the network grid, fixed → moving, channel = axis.
 
+        A network of features gives those instead: (2, channels, i, j, k), the moving image's first.
+
         Args:
             moving: float32 in [0, 1] on the network grid.
             fixed: float32 in [0, 1] on the network grid.
@@ -183,6 +185,22 @@ def choose_backend(
     raise _reason(name, skipped)
 
 
+def choose_features(
+    bundle: Bundle, name: str = AUTO, precision: str = AUTO, threads: int | None = None
+) -> NetworksByShape:
+    """Load a bundle's feature networks; arguments and errors as of `choose_backend`.
+
+    An engine that was named for the registration and has no features to run leaves them to the CPU.
+    """
+    try:
+        return choose_backend(bundle.of_features, name, precision, threads)
+    except ParamorphError as err:
+        if name == AUTO and precision == AUTO:
+            raise
+        log.info("features: on the CPU, as %s", err)
+        return choose_backend(bundle.of_features, AUTO, AUTO, threads)
+
+
 def check_request(bundle: Bundle, name: str, precision: str, threads: int | None) -> None:
     """Refuse what `choose_backend` could not load, as far as that shows without loading.
 
@@ -242,6 +260,37 @@ def ways_to_run(name: str, precision: str) -> list[Way]:
             "--precision or --backend."
         )
     return able
+
+
+def check_output(
+    values: Float[np.ndarray, "b c i j k"], output: str, shape: tuple[int, ...], path: Path
+) -> Float[np.ndarray, "*b c i j k"]:
+    """What `Network.run` returns, if the engine gave that.
+
+    Args:
+        values: What an engine gave.
+        output: As of `Bundle`.
+        shape: Of the fixed image.
+        path: The network's file, for the message.
+
+    Raises:
+        BackendError: Another shape, or values that are not finite.
+    """
+    import numpy as np
+
+    if output == "displacement":
+        return check_displacement(values, shape, path)
+    if (
+        values.ndim != 5
+        or len(values) != 2
+        or values.shape[2:] != shape
+        or not np.isfinite(values).all()
+    ):
+        raise BackendError(
+            f"{path.name}: expected finite features of two images of shape {shape}, got shape "
+            f"{values.shape} or values that are not finite; verify the bundle and the input images."
+        )
+    return values
 
 
 def check_displacement(
@@ -313,7 +362,8 @@ def _onnxruntime_on_gpu(provider: str) -> Callable[[Bundle, Precision, int | Non
                     provider,
                 )
             path = bundle.verified_network(entry)
-            return prove(OnnxRuntimeBackend(path, threads, provider, precision), entry.shape)
+            backend = OnnxRuntimeBackend(path, threads, provider, precision, bundle.output)
+            return prove(backend, entry.shape)
 
         return load
 
@@ -326,14 +376,24 @@ def _openvino(bundle: Bundle, precision: Precision, threads: int | None) -> Load
     check_precision(precision)
     entry = bundle.network()  # float32, which OpenVINO rounds by itself
     sha256 = bundle.network_sha256(entry)
-    return lambda: OpenVinoBackend(bundle.verified_network(entry), threads, precision, sha256)
+
+    def load() -> Network:
+        path = bundle.verified_network(entry)
+        return OpenVinoBackend(path, threads, precision, sha256, bundle.output)
+
+    return load
 
 
 def _onnxruntime(bundle: Bundle, precision: Precision, threads: int | None) -> Load:
     from .onnxruntime import OnnxRuntimeBackend
 
     entry = bundle.network(precision)
-    return lambda: OnnxRuntimeBackend(bundle.verified_network(entry), threads)
+
+    def load() -> Network:
+        path = bundle.verified_network(entry)
+        return OnnxRuntimeBackend(path, threads, output=bundle.output)
+
+    return load
 
 
 _CUDA, _TENSORRT, _TENSORRT_RTX = (

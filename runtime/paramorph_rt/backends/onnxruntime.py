@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import BackendError, MissingDependencyError
-from . import check_displacement
+from . import check_output
 from .runtime_cache import kernel_folder
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class OnnxRuntimeBackend:
         threads: Within one operator on the CPU; None lets ONNX Runtime use all cores.
         provider: One of `NAMES`; all of the network runs there, or it is an error.
         precision: Of the file.
+        output: What it gives, as of `Bundle`.
 
     Raises:
         BackendError: ONNX Runtime refuses the file, or would run some of it elsewhere.
@@ -63,9 +64,11 @@ class OnnxRuntimeBackend:
         threads: int | None = None,
         provider: str = CPU,
         precision: Precision = "fp32",
+        output: str = "displacement",
     ) -> None:
         self.name = NAMES[provider]
         self.precision = precision
+        self._output = output
         self._path = network_path
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; its warnings are about its own optimisations
@@ -105,13 +108,13 @@ class OnnxRuntimeBackend:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         feeds = {"moving": moving[np.newaxis, np.newaxis], "fixed": fixed[np.newaxis, np.newaxis]}
         try:
-            (displacement,) = self._session.run(["displacement"], feeds, options)
+            (values,) = self._session.run([self._output], feeds, options)
         except Exception as err:
             raise BackendError(
-                f"{self._path.name}: expected a displacement for shape {moving.shape}, got "
+                f"{self._path.name}: expected {self._output} for shape {moving.shape}, got "
                 f"{_reason(err)}; check that the bundle was exported for this shape."
             ) from err
-        return check_displacement(displacement, fixed.shape, self._path)
+        return check_output(values, self._output, fixed.shape, self._path)
 
 
 def check_provider(provider: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BackendError
-from . import check_displacement
+from . import check_output
 from .openvino_cache import CompiledFile, PartHeader
 from .openvino_graph import Part, ov, parts_from_onnx
 
@@ -34,6 +34,7 @@ class OpenVinoBackend:
         precision: Of the network; the displacement is float32 either way.
         sha256: Of the file: what was compiled is kept under it on disk, and taken from there. None
             compiles every time.
+        output: What the network gives, as of `Bundle`.
 
     Raises:
         BackendError: OpenVINO refuses the network, or this CPU lacks the precision.
@@ -47,8 +48,10 @@ class OpenVinoBackend:
         threads: int | None = None,
         precision: Precision = "fp32",
         sha256: str | None = None,
+        output: str = "displacement",
     ) -> None:
         self.precision = precision
+        self._wanted = output
         self._path = network_path
         self._core = ov.Core()
         check_precision(precision, self._core)
@@ -84,8 +87,9 @@ class OpenVinoBackend:
             return _Step(header, self._core.compile_model(part.model, "CPU", options))
 
         try:
-            mixed = self.precision != "fp32"
-            parts, output = parts_from_onnx(self._path, "displacement", mixed)
+            # Features need no float32: no warp depends on them, and none is in their network.
+            mixed = self.precision != "fp32" and self._wanted == "displacement"
+            parts, output = parts_from_onnx(self._path, self._wanted, mixed)
             with ThreadPoolExecutor() as pool:
                 steps = list(pool.map(load, parts))
         except Exception as err:  # OpenVINO's frontends derive their errors from Exception directly
@@ -115,10 +119,10 @@ class OpenVinoBackend:
                 values = {name: value for name, value in values.items() if name in wanted}
         except Exception as err:
             raise BackendError(
-                f"{self._path.name}: expected a displacement for shape {moving.shape}, got "
+                f"{self._path.name}: expected {self._wanted} for shape {moving.shape}, got "
                 f"{_reason(err)}; check that the bundle was exported for this shape."
             ) from err
-        return check_displacement(values[self._output], fixed.shape, self._path)
+        return check_output(values[self._output], self._wanted, fixed.shape, self._path)
 
 
 def check_precision(precision: Precision, core: ov.Core | None = None) -> None:

@@ -87,14 +87,14 @@ def parts_from_onnx(path: Path, output: str, mixed: bool = False) -> tuple[list[
 
 
 def _whole(model: ov.Model, output: str) -> Part:
-    """The graph in one part, all in float32: warps share its memory."""
-    for node in model.get_ordered_ops():
-        if isinstance(node, _GridSample3D):
-            warped = node.warped().output(0)
-            for port in node.output(0).get_target_inputs():
-                port.replace_source_output(warped)
+    """The graph in one part, all in float32 if anything is warped: warps share its memory."""
+    warps = [node for node in model.get_ordered_ops() if isinstance(node, _GridSample3D)]
+    for node in warps:
+        warped = node.warped().output(0)
+        for port in node.output(0).get_target_inputs():
+            port.replace_source_output(warped)
     inputs = tuple(node.get_friendly_name() for node in model.get_parameters())
-    return Part(model, inputs, (output,), in_float=True)
+    return Part(model, inputs, (output,), in_float=bool(warps))
 
 
 def _slice_in_float(model: ov.Model) -> tuple[int, int] | None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backends import AUTO, BACKENDS, PRECISIONS
+from ..bundle import NO_MODEL
+from ..refinement.settings import DEFAULT_ITERATIONS
 
 if TYPE_CHECKING:
     from ..pair import Settings
@@ -104,7 +106,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Declare what `infer` and `cohort` have in common."""
     add = parser.add_argument
-    add("--model", type=Path, metavar="BUNDLE", help="model bundle (default: the shipped one)")
+    add(
+        "--model",
+        metavar="BUNDLE",
+        help="model bundle (default: the shipped one), or none: a classical registration, refined "
+        "from the affine alone",
+    )
+    add(
+        "--refine",
+        type=_iterations,
+        default=DEFAULT_ITERATIONS,
+        metavar="N|off",
+        help="iterations at 1.5 mm that refine the field on the pair itself; at 6, 3 and 1 mm "
+        f"in proportion (default: {DEFAULT_ITERATIONS}); off keeps the network's field",
+    )
     affine = parser.add_mutually_exclusive_group().add_argument
     affine("--no-affine", action="store_true", help="the pair is affinely aligned already")
     affine(
@@ -241,7 +256,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
     grid = args.output_grid
     return Settings(
-        model=args.model and args.model.absolute(),
+        model=_model(args.model),
+        refine=args.refine,
         backend=args.backend,
         precision=args.precision,
         threads=args.threads,
@@ -257,6 +273,14 @@ def settings_of(args: argparse.Namespace) -> Settings:
         reference_volume=args.reference_volume,
         analyze_orientation=args.analyze_orientation,
     )
+
+
+def _model(name: str | None) -> Path | str | None:
+    return name if name in (None, NO_MODEL) else Path(name).absolute()
+
+
+def _iterations(text: str) -> int:
+    return 0 if text == "off" else _whole(text, 0)
 
 
 def _volume_number(text: str) -> int:
@@ -283,7 +307,7 @@ def _table(metrics: dict[str, Any], out_dir: Path) -> str:
         f"{title:<16}" + "".join(f"{_cell(row.get(stage)):>9}" for stage in STAGES)
         for title, row in rows.items()
     ]
-    growth = metrics["network_grid"]["spacing_growth"]
+    growth = (metrics["network_grid"] or {}).get("spacing_growth", 1)
     if growth > 1:
         lines.append(f"network grid {growth:.2f} times coarser than the model's, to fit the image")
     if error := metrics.get("inverse_consistency_mm"):

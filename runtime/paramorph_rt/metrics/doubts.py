@@ -27,7 +27,7 @@ def doubts_of(metrics: Mapping[str, Any]) -> list[str]:
         metrics: Content of metrics.json; ``label_names`` in it give labels their names.
     """
     found = []
-    if (growth := metrics.get("network_grid", {}).get("spacing_growth", 1.0)) > MOST_GROWTH:
+    if (growth := (metrics.get("network_grid") or {}).get("spacing_growth", 1.0)) > MOST_GROWTH:
         found.append(
             f"network: ran {growth:.2f} times coarser than it was trained, to fit the image; small "
             "structures may stay where they were."

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..preprocess import resample_to_grid
+from ..volume import Volume
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -24,6 +27,15 @@ class Features:
 
     moving: Float[np.ndarray, "c d h w"]
     fixed: Float[np.ndarray, "c d h w"]
+
+    def on(self, grid: Grid, target: Grid) -> Features:
+        """The features, which lie on `grid`, on another of the same field of view."""
+        return Features(
+            *(
+                np.stack([_on(channel, grid, target) for channel in channels])
+                for channels in (self.moving, self.fixed)
+            )
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,3 +55,15 @@ class LevelImages:
     grid: Grid
     features: Features | None = None
     counts: Float[np.ndarray, "d h w"] | None = None
+
+    def on(self, grid: Grid) -> LevelImages:
+        """The images, without features, on a coarser grid of the same field of view."""
+        counts = None if self.counts is None else _on(self.counts, self.grid, grid)
+        moving, fixed = (_on(image, self.grid, grid) for image in (self.moving, self.fixed))
+        return LevelImages(moving, fixed, grid, None, counts)
+
+
+def _on(array: Float[np.ndarray, "d h w"], grid: Grid, target: Grid) -> Float[np.ndarray, "a b c"]:
+    if target.shape == grid.shape:
+        return np.ascontiguousarray(array, np.float32)
+    return np.ascontiguousarray(resample_to_grid(Volume(array, grid, ""), target), np.float32)

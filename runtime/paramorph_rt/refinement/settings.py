@@ -49,3 +49,6 @@ def levels_of(iterations: int = DEFAULT_ITERATIONS) -> tuple[Level, ...]:
         Level(1.5, iterations),
         Level(1.0, -(-2 * iterations // 3), step=1.0, field_sigma=0.5),
     )
+
+
+DEFAULT_LEVELS = levels_of()

@@ -274,8 +274,8 @@ def _spacing(grid: Grid) -> str:
 def _fact_groups(
     metrics: Mapping[str, Any], parameters: Mapping[str, object]
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    network = metrics.get("network_grid", {})
-    facts = [(name, str(metrics.get(name, "–"))) for name in ("model", "backend", "precision")]
+    network = metrics.get("network_grid") or {}
+    facts = [(name, str(metrics.get(name) or "–")) for name in ("model", "backend", "precision")]
     if network:
         facts.append(("network grid", " × ".join(map(str, network["shape"]))))
         facts.append(("its spacing (mm)", " × ".join(f"{mm:.3g}" for mm in network["spacing_mm"])))

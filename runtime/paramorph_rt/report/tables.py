@@ -23,6 +23,7 @@ _NOT_MEASURES = frozenset(
         "backend",
         "precision",
         "network_grid",
+        "refinement",
         "affine",
         "seconds",
         "warnings",
