@@ -13,12 +13,11 @@ import onnx
 from onnx import checker, parser
 
 from paramorph_export.grid_sample import DOMAIN, DOMAIN_VERSION, STANDARD_OPSET, function_definition
-from paramorph_rt.refinement.forces import LEAST_PRODUCT, LEAST_VARIANCE, RADIUS
+from paramorph_rt.refinement.forces import LEAST_FORCE, LEAST_PRODUCT, LEAST_VARIANCE, RADIUS
 from paramorph_rt.refinement.graph import FILES
 
 _IR_VERSION = 10
 _AXES = {"d": 2, "h": 3, "w": 4}
-_SHORTEST = 1e-12  # a longest vector below it is none
 
 
 def refinement_graph(features: bool) -> onnx.ModelProto:
@@ -79,7 +78,7 @@ refinement ({", ".join(inputs)}) => ({field} refined)
             lengths = ReduceSum (in_spacings, channel_axis)
             most = ReduceMax <keepdims: int = 0> (lengths)
             longest = Sqrt (most)
-            at_least = Max (longest, shortest)
+            at_least = Max (longest, least_force)
             scale = Div (step, at_least)
             moved = Mul (direction, scale)
             carried = {DOMAIN}.GridSample3D (before, moved)
@@ -104,7 +103,7 @@ _CONSTANTS = f"""
     channel_axis = Constant <value = {_ints([1])}> ()
     column = Constant <value = {_ints([1, 3, 1, 1, 1])}> ()
     no_pad = Constant <value = {_ints([0, 0])}> ()
-    shortest = Constant <value = float {{{_SHORTEST}}}> ()
+    least_force = Constant <value = float {{{LEAST_FORCE}}}> ()
     least_product = Constant <value = float {{{LEAST_PRODUCT}}}> ()
     least_variance = Constant <value = float {{{LEAST_VARIANCE}}}> ()
     no_variance = Constant <value = float {{0.0}}> ()
@@ -163,7 +162,8 @@ def _correlation_force() -> str:
     variances_least = Add (variances, least_product)
     slope = Div (covariance, variances_least)
     variance_least = Add (warped_variance, least_variance)
-    fit = Div (covariance, variance_least)
+    covariance_least = Add (covariance, least_variance)
+    fit = Div (covariance_least, variance_least)
     fixed_centred = Sub (fixed, fixed_mean)
     warped_centred = Sub (warped, warped_mean)
     fitted = Mul (fit, warped_centred)

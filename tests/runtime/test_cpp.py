@@ -919,6 +919,6 @@ def test_readme_leads_from_nifti_to_the_network_grid_and_back(bundle_path, tmp_p
         np.testing.assert_array_equal(raw, getattr(names["pair"], name))
     smooth_displacement_vox().astype(np.float32).tofile("displacement.raw")
     exec(back, names)
-    whole = Registration(bundle_path)("moving.nii.gz", "fixed.nii.gz").displacement
+    whole = Registration(bundle_path)("moving.nii.gz", "fixed.nii.gz", refine=0).displacement
     written = read_displacement(tmp_path / "displacement.nii.gz")
     np.testing.assert_allclose(written.vectors_mm, whole.vectors_mm, atol=1e-4)

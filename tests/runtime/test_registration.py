@@ -73,7 +73,7 @@ def test_known_deformation_is_undone(bundle_path, key):
     seen = volume_of(head, fixed.grid, "fixed.nii.gz", through=lambda points: points + truth_mm)
     # The same grid must come out of the deformed image; it depends on the foreground's box.
     truth_mm = true_displacement_mm(seen, registration.bundle.inputs, smooth_displacement_vox())
-    result = registration(template, seen, affine=False)
+    result = registration(template, seen, affine=False, refine=0)
     np.testing.assert_allclose(result.displacement.vectors_mm, truth_mm, atol=1e-3)
     expected = head(world_points(fixed.grid) + truth_mm)
     # Linear interpolation of the 1 mm moving image blurs its steep rim by a few units of 170.
@@ -90,7 +90,7 @@ def test_itk_applying_the_saved_displacement_reproduces_the_warped_image(
     labels = volume_of(head_labels, moving.grid, "labels")
     save_volume(tmp_path / "moving.nii.gz", moving)
     save_labels(tmp_path / "labels.nii.gz", labels)
-    result = Registration(bundle_path)(moving, fixed, labels, affine=affine)
+    result = Registration(bundle_path)(moving, fixed, labels, affine=affine, refine=0)
     result.save(tmp_path / "out")
 
     field = sitk.ReadImage(tmp_path / "out/displacement.nii.gz", sitk.sitkVectorFloat64)
@@ -117,7 +117,7 @@ def test_affine_file_alone_is_the_displacement_of_a_network_that_does_nothing(
 ):
     moving, fixed = pair_on(key)
     moving = Volume(moving.data, moved(moving.grid, (4.0, -3.0, 2.0)), moving.name)
-    result = Registration(zero_bundle_path)(moving, fixed)
+    result = Registration(zero_bundle_path)(moving, fixed, refine=0)
     result.save(tmp_path / "out")
     transform = sitk.ReadTransform(str(tmp_path / "out/affine.tfm"))
     index = (3, 4, 5)
@@ -143,6 +143,7 @@ def labelled(bundle_path) -> RegistrationResult:
         volume_of(head_labels, moving.grid, "moving labels"),
         volume_of(head_labels, fixed.grid, "fixed labels"),
         affine=False,
+        refine=0,
     )
 
 
@@ -190,7 +191,9 @@ def test_metrics_are_complete(labelled, tmp_path):
 def test_surfaces_are_measured_unless_they_are_left_out(labelled, bundle_path):
     moving, fixed = pair_on("LAS-RAS")
     labels = (volume_of(head_labels, volume.grid, "labels") for volume in (moving, fixed))
-    found = Registration(bundle_path, 1)(moving, fixed, *labels, affine=False, surfaces=False)
+    found = Registration(bundle_path, 1)(
+        moving, fixed, *labels, affine=False, surfaces=False, refine=0
+    )
     of_surfaces = {"assd_mm", "hd95_mm", "nsd", "nsd_tolerance_mm"}
     assert labelled.metrics.keys() - found.metrics.keys() == of_surfaces
     assert not any(name in found.metrics["definitions"] for name in of_surfaces)
@@ -203,11 +206,11 @@ def test_an_engine_that_is_still_loading_is_waited_for(bundle_path):
     loading: Future = Future()
     register = Registration(bundle_path, 1, Later(lambda: loading))
     Timer(0.2, lambda: loading.set_result(eager.backend)).start()
-    found = register(moving, fixed, affine=False)
+    found = register(moving, fixed, affine=False, refine=0)
     expected = eager(moving, fixed, affine=False).displacement.vectors_mm
     np.testing.assert_array_equal(found.displacement.vectors_mm, expected)
     assert "load network" in found.metrics["seconds"]
-    assert "load network" not in register(moving, fixed, affine=False).metrics["seconds"]
+    assert "load network" not in register(moving, fixed, affine=False, refine=0).metrics["seconds"]
 
 
 def test_an_engine_that_cannot_be_loaded_says_so_when_it_is_needed(bundle_path, monkeypatch):
@@ -216,7 +219,7 @@ def test_an_engine_that_cannot_be_loaded_says_so_when_it_is_needed(bundle_path, 
 
     monkeypatch.setattr("paramorph_rt.loaded.choose_backend", refuse)
     register = loaded(bundle_path, 1, "onnxruntime", "fp32", wait=False)
-    for needed in (register.ready, lambda: register(*pair_on("RAS-RAS"), affine=False)):
+    for needed in (register.ready, lambda: register(*pair_on("RAS-RAS"), affine=False, refine=0)):
         with pytest.raises(BackendError, match=r"^this network: expected another"):
             needed()
 
@@ -230,7 +233,7 @@ def test_no_engine_is_loaded_for_a_pair_that_cannot_be_read(bundle_path, tmp_pat
     begun = []
     register = Registration(bundle_path, 1, Later(lambda: begun.append(1)))
     with pytest.raises(VolumeError, match="found none"):
-        register(tmp_path / "none.nii.gz", pair_on("RAS-RAS")[1])
+        register(tmp_path / "none.nii.gz", pair_on("RAS-RAS")[1], refine=0)
     assert not begun
 
 
@@ -238,7 +241,7 @@ def test_folds_are_counted(tmp_path):
     displacement_vox = smooth_displacement_vox()
     displacement_vox[0, 8:12] += 8 * np.sin(np.arange(4))[:, None, None]
     bundle = write_bundle(tmp_path / "bundle", displacement_vox)
-    result = Registration(bundle)(*pair_on("RAS-RAS"), affine=False)
+    result = Registration(bundle)(*pair_on("RAS-RAS"), affine=False, refine=0)
     assert 1 < result.metrics["nonpositive_jacobian_percent"] < 30
 
 
@@ -247,8 +250,8 @@ def test_results_on_another_grid_are_samples_of_the_same_field(bundle_path):
     labels = volume_of(head_labels, moving.grid, "moving labels")
     finer = centred_grid("SPR", (33, 35, 37), (0.7, 0.8, 0.9))
     register = Registration(bundle_path)
-    there = register(moving, fixed, labels, affine=False)
-    here = register(moving, fixed, labels, affine=False, output_grid=finer)
+    there = register(moving, fixed, labels, affine=False, refine=0)
+    here = register(moving, fixed, labels, affine=False, output_grid=finer, refine=0)
     assert here.warped.grid is here.warped_labels.grid is here.displacement.grid
     assert here.warped.grid.matches(finer, 0.0)
     index = nib.affines.apply_affine(np.linalg.inv(fixed.grid.affine), world_points(finer))
@@ -264,7 +267,7 @@ def test_results_on_another_grid_are_samples_of_the_same_field(bundle_path):
 
 def test_inverse_maps_the_moving_image_back(bundle_path):
     moving, fixed = pair_on("oblique-LAS")
-    result = Registration(bundle_path)(moving, fixed, affine=False, inverse=True)
+    result = Registration(bundle_path)(moving, fixed, affine=False, inverse=True, refine=0)
     assert result.inverse.grid is moving.grid
     x = world_points(moving.grid) + result.inverse.vectors_mm
     index = nib.affines.apply_affine(np.linalg.inv(fixed.grid.affine), x)
@@ -282,7 +285,7 @@ def test_initial_transform_alone_is_the_affine(zero_bundle_path):
     far = np.eye(4)
     far[:3, 3] = (500, -300, 200)
     moved_away = Volume(moving.data, Grid(moving.grid.shape, far @ moving.grid.affine))
-    result = Registration(zero_bundle_path)(moved_away, fixed, affine=False, initial=far)
+    result = Registration(zero_bundle_path)(moved_away, fixed, affine=False, initial=far, refine=0)
     np.testing.assert_array_equal(result.affine, far)
     assert result.metrics["ncc"]["after"] > 0.97
 
@@ -292,7 +295,12 @@ def test_images_along_take_the_interpolation(bundle_path, interpolation, order):
     moving, fixed = pair_on("RAS-RAS")
     other = volume_of(head, centred_grid("LAS", (60, 64, 50), (0.9, 1.0, 1.1)), "t2.nii.gz")
     result = Registration(bundle_path)(
-        moving, fixed, affine=False, interpolation=interpolation, also=[other]
+        moving,
+        fixed,
+        affine=False,
+        interpolation=interpolation,
+        also=[other],
+        refine=0,
     )
     x = world_points(fixed.grid) + result.displacement.vectors_mm
     index = np.moveaxis(nib.affines.apply_affine(np.linalg.inv(other.grid.affine), x), -1, 0)
@@ -302,7 +310,7 @@ def test_images_along_take_the_interpolation(bundle_path, interpolation, order):
 
 
 def test_labels_are_optional(zero_bundle_path, tmp_path):
-    result = Registration(zero_bundle_path)(*pair_on("RAS-RAS"), affine=False)
+    result = Registration(zero_bundle_path)(*pair_on("RAS-RAS"), affine=False, refine=0)
     assert result.warped_labels is None
     assert "dice" not in result.metrics
     result.save(tmp_path / "out")
@@ -313,7 +321,7 @@ def test_fixed_labels_need_moving_labels(zero_bundle_path):
     moving, fixed = pair_on("RAS-RAS")
     labels = volume_of(head_labels, fixed.grid, "fixed labels")
     with pytest.raises(VolumeError, match="expected moving labels to compare it with"):
-        Registration(zero_bundle_path)(moving, fixed, fixed_labels=labels)
+        Registration(zero_bundle_path)(moving, fixed, fixed_labels=labels, refine=0)
 
 
 def test_label_maps_need_a_label_in_common(zero_bundle_path):
@@ -322,19 +330,19 @@ def test_label_maps_need_a_label_in_common(zero_bundle_path):
     other = volume_of(head_labels, fixed.grid, "fixed labels")
     other = Volume(other.data * 100, other.grid, other.name)
     with pytest.raises(VolumeError, match="expected labels in common with fixed labels"):
-        Registration(zero_bundle_path)(moving, fixed, labels, other)
+        Registration(zero_bundle_path)(moving, fixed, labels, other, refine=0)
 
 
 def test_progress_is_logged(zero_bundle_path, caplog):
     caplog.set_level(logging.INFO, "paramorph_rt")
-    Registration(zero_bundle_path)(*pair_on("RAS-RAS"), affine=False)
+    Registration(zero_bundle_path)(*pair_on("RAS-RAS"), affine=False, refine=0)
     assert "network …" in caplog.messages
     assert any(message.startswith("network: ") for message in caplog.messages)
 
 
 def test_one_registration_does_many_pairs_equally(bundle_path):
     registration = Registration(bundle_path)
-    first, second = (registration(*pair_on("LPS-oblique")) for _ in range(2))
+    first, second = (registration(*pair_on("LPS-oblique"), refine=0) for _ in range(2))
     np.testing.assert_array_equal(first.warped.data, second.warped.data)
     np.testing.assert_array_equal(first.displacement.vectors_mm, second.displacement.vectors_mm)
 
@@ -344,7 +352,12 @@ def test_results_carry_the_code_of_the_fixed_world(zero_bundle_path, tmp_path):
     in_mni = Volume(fixed.data, replace(fixed.grid, world_code=4), fixed.name)
     for grid in (None, moving.grid):
         result = Registration(zero_bundle_path)(
-            moving, in_mni, affine=False, inverse=True, output_grid=grid
+            moving,
+            in_mni,
+            affine=False,
+            inverse=True,
+            output_grid=grid,
+            refine=0,
         )
         result.save(tmp_path / "out", force=True)
         for name, code in (("warped", 4), ("displacement", 4), ("inverse_displacement", 1)):

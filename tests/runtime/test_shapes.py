@@ -72,8 +72,8 @@ def pair_of(size: str):
 )
 def test_result_is_that_of_a_bundle_of_the_shape_alone(both, single, size, shape, fits):
     pair = pair_of(size)
-    found = Registration(both, 1, "onnxruntime")(*pair, affine=False)
-    expected = Registration(single[shape], 1, "onnxruntime")(*pair, affine=False)
+    found = Registration(both, 1, "onnxruntime")(*pair, affine=False, refine=0)
+    expected = Registration(single[shape], 1, "onnxruntime")(*pair, affine=False, refine=0)
     grid = found.metrics["network_grid"]
     assert grid == expected.metrics["network_grid"]
     assert tuple(grid["shape"]) == shape
@@ -108,9 +108,9 @@ def test_altered_network_of_another_shape_is_refused_when_needed(both):
     content[-1] ^= 1
     (both / "large.onnx").write_bytes(content)
     register = Registration(both, 1, "onnxruntime")
-    register(*pair_of("small"), affine=False)
+    register(*pair_of("small"), affine=False, refine=0)
     with pytest.raises(ValueError, match=r"large.onnx: expected SHA-256"):
-        register(*pair_of("large"), affine=False)
+        register(*pair_of("large"), affine=False, refine=0)
 
 
 def test_engines_serve_the_shapes_that_they_were_built_for(both, monkeypatch, capsys):
@@ -170,5 +170,5 @@ def test_cohort_gives_each_pair_its_shape(both, tmp_path):
 def test_backend_of_ones_own_says_which_shapes_it_takes(both):
     inner = choose_backend(load_bundle(both), "onnxruntime", threads=1)
     own = SimpleNamespace(name="own", precision="fp32", shapes=(LARGE_SHAPE,), run=inner.run)
-    result = Registration(both, 1, own)(*pair_of("small"), affine=False)
+    result = Registration(both, 1, own)(*pair_of("small"), affine=False, refine=0)
     assert tuple(result.metrics["network_grid"]["shape"]) == LARGE_SHAPE

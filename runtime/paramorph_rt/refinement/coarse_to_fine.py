@@ -19,19 +19,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import SimpleITK as sitk
 
 from ..field import DisplacementField, field_from_network
 from ..preprocess import foreground_box, images_on_grid, masked
 from ..spaces import Grid
 from ..volume import Volume
 from . import compiled, graph
+from .forces import RADIUS
 from .images import Features, LevelImages
 from .settings import Level
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
     from ..bundle import IntensitySpec
 
@@ -87,7 +89,7 @@ def refine(
     if plan:
         finest = plan[-1][1]
         whole = images_on_grid(moving, fixed, affine, finest, intensity, **masks)
-        counts = None if whole.holes is None else (~whole.holes).astype(np.float32)
+        counts = None if whole.holes is None else _counting(whole.holes)
         pyramid = _pyramid(LevelImages(whole.moving, whole.fixed, finest, None, counts), plan)
         for (level, _), images in zip(plan, pyramid, strict=True):
             if features is not None and level.features:
@@ -147,6 +149,13 @@ def _pyramid(finest: LevelImages, plan: Sequence[tuple[Level, Grid]]) -> list[Le
     for _, grid in reversed(plan[:-1]):
         images.append(images[-1].on(grid))
     return images[::-1]
+
+
+def _counting(holes: Bool[np.ndarray, "i j k"]) -> Float[np.ndarray, "i j k"]:
+    """0 in the holes and in all voxels whose correlation they are a part of."""
+    image = sitk.GetImageFromArray(holes.astype(np.uint8))
+    wider = sitk.GetArrayFromImage(sitk.BinaryDilate(image, [RADIUS] * 3, sitk.sitkBox))
+    return (wider == 0).astype(np.float32)
 
 
 def _voxels(field: DisplacementField | None, grid: Grid) -> Float[np.ndarray, "3 i j k"]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import MissingDependencyError
-from .forces import LEAST_PRODUCT, LEAST_VARIANCE, RADIUS, gaussian_taps
+from .forces import LEAST_FORCE, LEAST_PRODUCT, LEAST_VARIANCE, RADIUS, gaussian_taps
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -86,7 +86,7 @@ def _iterate(passes: _Passes, images: LevelImages, level: Level, start: Field) -
         for c in range(3):
             passes.convolve(force[c], force_taps, spare[0], force[c])
         longest = passes.longest(force, relative.astype(np.float32))
-        passes.sample(field, force, moved, level.step / longest if longest > 0 else 0.0, add=True)
+        passes.sample(field, force, moved, level.step / max(longest, LEAST_FORCE), add=True)
         for c in range(3):
             passes.convolve(moved[c], field_taps, spare[0], field[c])
     return field

@@ -217,7 +217,7 @@ PASS int correlation_force(const float *restrict warped, const float *restrict f
                 const float variance = spread > 0 ? spread : 0;
                 const float covariance = sums[2 * plane + q + k] * share - mean * fixed_mean[p + k];
                 const float slope = covariance / (variance * fixed_variance[p + k] + least_product);
-                const float fit = covariance / (variance + least_variance);
+                const float fit = (covariance + least_variance) / (variance + least_variance);
                 const float g =
                     slope * ((fixed[p + k] - fixed_mean[p + k]) - fit * (row[k] - mean));
                 const float before = row[k > 0 ? k - 1 : 0], after = row[k < w - 1 ? k + 1 : k];
