@@ -54,8 +54,8 @@ def write_bundle(
     """Trace, verify and write the networks and `manifest.json`; returns the manifest.
 
     The float32 networks of all shapes share one copy of `weights` (see `storage`), so weights in
-    half make a bundle of half the size. Everything happens in a folder beside `out_dir` that takes its place at the end, so a failure
-    leaves an existing bundle as it was.
+    half make a bundle of half the size. Everything happens in a folder beside `out_dir` that takes
+    its place at the end, so a failure leaves an existing bundle as it was.
 
     Args:
         out_dir: The bundle's folder.

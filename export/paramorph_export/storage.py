@@ -128,7 +128,7 @@ def _trained(path: Path) -> list[_Trained]:
 
 
 def _from_weights(
-    name: str, values: Shaped[np.ndarray, "..."], trained: Sequence[_Trained]
+    name: str, values: Shaped[np.ndarray, ...], trained: Sequence[_Trained]
 ) -> tuple[list[TensorProto], list[onnx.NodeProto]] | None:
     """A constant as rows of a trained tensor, which may be transposed and scaled; None if not."""
     if values.dtype != np.float32 or values.ndim < 2:
@@ -181,7 +181,7 @@ def _scaled_rows(
 
 
 def _narrow(
-    name: str, values: Shaped[np.ndarray, "..."]
+    name: str, values: Shaped[np.ndarray, ...]
 ) -> tuple[list[TensorProto], list[onnx.NodeProto]] | None:
     """A constant in a narrower type; None if that would change a number."""
     for kind in _NARROWER[values.dtype]:
@@ -194,7 +194,7 @@ def _narrow(
     return None
 
 
-def _same_bits(a: Shaped[np.ndarray, "..."], b: Shaped[np.ndarray, "..."]) -> bool:
+def _same_bits(a: Shaped[np.ndarray, ...], b: Shaped[np.ndarray, ...]) -> bool:
     return np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
 
 
@@ -210,8 +210,8 @@ def _chain(
 
 
 def _computed(
-    node: onnx.NodeProto, inputs: Sequence[Shaped[np.ndarray, "..."]]
-) -> Shaped[np.ndarray, "..."]:
+    node: onnx.NodeProto, inputs: Sequence[Shaped[np.ndarray, ...]]
+) -> Shaped[np.ndarray, ...]:
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "Cast":
         return inputs[0].astype(helper.tensor_dtype_to_np_dtype(attributes["to"]))

@@ -147,7 +147,9 @@ class Bundle:
         Raises:
             BundleError: One is missing, or its SHA-256 is not the one recorded.
         """
-        return [self.verified_path(file) for file in entry.files][0]
+        for file in entry.files:
+            self.verified_path(file)
+        return self.folder / entry.file
 
     def verified_path(self, file: str) -> Path:
         """A file of the bundle, hashed; for networks `verified_network`.
@@ -229,7 +231,8 @@ def load_bundle(path: str | Path) -> Bundle:
         _one_of(("axis",), manifest["displacement"]["channel_order"])
         _one_of(("fixed-to-moving",), manifest["displacement"]["direction"])
         sizes = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
-        named = {file for e in (*bundle.networks, *bundle.engines) for file in e.files}
+        entries: list[NetworkEntry | EngineEntry] = [*bundle.networks, *bundle.engines]
+        named = {file for entry in entries for file in entry.files}
         unlisted = named - set(sizes)
         if unlisted or not bundle.networks:
             raise ValueError(f"files {sorted(sizes)} without {sorted(unlisted) or 'a network'}")
