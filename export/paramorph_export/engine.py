@@ -24,6 +24,7 @@ from paramorph_export.storage import whole
 from paramorph_rt.backends.gpu import find_gpu
 from paramorph_rt.bundle import MANIFEST, load_bundle
 from paramorph_rt.errors import BackendError, MissingDependencyError
+from paramorph_rt.optional import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,8 +117,8 @@ def _installed(flavour: str) -> str:
             return name
     wanted = next(iter(MODULES)) if flavour == "auto" else flavour
     raise MissingDependencyError(
-        f"{flavour}: expected the package {MODULES[wanted]}, found none; pip install "
-        f"'paramorph-rt[{wanted}]'."
+        f"{flavour}: expected the package {MODULES[wanted]}, found none; run "
+        f"{install_command(wanted)}."
     )
 
 

@@ -10,13 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from platformdirs import user_cache_path
+
 log = logging.getLogger(__name__)
 
 
 class RuntimeCacheFile:
     """Where TensorRT for RTX keeps an engine's kernels; whether they still fit is its to judge.
 
-    Beside the engine, or in the user's cache folder ($XDG_CACHE_HOME) if that cannot be written.
+    Beside the engine, or in the user's cache folder if that cannot be written.
     Never an error: what is missing is compiled again.
 
     Args:
@@ -53,14 +55,11 @@ def user_cache_folder() -> Path:
     Raises:
         OSError: Nobody says where: the user has no home, as in some containers.
 
-    Source:
-        XDG Base Directory Specification.
     """
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError as err:
-        raise FileNotFoundError("no home folder; set XDG_CACHE_HOME") from err
-    return Path(base) / "paramorph-rt"
+    folder = user_cache_path("paramorph-rt", appauthor=False)
+    if not folder.is_absolute():  # "~", where there is no home
+        raise FileNotFoundError("no home folder; set XDG_CACHE_HOME")
+    return folder
 
 
 @contextmanager
@@ -73,8 +72,8 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     number, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(number, "wb") as stream:
-            os.fchmod(number, 0o644)  # mkstemp lets nobody else read
             yield stream
+        os.chmod(staged, 0o644)  # mkstemp lets nobody else read
         os.replace(staged, path)
     except BaseException:
         os.unlink(staged)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..errors import BackendError, MissingDependencyError
+from ..errors import BackendError
+from ..optional import import_optional
 from . import check_displacement, prove
 from .device_memory import Device, open_device
 from .runtime_cache import RuntimeCacheFile
@@ -260,13 +260,7 @@ def import_library(flavour: Flavour) -> ModuleType:
     Raises:
         MissingDependencyError: It is not installed, or its own libraries are not found.
     """
-    try:
-        return import_module(MODULES[flavour])
-    except (ImportError, OSError, RuntimeError) as err:
-        raise MissingDependencyError(
-            f"{flavour}: expected its Python package, got {str(err).splitlines()[0]}; pip install "
-            f"'paramorph-rt[{flavour}]'."
-        ) from err
+    return import_optional(MODULES[flavour], flavour, flavour)
 
 
 def _logger(library: ModuleType) -> Any:

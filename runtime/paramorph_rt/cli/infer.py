@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backends import AUTO, BACKENDS, PRECISIONS
+from ..optional import install_command
 
 if TYPE_CHECKING:
     from ..pair import Settings
@@ -181,7 +182,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     """Declare which pictures are made of a registered pair."""
     add = parser.add_argument_group(
-        "pictures", "they need the extra: pip install 'paramorph-rt[report]'"
+        "pictures", f"they need the extra: {install_command('report')}"
     ).add_argument
     add(
         "--report",
