@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_code("build_engine", lambda: run(args))
+    return exit_code("build_engine", lambda: run(args), extra="export")
 
 
 if __name__ == "__main__":

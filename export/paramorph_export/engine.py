@@ -17,10 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
 from paramorph_export.errors import ExportError
-from paramorph_export.storage import whole
 from paramorph_rt.backends.gpu import find_gpu
 from paramorph_rt.bundle import MANIFEST, load_bundle
 from paramorph_rt.errors import BackendError, MissingDependencyError
@@ -201,6 +198,10 @@ def _network_file(bundle: Bundle, network: NetworkEntry, staging: Path) -> Path:
     path = bundle.verified_network(network)
     if network.weights is None:
         return path
+    import onnx
+
+    from paramorph_export.storage import whole
+
     onnx.save(whole(path), staging / network.file)
     return staging / network.file
 

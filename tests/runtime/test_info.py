@@ -70,7 +70,12 @@ def test_without_a_gpu(bundle_path, no_gpu, capsys):
     assert found["gpu"].startswith("GPU: expected one of NVIDIA and its driver, found no driver")
     assert "onnxruntime" in found["packages"]
     assert found["model"]["networks"] == [
-        {"file": "registration.onnx", "precision": "fp32", "shape": list(NETWORK_SHAPE)}
+        {
+            "file": "registration.onnx",
+            "precision": "fp32",
+            "shape": list(NETWORK_SHAPE),
+            "weights": None,
+        }
     ]
     ways = by_name(found)
     assert ways["onnxruntime-cpu"]["precisions"] == ["fp32"]
