@@ -6,13 +6,23 @@ BUNDLE := runtime/paramorph_rt/bundles/brain-t1-small
 WEIGHTS ?= $(BUNDLE)/weights.safetensors
 ENGINE_BUNDLE := build/bundles/brain-t1-small
 
-.PHONY: demo bundle test lint docs engine plugin cpp niivue clean
+.PHONY: demo bundle test installed lint docs engine plugin cpp niivue clean
 
-demo: $(VENV)/ready
+demo: $(VENV)/demo-ready
 	$(BIN)/python examples/demo.py --out-dir demo --force
+
+# As a user installs it, unless the developers' environment is there already.
+$(VENV)/demo-ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	[ -e $(VENV)/ready ] || $(BIN)/python -m pip install --quiet '.[openvino,report,demo]'
+	touch $@
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
+
+# The wheel and OpenVINO's extra in clean environments; `nox --list` names all the others.
+installed: $(VENV)/ready
+	$(BIN)/nox --session base_wheel-3.11 "extra(openvino)"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

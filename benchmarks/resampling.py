@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import SimpleITK as sitk
 import torch
 from onnx import parser as onnx_parser
@@ -28,6 +27,7 @@ from bundles import add_model_option, single_bundle
 from colin import write_colin_pair
 from evaluation import LabelledPair, load_pair
 from pairs import BenchmarkError, labelled_pairs
+from paramorph_rt.backends.onnxruntime import ort
 from paramorph_rt.compose import itk_transform
 from paramorph_rt.errors import exit_code
 from paramorph_rt.field import DisplacementField

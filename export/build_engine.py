@@ -13,7 +13,7 @@ from paramorph_rt.errors import exit_code
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Build engines of a bundle's networks and add them to it. TensorRT for RTX "
-        "(pip install 'paramorph-rt[tensorrt-rtx]') needs no GPU; TensorRT needs the target's.",
+        "(its extra: tensorrt-rtx) needs no GPU; TensorRT needs the target's.",
         epilog="Example: python export/build_engine.py --bundle BUNDLE --target rtx3080",
     )
     p.add_argument("--bundle", type=Path, required=True, help="that export/to_onnx.py wrote")
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_code("build_engine", lambda: run(args))
+    return exit_code("build_engine", lambda: run(args), extra="export")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_code("to_onnx", lambda: run(args))
+    return exit_code("to_onnx", lambda: run(args), extra="export")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
 from paramorph_export.errors import ExportError
-from paramorph_export.storage import whole
 from paramorph_rt.backends.gpu import find_gpu
 from paramorph_rt.bundle import MANIFEST, PORTABLE, load_bundle
 from paramorph_rt.errors import BackendError, BundleError, MissingDependencyError
+from paramorph_rt.optional import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,8 +120,8 @@ def _installed(flavour: str) -> str:
             return name
     wanted = next(iter(MODULES)) if flavour == "auto" else flavour
     raise MissingDependencyError(
-        f"{flavour}: expected the package {MODULES[wanted]}, found none; pip install "
-        f"'paramorph-rt[{wanted}]'."
+        f"{flavour}: expected the package {MODULES[wanted]}, found none; run "
+        f"{install_command(wanted)}."
     )
 
 
@@ -221,6 +219,10 @@ def _network_file(bundle: Bundle, network: NetworkEntry, staging: Path) -> Path:
     path = bundle.verified_network(network)
     if network.weights is None:
         return path
+    import onnx
+
+    from paramorph_export.storage import whole
+
     onnx.save(whole(path), staging / network.file)
     return staging / network.file
 

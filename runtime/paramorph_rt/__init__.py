@@ -6,11 +6,15 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 # Said where results are shown.
 PURPOSE = "For research only, not for clinical use."
+
+# ONNX Runtime reads it when it is imported, by whomever; see `optional.telemetry_off`.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from .affine import align_affine as align_affine

@@ -168,8 +168,9 @@ class Bundle:
         Raises:
             BundleError: One is missing, or its SHA-256 is not the one recorded.
         """
-        paths = [self.verified_path(file) for file in entry.files]
-        return paths[0]
+        for file in entry.files:
+            self.verified_path(file)
+        return self.folder / entry.file
 
     def verified_path(self, file: str) -> Path:
         """A file of the bundle, hashed; for networks `verified_network`.
@@ -253,8 +254,8 @@ def load_bundle(path: str | Path) -> Bundle:
         _one_of(("fixed-to-moving",), manifest["displacement"]["direction"])
         sizes = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
         networks = bundle.networks + bundle.feature_networks
-        named = {file for network in networks for file in network.files}
-        named |= {file for engine in bundle.engines for file in engine.files}
+        entries: list[NetworkEntry | EngineEntry] = [*networks, *bundle.engines]
+        named = {file for entry in entries for file in entry.files}
         unlisted = named - set(sizes)
         if unlisted or not networks:
             raise ValueError(f"files {sorted(sizes)} without {sorted(unlisted) or 'a network'}")

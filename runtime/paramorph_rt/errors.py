@@ -13,10 +13,19 @@ class ParamorphError(Exception):
     """Base of all errors raised on purpose; the command line prints it as one line."""
 
 
-def exit_code(program: str, command: Callable[[], object]) -> int:
-    """Run a command line's work: 0, or 1 after printing an error of ours as one line to stderr."""
+def exit_code(program: str, command: Callable[[], object], extra: str | None = None) -> int:
+    """Run a command line's work: 0, or 1 after printing an error of ours as one line to stderr.
+
+    Args:
+        program: Its name, which starts the line.
+        command: The work.
+        extra: That its imports need.
+    """
+    from .optional import needs
+
     try:
-        command()
+        with needs(extra, "imports"):
+            command()
     except ParamorphError as err:
         print(f"{program}: {err}", file=sys.stderr)
         return 1

@@ -3,14 +3,15 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
 from paramorph.checkpoint import load_weights, save_weights
+from paramorph_export import bundle as bundle_module
 from paramorph_export.bundle import write_bundle
 from paramorph_export.storage import FEWEST, WEIGHTS, stored_small, whole
+from paramorph_export.trace import onnx_from_network
 from paramorph_rt.bundle import load_bundle
 
 from .conftest import NETWORK, SHAPE
@@ -101,29 +102,37 @@ def test_numbers_not_a_number_stay_what_they_are(tmp_path):
     check_same(tmp_path, stored_small(graph_of(strange=strange)), strange=strange)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_bundle_holds_the_weights_once(weights, instant_trace, tmp_path, monkeypatch, dtype):
-    network, info = load_weights(weights)
-    state = {name: t.half().float() for name, t in network.state_dict().items()}
-    network.load_state_dict(state)
-    save_weights(tmp_path / "w.safetensors", state, info, dtype)
-    from paramorph_export import bundle as bundle_module
-    from paramorph_export.trace import onnx_from_network
+def check_holds_weights_once(bundle_folder, trained: int) -> None:
+    bundle = load_bundle(bundle_folder)
+    assert bundle.network().files == (NETWORK, WEIGHTS)
+    small = onnx.load(bundle_folder / NETWORK, load_external_data=False)
+    external = [c for c in small.graph.initializer if c.data_location == TensorProto.EXTERNAL]
+    assert len(external) >= trained > 10
+    read = sum(int(np.prod(c.dims)) for c in external)
+    kept = sum(c.ByteSize() for c in small.graph.initializer if c not in external)
+    assert kept < read  # tables and masks; in float32 the trained numbers alone would be 4 × read
 
+
+def trained_in(weights) -> int:
+    """Tensors that graphs hold as they were trained: not the tables of position biases."""
+    state = load_weights(weights)[0].state_dict()
+    return sum(t.ndim > 1 and t.numel() >= FEWEST and "table" not in n for n, t in state.items())
+
+
+def test_bundle_holds_weights_in_float32_once(bundle, weights):
+    check_holds_weights_once(bundle, trained_in(weights))
+    assert (bundle / WEIGHTS).read_bytes() == weights.read_bytes()
+
+
+def test_bundle_holds_weights_in_half_once(weights, tmp_path, monkeypatch):
+    network, info = load_weights(weights)
+    save_weights(tmp_path / "w.safetensors", network.state_dict(), info, torch.float16)
+    network, info = load_weights(tmp_path / "w.safetensors")
     traced = onnx_from_network(network, SHAPE)
     monkeypatch.setattr(bundle_module, "onnx_from_network", lambda *_: traced)
-    out = tmp_path / "bundle"
-    write_bundle(out, network, info, tmp_path / "w.safetensors", [SHAPE])
-    bundle = load_bundle(out)
-    assert bundle.network().files == (NETWORK, WEIGHTS)
-    embedded = sum(c.ByteSize() for c in traced.graph.initializer)
-    graph = onnx.load(out / NETWORK, load_external_data=False)
-    external = [c for c in graph.graph.initializer if c.data_location == TensorProto.EXTERNAL]
-    trained = {name for name, t in state.items() if t.ndim > 1 and t.numel() >= FEWEST}
-    # All but the tables of position biases, which the graph holds spread.
-    assert len(external) >= len({n for n in trained if "bias_table" not in n}) > 0
-    assert (out / NETWORK).stat().st_size < embedded / 2
-    # The graph that has them all is the one that was traced.
+    write_bundle(tmp_path / "bundle", network, info, tmp_path / "w.safetensors", [SHAPE])
+    check_holds_weights_once(tmp_path / "bundle", trained_in(weights))
+    # With all constants in it, the graph is the one that was traced.
     expected = {c.name: numpy_helper.to_array(c) for c in traced.graph.initializer}
-    for constant in whole(out / NETWORK).graph.initializer:
+    for constant in whole(tmp_path / "bundle" / NETWORK).graph.initializer:
         np.testing.assert_array_equal(numpy_helper.to_array(constant), expected[constant.name])

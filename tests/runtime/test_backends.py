@@ -46,14 +46,6 @@ def engine(request) -> str:
     return request.param
 
 
-@pytest.fixture
-def no_openvino(monkeypatch):
-    """As if it were not installed."""
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    for name in ("openvino", "openvino_graph"):
-        monkeypatch.delitem(sys.modules, f"paramorph_rt.backends.{name}", raising=False)
-
-
 @pytest.mark.parametrize("threads", [None, 1])
 def test_displacement_is_the_network_output(bundle_path, engine, threads):
     backend = choose_backend(load_bundle(bundle_path), engine, threads=threads)
@@ -154,18 +146,6 @@ def test_altered_file_is_never_skipped(tmp_path):
     network.write_bytes(network.read_bytes()[::-1])
     with pytest.raises(BundleError, match="the file was altered"):
         choose_backend(load_bundle(folder))
-
-
-def test_without_openvino(bundle_path, no_openvino, caplog):
-    caplog.set_level(logging.DEBUG, "paramorph_rt")
-    bundle = load_bundle(bundle_path)
-    assert choose_backend(bundle).name == "onnxruntime-cpu"
-    assert "skipped openvino-cpu: openvino: expected the package" in caplog.text
-    assert "onnxruntime-tensorrt: GPU: expected one of NVIDIA and its driver" in caplog.text
-    assert "backend: onnxruntime-cpu in fp32" in caplog.text
-    for request in ({"name": "openvino"}, {"precision": "bf16"}):
-        with pytest.raises(MissingDependencyError, match=r"pip install 'paramorph-rt\[openvino\]'"):
-            choose_backend(bundle, **request)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,13 @@ from paramorph_rt import bundle as bundle_module
 from paramorph_rt.bundle import default_bundle_path, load_bundle
 from paramorph_rt.errors import BundleError
 
-from .phantoms import NETWORK_SHAPE, NETWORK_SPACING_MM, read_manifest, write_manifest
+from .phantoms import (
+    NETWORK_SHAPE,
+    NETWORK_SPACING_MM,
+    read_manifest,
+    replace_file,
+    write_manifest,
+)
 
 
 @pytest.fixture

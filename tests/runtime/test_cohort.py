@@ -849,4 +849,4 @@ def test_without_distributed_the_sentence_says_what_to_install(tmp_path):
         f"try: next(run_cohort([], Settings(), {str(tmp_path)!r}, scheduler='tcp://x:1'))\n"
         "except MissingDependencyError as err: print(err)"
     )
-    assert "pip install 'paramorph-rt[cluster]'" in run_python("-c", program).stdout
+    assert 'python -m pip install "paramorph-rt[cluster]"' in run_python("-c", program).stdout

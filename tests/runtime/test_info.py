@@ -75,6 +75,7 @@ def test_without_a_gpu(bundle_path, no_gpu, capsys):
             "precision": "fp32",
             "shape": list(NETWORK_SHAPE),
             "device": "cpu",
+            "weights": None,
         }
     ]
     ways = by_name(found)

@@ -577,7 +577,8 @@ def test_missing_extra_is_said_before_anything_is_done(
     monkeypatch.setattr("paramorph_rt.registration.load_volume", lambda path: 1 / 0)
     assert main([*command, option]) == 1
     message = capsys.readouterr().err
-    assert f"reports and figures need {package}: pip install 'paramorph-rt[report]'" in message
+    assert f"reports and figures need {package}: expected the packages of its extra" in message
+    assert 'run `python -m pip install "paramorph-rt[report]"`' in message
     assert not (tmp_path / "out").exists()
 
 

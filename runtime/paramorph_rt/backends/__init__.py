@@ -6,9 +6,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from ..errors import BackendError, MissingDependencyError, ParamorphError
+from ..optional import import_optional, needs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,6 +137,11 @@ class Way:
     unasked: tuple[Precision, ...]
     prepare: Callable[[Bundle, Precision, int | None], Load]
 
+    @property
+    def extra(self) -> str | None:
+        """Of this package, which brings the library; None for the base install."""
+        return None if self.backend == "onnxruntime" else self.backend
+
     def loads(self, bundle: Bundle, precision: Precision, threads: int | None) -> dict[Shape, Load]:
         """What loads the network of each shape that can be run this way.
 
@@ -145,12 +152,18 @@ class Way:
         reasons: list[ParamorphError] = []
         for shape in bundle.shapes:
             try:
-                loads[shape] = self.prepare(bundle.at(shape), precision, threads)
+                with needs(self.extra, self.backend):
+                    load = self.prepare(bundle.at(shape), precision, threads)
+                loads[shape] = partial(self._load, load)
             except ParamorphError as err:
                 reasons.append(err)
         if not loads:
             raise reasons[0]
         return loads
+
+    def _load(self, load: Load) -> Network:
+        with needs(self.extra, self.backend):
+            return load()
 
 
 def choose_backend(
@@ -371,27 +384,25 @@ def _onnxruntime_on_gpu(provider: str) -> Callable[[Bundle, Precision, int | Non
 
 
 def _openvino(bundle: Bundle, precision: Precision, threads: int | None) -> Load:
-    from .openvino import OpenVinoBackend, check_precision
-
-    check_precision(precision)
+    module = import_optional(f"{__name__}.openvino", "openvino", "openvino")
+    module.check_precision(precision)
     entry = bundle.network()  # float32, which OpenVINO rounds by itself
     sha256 = bundle.network_sha256(entry)
 
     def load() -> Network:
         path = bundle.verified_network(entry)
-        return OpenVinoBackend(path, threads, precision, sha256, bundle.output)
+        return module.OpenVinoBackend(path, threads, precision, sha256, bundle.output)
 
     return load
 
 
 def _onnxruntime(bundle: Bundle, precision: Precision, threads: int | None) -> Load:
-    from .onnxruntime import OnnxRuntimeBackend
-
+    module = import_optional(f"{__name__}.onnxruntime", None, "onnxruntime")
     entry = bundle.network(precision)
 
     def load() -> Network:
         path = bundle.verified_network(entry)
-        return OnnxRuntimeBackend(path, threads, output=bundle.output)
+        return module.OnnxRuntimeBackend(path, threads, output=bundle.output)
 
     return load
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..errors import BackendError, MissingDependencyError
+from ..optional import import_optional
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -93,9 +94,7 @@ class _PyCudaDevice:
     library = "pycuda"
 
     def __init__(self) -> None:
-        import pycuda.driver as cuda
-
-        self._cuda = cuda
+        self._cuda = cuda = import_optional("pycuda.driver", "pycuda", "GPU")
         with self._failures():
             cuda.init()
             self._context = cuda.Device(0).retain_primary_context()
@@ -155,9 +154,7 @@ class _CudaPythonDevice:
     library = "cuda-python"
 
     def __init__(self) -> None:
-        from cuda.bindings import driver
-
-        self._driver = driver
+        self._driver = driver = import_optional("cuda.bindings.driver", "tensorrt", "GPU")
         try:
             self._call(driver.cuInit, 0)
         except RuntimeError as err:  # how the bindings say that there is no driver

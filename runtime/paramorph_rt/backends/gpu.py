@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from dataclasses import dataclass
 
 from ..errors import BackendError
 
-DRIVER = "libcuda.so.1"
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 COMPUTE_CAPABILITY = (75, 76)  # CUdevice_attribute: major, minor
 
 

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 
 from ..errors import BackendError, MissingDependencyError
+from ..optional import import_optional, install_command, telemetry_off
 from . import check_output
 from .runtime_cache import kernel_folder
+
+with telemetry_off():
+    import onnxruntime as ort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,8 +42,8 @@ TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 # Both packages hold one module; in a folder of its own, ahead on the path, the second hides the
 # first without breaking it.
 WITH_CUDA = (
-    "pip install --no-deps --target DIR onnxruntime-gpu, pip install 'paramorph-rt[cuda]' and set "
-    "PYTHONPATH=DIR"
+    "run `python -m pip install --no-deps --target DIR onnxruntime-gpu`, "
+    f"{install_command('cuda')} and set PYTHONPATH=DIR"
 )
 
 
@@ -136,15 +139,16 @@ def check_provider(provider: str) -> None:
 
 def _register_tensorrt_rtx() -> None:
     """NVIDIA's plugin for any ONNX Runtime, which takes the place of nothing."""
+    plugin = import_optional(
+        "onnxruntime_ep_nv_tensorrt_rtx", "tensorrt-rtx-onnxruntime", NAMES[TENSORRT_RTX]
+    )
     try:
-        import onnxruntime_ep_nv_tensorrt_rtx as plugin
-
         if not _plugin_devices(TENSORRT_RTX):
             ort.register_execution_provider_library(TENSORRT_RTX, plugin.get_library_path())
     except Exception as err:
         raise MissingDependencyError(
             f"{NAMES[TENSORRT_RTX]}: expected NVIDIA's plugin for ONNX Runtime, got "
-            f"{_reason(err)}; pip install onnxruntime-ep-nv-tensorrt-rtx."
+            f"{_reason(err)}; run {install_command('tensorrt-rtx-onnxruntime')}."
         ) from err
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from ..errors import BackendError
 from . import check_output
 from .openvino_cache import CompiledFile, PartHeader
-from .openvino_graph import Part, ov, parts_from_onnx
+from .openvino_graph import Part, parts_from_onnx
+from .openvino_package import ov
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import openvino as ov
 from isal import isal_zlib
 
+from .openvino_package import ov
 from .runtime_cache import user_cache_folder, writing
 
 if TYPE_CHECKING:

@@ -13,20 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import MissingDependencyError
-
-try:
-    import openvino as ov
-    import openvino.opset13 as ops
-    from openvino import Op
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.onnx import ConversionExtension
-    from openvino.passes import ConstantFolding, Manager
-except ImportError as err:
-    raise MissingDependencyError(
-        f"openvino: expected the package of version 2025 or newer, got {err}; pip install "
-        "'paramorph-rt[openvino]', or choose --backend onnxruntime."
-    ) from err
+from .openvino_package import (
+    ConstantFolding,
+    ConversionExtension,
+    FrontEndManager,
+    Manager,
+    Op,
+    ops,
+    ov,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from platformdirs import user_cache_path
+
 log = logging.getLogger(__name__)
 
 
@@ -64,14 +66,11 @@ def user_cache_folder() -> Path:
     Raises:
         OSError: Nobody says where: the user has no home, as in some containers.
 
-    Source:
-        XDG Base Directory Specification.
     """
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError as err:
-        raise FileNotFoundError("no home folder; set XDG_CACHE_HOME") from err
-    return Path(base) / "paramorph-rt"
+    folder = user_cache_path("paramorph-rt", appauthor=False)
+    if not folder.is_absolute():  # "~", where there is no home
+        raise FileNotFoundError("no home folder; set XDG_CACHE_HOME")
+    return folder
 
 
 @contextmanager
@@ -84,8 +83,8 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     number, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(number, "wb") as stream:
-            os.fchmod(number, 0o644)  # mkstemp lets nobody else read
             yield stream
+        os.chmod(staged, 0o644)  # mkstemp lets nobody else read
         os.replace(staged, path)
     except BaseException:
         os.unlink(staged)

@@ -7,13 +7,13 @@ import logging
 import math
 import threading
 from contextlib import suppress
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ..bundle import PORTABLE
-from ..errors import BackendError, MissingDependencyError
+from ..errors import BackendError
+from ..optional import import_optional
 from . import check_displacement, prove
 from .device_memory import Device, open_device
 from .runtime_cache import RuntimeCacheFile
@@ -381,13 +381,7 @@ def import_library(flavour: Flavour) -> ModuleType:
     Raises:
         MissingDependencyError: It is not installed, or its own libraries are not found.
     """
-    try:
-        return import_module(MODULES[flavour])
-    except (ImportError, OSError, RuntimeError) as err:
-        raise MissingDependencyError(
-            f"{flavour}: expected its Python package, got {str(err).splitlines()[0]}; pip install "
-            f"'paramorph-rt[{flavour}]'."
-        ) from err
+    return import_optional(MODULES[flavour], flavour, flavour)
 
 
 def _logger(library: ModuleType) -> Any:

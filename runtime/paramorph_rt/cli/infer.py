@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends import AUTO, BACKENDS, PRECISIONS
 from ..bundle import NO_MODEL
+from ..optional import install_command
 from ..refinement.settings import DEFAULT_ITERATIONS
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     """Declare which pictures are made of a registered pair."""
     add = parser.add_argument_group(
-        "pictures", "they need the extra: pip install 'paramorph-rt[report]'"
+        "pictures", f"they need the extra: {install_command('report')}"
     ).add_argument
     add(
         "--report",

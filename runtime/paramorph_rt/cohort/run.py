@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CohortError, MissingDependencyError
+from ..errors import CohortError
+from ..optional import import_optional
 from ..provenance import installed_versions
 from .work import PAIRS, Outcome, Settings, place_of, run_pair
 
@@ -182,11 +183,4 @@ def _check_versions(client: Any, address: str) -> None:
 
 
 def _import_distributed() -> Any:
-    try:
-        import distributed
-    except ImportError as err:
-        raise MissingDependencyError(
-            "cohort: expected the package distributed for --scheduler, found none; pip install "
-            "'paramorph-rt[cluster]'."
-        ) from err
-    return distributed
+    return import_optional("distributed", "cluster", "cohort --scheduler")

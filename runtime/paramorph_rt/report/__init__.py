@@ -5,11 +5,11 @@ They show what the registration found and measure nothing of their own.
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import MissingDependencyError, OutputError
+from ..errors import OutputError
+from ..optional import import_optional
 from ..outputs import staged_file
 
 if TYPE_CHECKING:
@@ -37,12 +37,7 @@ def require_packages(*, figures: bool = False) -> None:
         MissingDependencyError: The extra "report" is not installed.
     """
     for module, package in (_PAGE | _FIGURES if figures else _PAGE).items():
-        try:
-            import_module(module)
-        except ImportError as err:
-            raise MissingDependencyError(
-                f"reports and figures need {package}: pip install 'paramorph-rt[report]'"
-            ) from err
+        import_optional(module, "report", f"reports and figures need {package}")
 
 
 def write_report(

@@ -1,0 +1,91 @@
+"""What an extra does for its user, alone on top of the base: its command, run once.
+
+`python extras.py EXTRA COLIN27_FOLDER CLONE`, in an empty folder. Engines for GPUs say what they
+lack where there is none.
+"""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import sysconfig
+from importlib import import_module
+from pathlib import Path
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+PROGRAM = str(SCRIPTS / "paramorph-rt")
+
+
+def report(images: list[str], clone: Path) -> None:
+    """One page and figures of a pair."""
+    options = ["--out-dir", "out", "--force", "--report", "--figures", "--backend", "onnxruntime"]
+    subprocess.run([PROGRAM, "infer", *images, *options], check=True)
+    assert Path("out/report.html").stat().st_size > 100_000
+    assert list(Path("out/figures").glob("*.png"))
+
+
+def cluster(images: list[str], clone: Path) -> None:
+    """A pair on a worker of Dask's."""
+    from distributed import LocalCluster
+
+    with Path("pairs.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("moving", "fixed"), (images[1], images[3])])
+    with LocalCluster(n_workers=1, threads_per_worker=3, dashboard_address=None) as workers:
+        options = ["--out-dir", "cohort", "--scheduler", workers.scheduler_address]
+        subprocess.run([PROGRAM, "cohort", "pairs.csv", *options], check=True)
+
+
+def gpu(backend: str, module: str | None, images: list[str]) -> None:
+    """The package can be imported, and without a GPU one sentence says so."""
+    if module is not None:
+        import_module(module)
+    command = [PROGRAM, "infer", *images, "--out-dir", "never", "--backend", backend]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1, done.stderr
+    assert "GPU: expected one of NVIDIA" in last, last
+    assert not Path("never").exists()
+
+
+def export(images: list[str], clone: Path) -> None:
+    """The shipped weights again, by the installed exporter: -P keeps the clone's packages out."""
+    import paramorph_rt
+
+    weights = Path(paramorph_rt.__file__).parent / "bundles/brain-t1-small/weights.safetensors"
+    script, shape = str(clone / "export/to_onnx.py"), ["--shape", "32", "64", "32"]
+    command = [sys.executable, "-P", script, "--weights", str(weights), *shape]
+    subprocess.run([*command, "--out-dir", "bundle", "--force"], check=True)
+    subprocess.run([PROGRAM, "info", "--model", "bundle", "--load"], check=True)
+
+
+def train(images: list[str], clone: Path) -> None:
+    """Its options; a training takes longer than all the other sessions."""
+    import_module("paramorph.training")
+    script = str(clone / "models/train.py")
+    subprocess.run([sys.executable, "-P", script, "--options"], check=True)
+
+
+def main() -> int:
+    extra, colin, clone = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    # The template of its own kind: a brain to itself is enough to see a command work.
+    image = str(colin / "ch2bet.nii.gz")
+    images = ["--moving", image, "--fixed", image]
+    gpus = {
+        "tensorrt-rtx": ("tensorrt-rtx", "tensorrt_rtx"),
+        "tensorrt-rtx-onnxruntime": ("tensorrt-rtx", "onnxruntime_ep_nv_tensorrt_rtx"),
+        "cuda": ("cuda", None),
+    }
+    if extra in gpus:
+        gpu(*gpus[extra], images)
+    else:
+        {"report": report, "cluster": cluster, "export": export, "train": train}[extra](
+            images, clone
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
