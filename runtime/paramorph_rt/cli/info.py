@@ -201,7 +201,8 @@ def _table(found: dict[str, Any]) -> str:
 
 
 def _platform_line(found: dict[str, Any]) -> str:
-    return f"{found['system']} {found['machine']}, Python {found['python']}, {found['cores']} CPU cores"
+    where = f"{found['system']} {found['machine']}, Python {found['python']}"
+    return f"{where}, {found['cores']} CPU cores"
 
 
 def _gpu_line(gpu: dict[str, Any]) -> str:
