@@ -33,6 +33,7 @@ lint: $(VENV)/ready
 docs: $(VENV)/docs-ready
 	$(BIN)/python docs/cli_reference.py
 	$(BIN)/python docs/json_schemas.py
+	$(BIN)/python docs/boutiques_descriptors.py
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
 
 $(VENV)/docs-ready: $(VENV)/ready

@@ -152,13 +152,16 @@ def volumes(tmp_path_factory) -> Path:
     spacing = (1.5, 1.5, 1.5)
     moving = centred_grid("RAS", (30, 34, 28), spacing, centre=(2, -1, 1))
     fixed = centred_grid("LAS", (32, 34, 30), spacing)
-    for part in ("demo", "examples/colin27", "subjects", ".venv/bin"):
+    for part in ("demo", "examples/colin27", "subjects", "BIDS_DIR/sub-01/anat", ".venv/bin"):
         (folder / part).mkdir(parents=True)
     (folder / ".venv/bin/paramorph-rt").symlink_to(PROGRAM)
     for grid, images, labels in (
         (
             moving,
-            ("moving", "m", "M", "t2", "sub-01_T1w", "subjects/a", "examples/colin27/ch2bet"),
+            (
+                *("moving", "m", "M", "t2", "sub-01_T1w", "subjects/a", "examples/colin27/ch2bet"),
+                "BIDS_DIR/sub-01/anat/sub-01_T1w",
+            ),
             ("moving_labels", "ml", "ML", "examples/colin27/aal"),
         ),
         (

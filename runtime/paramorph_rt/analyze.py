@@ -33,7 +33,7 @@ def read_analyze(path: Path, orientation: str | None = None) -> nib.Nifti1Image:
         VolumeError: A file is missing, damaged or truncated, not a 3-D image of real numbers, or
             Analyze and no orientation.
     """
-    header, voxels = (_file(path, ending) for ending in (".hdr", ".img"))
+    header, voxels = both_files(path)
     try:
         parts = {"header": _content(header), "image": _content(voxels)}
         is_nifti = parts["header"][344:347] == b"ni1"
@@ -73,8 +73,8 @@ def _affine(path: Path, image: nib.Spm99AnalyzeImage, orientation: str | None) -
     if orientation is None:
         raise VolumeError(
             f"{path.name}: expected an image that says where left and right are, got Analyze, "
-            "which cannot; pass --analyze-orientation with where the voxels' axes point, such as "
-            "LAS, as the source of the data says."
+            "which cannot; pass --analyze-orientation (in trainings data.analyze_orientation) with "
+            "where the voxels' axes point, such as LAS, as the source of the data says."
         )
     check_orientation(orientation)
     spacing = np.abs(np.array(image.header.get_zooms()[:3], dtype=np.float64))
@@ -98,6 +98,15 @@ def check_orientation(code: str) -> None:
             f"orientation: expected three letters, one of R and L, of A and P, and of S and I, got "
             f"{code}; name where each axis of the voxels points, such as LAS."
         )
+
+
+def both_files(path: Path) -> tuple[Path, Path]:
+    """Header and voxels, of the path of either.
+
+    Raises:
+        VolumeError: One is missing.
+    """
+    return _file(path, ".hdr"), _file(path, ".img")
 
 
 def _file(path: Path, ending: str) -> Path:

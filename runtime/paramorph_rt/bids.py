@@ -5,20 +5,24 @@ Source: BIDS 1.11, common derived data types; transforms as fMRIPrep names them 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from .errors import OutputError
-from .outputs import Names, Sidecar
+from .outputs import LINKS, Names, Sidecar
 from .volume import nifti_name
 
 BIDS_VERSION = "1.11.1"
 DATASET = "dataset_description.json"
+RAW = "raw"  # what the dataset of the moving image is called in BIDS URIs
+IGNORE = ".bidsignore"
 SIMILAR = "image"  # suffix of an image whose own name tells none
 LABELS = "dseg"  # of a label map whose own name tells none
 # The folder of a suffix, where it is not anat.
@@ -28,11 +32,34 @@ FOLDERS = {
     **dict.fromkeys(("asl", "m0scan"), "perf"),
     "pet": "pet",
 }
+# Images of which BIDS wants to know whether the skull is in them.
+ANATOMICAL = (
+    *("T1w", "T2w", "PDw", "T2starw", "FLAIR", "inplaneT1", "inplaneT2", "PDT2", "angio", "T2star"),
+    *("FLASH", "PD", "T1map", "T2map", "T1rho", "UNIT1"),
+)
 # What the one volume of a series is called that stands for all.
 REFERENCES = {"bold": "boldref", "dwi": "dwiref"}
 # Entities that say where an image lay, and those that stand after them.
 PLACES = ("tpl", "cohort", "space", "res", "den", "from", "to", "mode")
 LAST = ("space", "from", "to", "mode", "seg", "res", "label", "desc")
+
+
+# What BIDS has no names for (yet), so that its validator leaves it alone.
+IGNORED = """\
+# Transforms, for which BIDS has no names yet (BEP014 is a draft)
+*_xfm.*
+*_xfm/
+# Registrations: what was measured, what they were made of, pages and pictures
+*_metrics.json
+*_record.json
+*_report.html
+*_figures/
+*_also/
+# Images whose own names say nothing of what they show
+*_image.*
+# Many pairs at a glance
+summary.*
+"""
 
 
 @dataclass(frozen=True)
@@ -91,7 +118,8 @@ def bids_names(
         moving: Image that was registered; its entities go on.
         fixed: Image that names the space: by `space-` or `tpl-`, else by its suffix, and by its
             subject and the like where they are other than the moving image's.
-        out_dir: Root of the dataset; sidecars name their sources relative to it.
+        out_dir: Root of the dataset; sidecars name their sources by BIDS URIs, whose datasets its
+            description links to.
         moving_labels: Label map of the moving image.
         also: More images that are warped along.
         also_labels: The same for label maps.
@@ -147,15 +175,15 @@ def bids_names(
         sources[labels] = moving_labels
     taken = Counter([reference, *([image] if series else []), *along.values()])
     taken.update([labels] if moving_labels else [])
-    for name, count in taken.items():
-        if count > 1:
+    for name, times in taken.items():
+        if times > 1:
             raise OutputError(
-                f"{name}: expected a BIDS name for each result, got it for {count} of them; give "
+                f"{name}: expected a BIDS name for each result, got it for {times} of them; give "
                 "the inputs names that differ in an entity or in their suffix."
             )
-    root = out_dir.absolute()
+    uris = Uris(out_dir)
     sidecars = {
-        _beside(name): Sidecar(name, _of_image(path, fixed, forward, root, placed))
+        _beside(name): Sidecar(name, _of_image(path, fixed, forward, uris, placed))
         for name, path in sources.items()
     }
     for name, what in (
@@ -164,7 +192,7 @@ def bids_names(
         (backward, "Displacement field, affine included"),
     ):
         ends = (fixed, moving) if name == backward else (moving, fixed)
-        sidecars[_beside(name)] = Sidecar(name, _of_transform(what, ends, root))
+        sidecars[_beside(name)] = Sidecar(name, _of_transform(what, ends, uris))
     return Names(
         warped=reference,
         displacement=forward,
@@ -179,7 +207,7 @@ def bids_names(
         figures=transform(start, end, "figures"),
         record=transform(start, end, "record.json"),
         sidecars=sidecars,
-        shared={DATASET: _dataset()},
+        shared={DATASET: _dataset(uris.links), IGNORE: IGNORED},
     )
 
 
@@ -200,20 +228,88 @@ def _beside(name: str) -> str:
     return f"{folder}/{file.partition('.')[0]}.json"
 
 
+class Uris:
+    """Names of files as BIDS URIs, ``bids:DATASET:PATH``, and the links to the datasets in them.
+
+    A dataset keeps the name that the description in the folder of results gives it.
+
+    Source: BIDS 1.11, section BIDS URI.
+    """
+
+    def __init__(self, out_dir: Path) -> None:
+        self._home = out_dir.absolute()
+        self.links = _links_in(self._home / DATASET)
+        self._names = {(self._home / target).resolve(): name for name, target in self.links.items()}
+
+    def __call__(self, path: Path) -> str:
+        """The URI of a file, wherever it lies."""
+        path = path.absolute()
+        root = root_of(path)
+        where = path.relative_to(root).as_posix()
+        if root.resolve() == self._home.resolve():
+            return f"bids::{where}"
+        return f"bids:{self._name(root)}:{where}"
+
+    def _name(self, root: Path) -> str:
+        if root.resolve() not in self._names:
+            wanted = label(root.name) if self._names else RAW
+            numbers = (f"{wanted}{n or ''}" for n in count())
+            name = next(name for name in numbers if name not in self.links)
+            self._names[root.resolve()] = name
+            self.links[name] = _link(root, self._home)
+        return self._names[root.resolve()]
+
+
+def root_of(path: Path) -> Path:
+    """The dataset of a file: where its description is, or above its subject, or its folder."""
+    for folder in path.parents:
+        if (folder / DATASET).is_file():
+            return folder
+    subjects = [folder for folder in path.parents if folder.name.startswith("sub-")]
+    return subjects[-1].parent if subjects else path.parent
+
+
+def _links_in(description: Path) -> dict[str, str]:
+    try:
+        found = json.loads(description.read_text(encoding="utf-8"))[LINKS]
+        return {str(name): str(target) for name, target in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # none there, or one of somebody else
+
+
+def _link(root: Path, home: Path) -> str:
+    try:
+        return Path(os.path.relpath(root, home)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return root.as_uri()
+
+
 def _of_image(
-    source: Path, fixed: Path, transform: str, root: Path, placed: Mapping[str, str]
+    source: Path, fixed: Path, transform: str, uri: Uris, placed: Mapping[str, str]
 ) -> dict[str, Any]:
     content: dict[str, Any] = {
-        "Sources": [_relative(source, root), transform],
-        "SpatialReference": _relative(fixed, root),
+        "Description": "Warped by the transform among its sources",
+        "Sources": [uri(source), f"bids::{transform}"],
+        "SpatialReference": uri(fixed),
     }
+    if BidsName.of(source).suffix in ANATOMICAL:
+        content["SkullStripped"] = is_skull_stripped(source)
     if "res" in placed:
         content["Resolution"] = f"Voxels of {placed['res']}, in the space of SpatialReference"
     return content
 
 
-def _of_transform(what: str, ends: tuple[Path, Path], root: Path) -> dict[str, Any]:
-    moving, fixed = (_relative(path, root) for path in ends)
+def is_skull_stripped(image: Path) -> bool:
+    """As the image's own sidecar says, or else its name; raw images are not."""
+    sidecar = image.with_name(f"{BidsName.of(image).stem}.json")
+    try:
+        return bool(json.loads(sidecar.read_text(encoding="utf-8"))["SkullStripped"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return BidsName.of(image).entities.get("desc") == "brain"
+
+
+def _of_transform(what: str, ends: tuple[Path, Path], uri: Uris) -> dict[str, Any]:
+    moving, fixed = map(uri, ends)
     return {
         "Description": f"{what}; maps points of the image that this moves to onto the image that "
         "it moves (ITK convention, LPS mm)",
@@ -223,7 +319,7 @@ def _of_transform(what: str, ends: tuple[Path, Path], root: Path) -> dict[str, A
     }
 
 
-def _dataset() -> dict[str, Any]:
+def _dataset(links: Mapping[str, str]) -> dict[str, Any]:
     from . import __version__
 
     return {
@@ -231,8 +327,5 @@ def _dataset() -> dict[str, Any]:
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "paramorph-rt", "Version": __version__}],
+        LINKS: dict(links),
     }
-
-
-def _relative(path: Path, root: Path) -> str:
-    return Path(os.path.relpath(path.absolute(), root)).as_posix()

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ ALSO = "also_warped"  # a folder: whatever was warped along, under its own name
 METRICS = "metrics.json"
 REPORT = "report.html"
 FIGURES = "figures"  # a folder of PNG files
+LINKS = "DatasetLinks"  # within a description that all runs share
 RECORD = "record.json"  # of a cohort's pair; last, so that it vouches for the others
 
 
@@ -36,8 +37,9 @@ class Names:
     Attributes:
         also: Folder of what was warped along, under its own name unless `also_names` has it.
         sidecars: Further JSON files by name; each is written if the result that it describes is.
-        shared: JSON files by name that all runs into the folder have in common, such as a
-            dataset's description; one that is there stays.
+        shared: Files by name, text or the content of JSON, that all runs into the folder have in
+            common, such as a dataset's description; one that is there stays, but for the links to
+            other datasets that it lacks.
     """
 
     warped: str = WARPED
@@ -105,8 +107,29 @@ def finish_names(folder: Path, names: Names) -> None:
     for name, sidecar in names.sidecars.items():
         if (folder / sidecar.of).exists():
             write_json(folder / name, sidecar.content)
+    write_shared(folder, names)
+
+
+def write_shared(folder: Path, names: Names) -> None:
+    """Write what all runs into the folder have in common."""
     for name, content in names.shared.items():
-        write_json(folder / name, content)
+        path = folder / name
+        if path.exists():
+            _add_links(path, content)
+        elif isinstance(content, str):
+            path.write_text(content, encoding="utf-8")
+        else:
+            write_json(path, content)
+
+
+def _add_links(path: Path, content: Any) -> None:
+    """Give a description that is there already the links to other datasets that it lacks."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):  # not JSON, or not such
+        there, wanted = json.loads(path.read_text(encoding="utf-8")), content[LINKS]
+        links = {**wanted, **there.get(LINKS, {})}
+        if links != there.get(LINKS):
+            with staged_file(path) as staging:
+                write_json(staging, {**there, LINKS: links})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -210,9 +233,7 @@ def staged_outputs(folder: Path, force: bool, names: Names = PLAIN) -> Iterator[
             return
         for name in names.own:
             _replace(staging / name, folder / name)
-        for name in names.shared:
-            if not (folder / name).exists():
-                _replace(staging / name, folder / name)
+        write_shared(folder, names)
     except OSError as err:
         raise OutputError(
             f"{folder}: expected to write the results, got {err.strerror or err}; free the disk "

@@ -68,12 +68,7 @@ def provenance_of(
             for role, digest in facts["inputs"].items()
         },
         "threads": settings.threads or os.cpu_count(),
-        "platform": {
-            "system": platform.system(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "host": platform.node(),
-        },
+        "platform": platform_of() | {"host": platform.node()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -87,6 +82,15 @@ def facts_in(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{part: dict(provenance[part]) for part in ("software", "options", "model")},
         "inputs": {role: entry["sha256"] for role, entry in provenance["inputs"].items()},
+    }
+
+
+def platform_of() -> dict[str, str]:
+    """Where this runs, without the name of the machine."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .analyze import SUFFIXES as ANALYZE_SUFFIXES
-from .analyze import read_analyze
+from .analyze import both_files, read_analyze
 from .errors import VolumeError
 from .itk_files import SUFFIXES as ITK_SUFFIXES
 from .itk_files import ItkFile, open_itk
@@ -348,6 +348,15 @@ def check_same_grid(volume: Volume, labels: Volume) -> None:
 def is_analyze(path: Path) -> bool:
     """Whether an image is called a header with voxels beside it."""
     return path.name.endswith(ANALYZE_SUFFIXES)
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files of an image: one, or those of Analyze.
+
+    Raises:
+        VolumeError: Analyze, and one of its two is missing.
+    """
+    return both_files(path) if is_analyze(path) else (path,)
 
 
 def _open(path: Path, orientation: str | None) -> nib.Nifti1Image | ItkFile:

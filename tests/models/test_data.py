@@ -63,7 +63,7 @@ def test_volumes_are_found_with_their_labels(folder):
 def test_folders_that_cannot_be_used_are_refused(folder, tmp_path):
     with pytest.raises(DataError, match="expected a folder of volumes, found none"):
         find_subjects(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"expected \.nii or \.nii\.gz volumes, found none"):
+    with pytest.raises(DataError, match=r"expected \.nii, \.nii\.gz or \.hdr volumes, found none"):
         find_subjects(tmp_path)
     (folder / "a_t1.nii.gz").unlink()
     with pytest.raises(DataError, match=r"a_labels\.nii\.gz: expected its volume beside it"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import pytest
 from paramorph.data import DataConfig, DataError, load_split, prepare_subjects
 from paramorph.data.published import LPBA40_LABELS
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
+from paramorph_rt.errors import VolumeError
 
 ZONES = "t2_anatomy_reader1.nii.gz"
 
@@ -163,10 +165,52 @@ def test_lpba40_keeps_54_labels_in_left_and_right_pairs():
     assert [n + 1 for n in left] == [n for n in LPBA40_LABELS if n % 2 == 0]
 
 
-def test_lpba40_in_analyze_must_be_converted(tmp_path):
-    touch(tmp_path, "S01/S01.delineation.skullstripped.img.gz")
-    with pytest.raises(DataError, match="expected LPBA40 as NIfTI, found Analyze; convert every"):
-        load_split(DataConfig(layout="lpba40", root=str(tmp_path)))
+def analyze_of_loni(root, orientation):
+    """Four cases as LONI has them: a header beside gzipped voxels, odd labels on the left."""
+    axes = nib.orientations.axcodes2ornt(orientation)
+    right, *others = np.meshgrid(*[np.arange(n) for n in (40, 12, 10)], indexing="ij")
+    labels = np.where(others[0] > 3, np.where(right < 20, 21, 166), 0).astype(np.uint8)  # RAS
+    back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), axes)
+    for n in range(1, 5):
+        image = (labels * 2 + others[1]).astype(np.int16)
+        for kind, data in (("skullstripped", image), ("structure.label", labels)):
+            path = root / f"S{n:02}/S{n:02}.delineation.{kind}.hdr"
+            path.parent.mkdir(exist_ok=True)
+            turned = nib.orientations.apply_orientation(data, back)
+            nib.AnalyzeImage(np.ascontiguousarray(turned), None).to_filename(path)
+            voxels = path.with_suffix(".img")
+            path.with_suffix(".img.gz").write_bytes(gzip.compress(voxels.read_bytes()))
+            voxels.unlink()
+    return DataConfig(layout="lpba40", root=str(root))
+
+
+@pytest.mark.parametrize("orientation", ["LAS", "RAS", "PSR"])
+def test_lpba40_is_read_from_analyze_as_it_is_told_to_lie(tmp_path, orientation):
+    config = analyze_of_loni(tmp_path, orientation)
+    spec = InputSpec(GridSpec((40, 12, 10), (1.0, 1.0, 1.0), "RAS"), IntensitySpec(0, 100))
+
+    def prepared(code):
+        split = load_split(replace(config, analyze_orientation=code))
+        assert names(split.validation) == ["S01", "S02"]
+        options = {"report": len, "affine": False}
+        one = split.reference
+        return prepare_subjects([one], one, spec, tmp_path / "cache", **options)[0]
+
+    found = prepared(orientation).labels
+    middle = found[:, 2:-2, 2:-2]  # the network's grid is over the foreground
+    assert middle[:15].max() == 21
+    assert middle[25:].max() == 166
+    with pytest.raises(VolumeError, match=r"got Analyze, .* data\.analyze_orientation"):
+        prepared("")
+    mirrored = orientation.translate(str.maketrans("LR", "RL"))
+    with pytest.raises(VolumeError, match=r"further right by analyze_orientation .* R for L"):
+        prepared(mirrored)
+    with pytest.raises(DataError, match=r"\[data\] analyze_orientation: expected three letters"):
+        prepared("LLL")
+    voxels = next(tmp_path.rglob("S03*skullstripped.img.gz"))
+    voxels.unlink()
+    with pytest.raises(VolumeError, match=r"found no S03\.delineation\.skullstripped\.img"):
+        prepared(orientation)
 
 
 def test_the_54_labels_are_what_a_training_sees(tmp_path):
@@ -244,7 +288,10 @@ def test_a_csv_lists_subjects(table, tmp_path, encoding):
         ("image\nimages/a.nii.gz,x\n", "line 2: expected 1 cells as in line 1, got 2"),
         ("image,name\n\n,x\n", "line 3: expected an image, got an empty cell"),
         ("image\nimages/c.nii\n", r"line 2: expected a volume at .*images/c\.nii, found none"),
-        ("image\nnotes.txt\n", r"line 2: expected a \.nii or \.nii\.gz file, got .*notes\.txt"),
+        (
+            "image\nnotes.txt\n",
+            r"line 2: expected a \.nii, \.nii\.gz or \.hdr file, got .*notes\.txt",
+        ),
         ("image,labels\nimages/b.nii,labels/b.nii\n", "line 2: expected a volume at .*labels/b"),
         ("image,name\nimages/b.nii,x/y\n", "line 2: expected a name fit for a file, got x/y"),
         (

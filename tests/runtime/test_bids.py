@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paramorph_rt import Registration
-from paramorph_rt.bids import DATASET, bids_names
+from paramorph_rt.bids import DATASET, IGNORE, Uris, bids_names, is_skull_stripped, root_of
 from paramorph_rt.errors import OutputError
 from paramorph_rt.outputs import check_outputs
 
@@ -112,8 +112,8 @@ def test_dataset_grows_by_subjects_and_force_replaces_only_ones_own(zero_bundle_
             tmp_path / moving.name,
             tmp_path / TEMPLATE,
             out,
-            moving_labels=Path(labels.name),
-            also=[Path("x.mha")],
+            moving_labels=tmp_path / labels.name,
+            also=[tmp_path / "x.mha"],
         )
         result.save(out, names=names, extras={"report": lambda f: (f / "report.html").touch()})
         results[subject] = result, names
@@ -127,13 +127,22 @@ def test_dataset_grows_by_subjects_and_force_replaces_only_ones_own(zero_bundle_
         *(f"{way}_mode-image_desc-affine_xfm.{ending}" for ending in ("txt", "json")),
         f"{way}_mode-image_report.html",
     }
-    assert files == {DATASET, *second, *(name.replace("sub-02", "sub-01") for name in second)}
+    assert files == {
+        DATASET,
+        IGNORE,
+        *second,
+        *(name.replace("sub-02", "sub-01") for name in second),
+    }
     sidecar = json.loads((out / f"{space}_T1w.json").read_text(encoding="utf-8"))
     assert sidecar == {
-        "Sources": ["../sub-02_T1w.nii.gz", f"{way}_mode-image_xfm.nii.gz"],
-        "SpatialReference": f"../{TEMPLATE}",
+        "Description": "Warped by the transform among its sources",
+        "SkullStripped": False,
+        "Sources": ["bids:raw:sub-02_T1w.nii.gz", f"bids::{way}_mode-image_xfm.nii.gz"],
+        "SpatialReference": f"bids:raw:{TEMPLATE}",
     }
-    assert json.loads((out / DATASET).read_text(encoding="utf-8"))["DatasetType"] == "derivative"
+    described = json.loads((out / DATASET).read_text(encoding="utf-8"))
+    assert described["DatasetType"] == "derivative"
+    assert described["DatasetLinks"] == {"raw": ".."}
 
     result, names = results["01"]
     with pytest.raises(
@@ -145,3 +154,53 @@ def test_dataset_grows_by_subjects_and_force_replaces_only_ones_own(zero_bundle_
     assert not (out / names.report).exists()  # of the earlier run, and not made by this one
     assert second < {str(path.relative_to(out)) for path in out.rglob("*")}
     assert (out / DATASET).read_text(encoding="utf-8") == "mine"
+
+
+def test_whether_the_skull_is_off_its_sidecar_says_or_its_name(tmp_path):
+    image = tmp_path / "sub-1_T1w.nii.gz"
+    assert not is_skull_stripped(image)
+    assert is_skull_stripped(tmp_path / "sub-1_desc-brain_T1w.nii.gz")
+    (tmp_path / "sub-1_T1w.json").write_text('{"SkullStripped": true}', encoding="utf-8")
+    assert is_skull_stripped(image)
+
+
+def test_a_file_belongs_to_its_dataset(tmp_path):
+    image = tmp_path / "study/sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz"
+    image.parent.mkdir(parents=True)
+    assert root_of(image) == tmp_path / "study"
+    assert root_of(tmp_path / "other/t1.nii.gz") == tmp_path / "other"
+    (tmp_path / DATASET).write_text("{}", encoding="utf-8")
+    assert root_of(image) == tmp_path
+
+
+def test_uris_keep_the_names_that_the_description_gives(tmp_path):
+    out = tmp_path / "study/derivatives/x"
+    out.mkdir(parents=True)
+    uri = Uris(out)
+    assert uri(tmp_path / "study/sub-1/anat/a.nii") == "bids:raw:sub-1/anat/a.nii"
+    assert uri(tmp_path / "tpl-MNI/t.nii") == "bids:tplMNI:t.nii"
+    assert uri(tmp_path / "b/tpl-MNI/t.nii") == "bids:tplMNI1:t.nii"
+    assert uri(out / "t.nii") == "bids::t.nii"
+    links = {"raw": "../..", "tplMNI": "../../../tpl-MNI", "tplMNI1": "../../../b/tpl-MNI"}
+    assert uri.links == links
+    # Another run into the same folder, whose moving image is of another dataset.
+    (out / DATASET).write_text(json.dumps({"DatasetLinks": links}), encoding="utf-8")
+    again = Uris(out)
+    assert again(tmp_path / "new/sub-1/anat/a.nii") == "bids:new:sub-1/anat/a.nii"
+    assert again(tmp_path / "study/sub-2/anat/b.nii") == "bids:raw:sub-2/anat/b.nii"
+
+
+def test_a_description_that_is_there_gets_the_links_that_it_lacks(zero_bundle_path, tmp_path):
+    image = volume_of(head, centred_grid("RAS", (44, 50, 42)), "sub-1_T1w.nii.gz")
+    result = Registration(zero_bundle_path)(image, image, affine=False)
+    out = tmp_path / "out"
+    out.mkdir()
+    mine = {"Name": "mine", "DatasetLinks": {"atlas": "doi:1"}}
+    (out / DATASET).write_text(json.dumps(mine), encoding="utf-8")
+    names = bids_names(tmp_path / "s/sub-1/anat/sub-1_T1w.nii.gz", tmp_path / TEMPLATE, out)
+    result.save(out, names=names)
+    found = json.loads((out / DATASET).read_text(encoding="utf-8"))
+    assert found == {"Name": "mine", "DatasetLinks": {"atlas": "doi:1", "s": "../s"}} | {
+        "DatasetLinks": names.shared[DATASET]["DatasetLinks"]
+    }
+    assert set(found["DatasetLinks"].values()) == {"doi:1", "../s", ".."}

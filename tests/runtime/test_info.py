@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shutil
 import sys
 from types import SimpleNamespace
@@ -69,6 +71,8 @@ def test_without_a_gpu(bundle_path, no_gpu, capsys):
     found = info(capsys, "--model", bundle_path)
     assert found["gpu"].startswith("GPU: expected one of NVIDIA and its driver, found no driver")
     assert "onnxruntime" in found["packages"]
+    here = {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count()}
+    assert found["platform"] == here | {"python": platform.python_version()}
     assert found["model"]["networks"] == [
         {
             "file": "registration.onnx",
@@ -120,6 +124,7 @@ def test_table_is_for_people(bundle_with_engines, a_gpu, capsys):
     assert main(["info", "--model", str(bundle_with_engines)]) == 0
     table = capsys.readouterr().out
     for words in (
+        f"Python {platform.python_version()}, {os.cpu_count()} CPU cores",
         "RTX 3080, compute capability 8.6, 10.0 GB, driver for CUDA 13.0",
         "fits.engine: fp16 at 20 × 24 × 16, tensorrt-rtx 1.7.1.116 for 8.6",
         "can be used",

@@ -44,5 +44,7 @@ def find_subjects(folder: str | Path) -> list[SubjectFiles]:
             "NAME.nii.gz for every NAME_labels.nii.gz."
         )
     if not subjects:
-        raise DataError(f"{folder}: expected .nii or .nii.gz volumes, found none; check the path.")
+        raise DataError(
+            f"{folder}: expected .nii, .nii.gz or .hdr volumes, found none; check the path."
+        )
     return subjects

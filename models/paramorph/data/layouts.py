@@ -7,9 +7,11 @@ from pathlib import Path
 
 from paramorph.data.folder import find_subjects
 from paramorph.data.published import hph_pm, lpba40, prostate158
-from paramorph.data.subjects import DataError, Split
+from paramorph.data.subjects import DataError, Split, SubjectFiles
 from paramorph.data.table import read_csv
 from paramorph.options import option
+from paramorph_rt.analyze import check_orientation
+from paramorph_rt.errors import VolumeError
 
 PUBLISHED = {"prostate158": prostate158, "lpba40": lpba40, "hph-pm": hph_pm}
 LAYOUTS = ("folder", "csv", *PUBLISHED)
@@ -24,6 +26,9 @@ class DataConfig:
     validation_root: str = option("", "folder of validation data; layout folder only")
     reference: str = option("", "subject that all are aligned to; empty: the first to train on")
     affine: bool = option(True, "align to it affinely; false: all lie in one world as they are")
+    analyze_orientation: str = option(
+        "", "where the voxels' axes of Analyze images (.hdr, .img) point, such as LAS"
+    )
     workers: int = option(0, "processes that prepare subjects; 0: one per core")
     cache: str = option("", "folder of prepared subjects; empty: cache in the run folder")
 
@@ -38,7 +43,22 @@ def load_split(config: DataConfig) -> Split:
         raise DataError(f"[data] layout: expected {' or '.join(LAYOUTS)}, got {config.layout}.")
     if not config.root:
         raise DataError("[data] root: expected where the data lie, got nothing; set it.")
-    return replace(_found(config), reference_name=config.reference)
+    found = _found(config)
+    training, validation = (
+        _oriented(part, config.analyze_orientation) for part in (found.training, found.validation)
+    )
+    return Split(training, validation, config.reference)
+
+
+def _oriented(subjects: list[SubjectFiles], orientation: str) -> list[SubjectFiles]:
+    """The subjects, told what headers of Analyze cannot say."""
+    if not orientation:
+        return subjects
+    try:
+        check_orientation(orientation)
+    except VolumeError as error:
+        raise DataError(f"[data] analyze_{error}") from error
+    return [replace(files, orientation=orientation) for files in subjects]
 
 
 def _found(config: DataConfig) -> Split:

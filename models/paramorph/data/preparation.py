@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from paramorph.data.subjects import DataError, Subject
 from paramorph_rt.affine import align_affine
 from paramorph_rt.errors import VolumeError
 from paramorph_rt.preprocess import network_grid_for, prepare_moving, resample_to_grid
-from paramorph_rt.volume import check_same_grid, load_labels, load_volume
+from paramorph_rt.volume import check_same_grid, files_of, is_analyze, load_labels, load_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from paramorph.data.subjects import SubjectFiles
     from paramorph_rt.bundle import InputSpec
     from paramorph_rt.volume import Volume
+
+# Between the middles of the left and the right labels of a brain; they are some 60 mm apart.
+LEAST_APART_MM = 10.0
 
 
 def prepare_subjects(
@@ -89,7 +93,7 @@ def _check(files: SubjectFiles) -> None:
 def _prepare_into(
     path: Path, files: SubjectFiles, reference: SubjectFiles, spec: InputSpec, affine: bool
 ) -> None:
-    fixed = _load_image(reference.image)
+    fixed = _load_image(reference)
     volume, labels = _load(files)
     stays = not affine or files.image.samefile(reference.image)
     to_moving = np.eye(4) if stays else align_affine(volume, fixed).affine
@@ -104,11 +108,14 @@ def _prepare_into(
 
 def _load(files: SubjectFiles) -> tuple[Volume, Volume | None]:
     """A subject's image and labels, checked alone and together."""
-    volume = _load_image(files.image)
+    volume = _load_image(files)
     if files.labels is None:
         return volume, None
-    labels = _with_full_name(load_labels, files.labels)
+    how = partial(load_labels, orientation=files.orientation or None)
+    labels = _with_full_name(how, files.labels)
     check_same_grid(volume, labels)
+    if files.odd_is_left and is_analyze(files.image):
+        _check_sides(labels, files.orientation)
     if files.keep_labels:
         kept = labels.data * np.isin(labels.data, files.keep_labels)
         if not kept.any():
@@ -121,8 +128,24 @@ def _load(files: SubjectFiles) -> tuple[Volume, Volume | None]:
     return volume, labels
 
 
-def _load_image(path: Path) -> Volume:
-    return _with_full_name(load_volume, path)
+def _check_sides(labels: Volume, orientation: str) -> None:
+    """Refuse an orientation by which odd labels lie on the right, or neither left nor right."""
+    sides = []
+    for remainder in (1, 0):
+        index = np.argwhere((labels.data != 0) & (labels.data % 2 == remainder))
+        sides.append(labels.grid.world(index.mean(axis=0))[0] if len(index) else 0.0)
+    odd, even = sides
+    if odd - even > -LEAST_APART_MM:
+        raise VolumeError(
+            f"{labels.name}: expected odd labels on the left and even ones on the right, got the "
+            f"odd ones {odd - even:.0f} mm further right by analyze_orientation {orientation}; set "
+            "another, such as one with R for L."
+        )
+
+
+def _load_image(files: SubjectFiles) -> Volume:
+    how = partial(load_volume, orientation=files.orientation or None)
+    return _with_full_name(how, files.image)
 
 
 def _with_full_name(load: Callable[[Path], Volume], path: Path) -> Volume:
@@ -192,8 +215,10 @@ def _fingerprint(
         digest.update(b"no affine")
     if files.keep_labels:
         digest.update(json.dumps(files.keep_labels).encode())
-    for path in (files.image, files.labels, reference.image):
-        if path is not None:
+    if files.orientation:
+        digest.update(files.orientation.encode())
+    for image in (files.image, files.labels, reference.image):
+        for path in files_of(image) if image is not None else ():
             try:
                 digest.update(path.read_bytes())
             except OSError as error:

@@ -27,7 +27,6 @@ LPBA40_LABELS = (
 _LPBA40_IMAGE = re.compile(r"S(\d\d)\.delineation\.skullstripped")
 _LPBA40_LABELS = re.compile(r"S(\d\d)\.delineation\.structure\.label")
 _LPBA40_PAIR = re.compile(r"l(\d+)_to_l\1")
-_LPBA40_ANALYZE = re.compile(r"(S\d\d\.delineation|l\d+_to_l\d+).*\.(img|hdr)(\.gz)?")
 
 
 def prostate158(root: Path) -> Split:
@@ -64,7 +63,7 @@ def lpba40(root: Path) -> Split:
         LPBA40_rigidly_registered_pairs/l1_to_l1.nii
         LPBA40_rigidly_registered_label_pairs/l1_to_l1.nii
 
-    Both are published as Analyze and must be converted to NIfTI under the same names.
+    or either as Analyze under the same names (`.hdr` with `.img`), as both are published.
 
     Source: Shattuck et al. 2008; Klein et al. 2009; github.com/tzayuan/TransMatch_TMI.
     """
@@ -83,16 +82,13 @@ def lpba40(root: Path) -> Split:
             fixed = path
     if fixed is not None:
         images.setdefault("01", fixed)
-    analyze = [path for path in _files(root) if _LPBA40_ANALYZE.fullmatch(path.name)]
-    if analyze and not images:
-        raise DataError(
-            f"{analyze[0]}: expected LPBA40 as NIfTI, found Analyze; convert every image with "
-            "SimpleITK.WriteImage(SimpleITK.ReadImage('NAME.hdr'), 'NAME.nii.gz')."
-        )
     cases = _matched(root, images, labels, "S01.delineation.skullstripped.nii.gz")
     return _split(
         root,
-        [SubjectFiles(f"S{c.name}", c.image, c.labels, LPBA40_LABELS) for c in cases],
+        [
+            SubjectFiles(f"S{c.name}", c.image, c.labels, LPBA40_LABELS, odd_is_left=True)
+            for c in cases
+        ],
         10 / 40,
     )
 

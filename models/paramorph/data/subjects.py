@@ -27,12 +27,16 @@ class SubjectFiles:
         image: Volume.
         labels: Label map on the voxels of `image`, or None.
         keep_labels: Labels that are used, the others become 0; all if empty.
+        orientation: Where the voxels' axes of Analyze images point, such as "LAS".
+        odd_is_left: Odd labels are left and even ones right, which tells whether `orientation` is.
     """
 
     name: str
     image: Path
     labels: Path | None
     keep_labels: tuple[int, ...] = ()
+    orientation: str = ""
+    odd_is_left: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,10 @@ class Split:
 
 
 def stem(path: Path) -> str:
-    """A volume's file name without .nii or .nii.gz."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    """A volume's file name without .nii, .nii.gz or, of Analyze, .hdr."""
+    return path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".hdr")
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a file is called a NIfTI."""
-    return path.name.endswith((".nii", ".nii.gz"))
+    """Whether a file is called a NIfTI or, of Analyze, a header."""
+    return path.name.endswith((".nii", ".nii.gz", ".hdr", ".hdr.gz"))

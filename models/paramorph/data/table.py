@@ -86,5 +86,7 @@ def _file(where: str, folder: Path, cell: str) -> Path:
             "file's folder."
         )
     if not is_volume(path):
-        raise DataError(f"{where}: expected a .nii or .nii.gz file, got {path}; convert it first.")
+        raise DataError(
+            f"{where}: expected a .nii, .nii.gz or .hdr file, got {path}; convert it first."
+        )
     return path

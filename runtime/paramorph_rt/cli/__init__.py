@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import PURPOSE
-from . import cohort, completion, evaluate, infer, info, messages, transform, triton
+from . import bids, cohort, completion, evaluate, infer, info, messages, transform, triton
 from .layout import HelpFormatter, Parser, commands_of, parsers_of
 
-COMMANDS = (infer, cohort, evaluate, transform, info, triton, completion)
+COMMANDS = (infer, cohort, bids, evaluate, transform, info, triton, completion)
 
 _EPILOG = """
 `paramorph-rt COMMAND --help` explains a command and shows examples.

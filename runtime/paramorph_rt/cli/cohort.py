@@ -13,7 +13,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .infer import add_common_options, add_picture_options, positive, settings_of
+from .infer import (
+    add_bids_names,
+    add_common_options,
+    add_picture_options,
+    positive,
+    settings_of,
+)
 from .messages import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -66,6 +72,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--template-labels", type=Path, metavar="NII", help="label map of the template")
     add("--out-dir", type=Path, required=True, metavar="DIR", help="folder for all results")
     add(
+        "--strict",
+        action="store_true",
+        help="do nothing at all where a file of the table is not there; else only its pair fails",
+    )
+    add_bids_names(parser)
+    add_running_options(parser)
+    parser.set_defaults(run=run, usage_error=parser.error)
+
+
+def add_running_options(parser: argparse.ArgumentParser) -> None:
+    """Declare how many pairs are registered, and what of each."""
+    add = parser.add_argument
+    add(
         "--at-once",
         type=positive,
         default=3,
@@ -79,29 +98,29 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="run on the workers of this Dask scheduler, which see the same files; each takes as "
         "many pairs at once as it has threads (dask worker --nthreads)",
     )
-    add(
-        "--strict",
-        action="store_true",
-        help="do nothing at all where a file of the table is not there; else only its pair fails",
-    )
     add("--force", action="store_true", help="register finished pairs again")
     add("--json", action="store_true", help="print summary.json to stdout instead of a table")
     add_common_options(parser)
     add_picture_options(parser)
     # Of single pairs only their outcomes are told.
-    parser.set_defaults(run=run, usage_error=parser.error, messages="paramorph_rt.cohort")
+    parser.set_defaults(messages="paramorph_rt.cohort")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Register all pairs, summarise, print."""
+    """Find the pairs, register them all."""
     if bool(args.template) != bool(args.images) or (args.template_labels and not args.template):
         args.usage_error("--template and --images belong together; --template-labels to them")
+    return register_all(args, _pairs(args))
+
+
+def register_all(args: argparse.Namespace, pairs: list[Pair]) -> int:
+    """Register all pairs, summarise, print; returns the exit code."""
     from ..cohort.run import run_cohort
     from ..cohort.summary import HTML, write_summary
     from ..errors import CohortError
     from ..outputs import check_outputs
 
-    pairs, settings = _pairs(args), settings_of(args)
+    settings = settings_of(args)
     check_outputs(args.out_dir, force=True)
     outcomes: dict[str, Outcome] = {}
     start = time.monotonic()
@@ -116,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             stop.set()
     summary = write_summary(args.out_dir, pairs, outcomes, time.monotonic() - start, settings)
-    print(json.dumps(summary) if args.json else _table(summary, args.out_dir / HTML))
+    print(json.dumps(summary) if args.json else summary_table(summary, args.out_dir / HTML))
     if stop.is_set() and summary["not_run"]:
         left = summary["not_run"]
         print(f"paramorph-rt: stopped with {left} pairs left; run it again", file=sys.stderr)
@@ -220,7 +239,8 @@ def _pace(counts: dict[str, int], total: int, seconds: float) -> str:
     return f"{line} ({others})" if others else line
 
 
-def _table(summary: dict[str, Any], page: Path) -> str:
+def summary_table(summary: dict[str, Any], page: Path) -> str:
+    """What is printed of summary.json."""
     lines = []
     for title, name, worst in (
         ("Dice before", "dice.before.mean", "min"),

@@ -99,6 +99,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add("--force", action="store_true", help="replace the results of an earlier run")
     add("--json", action="store_true", help="print metrics.json to stdout instead of a table")
+    add_bids_names(parser)
     add_common_options(parser)
     add_picture_options(parser)
     parser.set_defaults(run=run)
@@ -165,12 +166,6 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         "their headers cannot say; the source of the data does",
     )
     add(
-        "--bids-names",
-        action="store_true",
-        help="names and sidecars of BIDS derivatives, DIR being the dataset: "
-        "sub-X/anat/sub-X_space-MNI_T1w.nii.gz, sub-X_from-T1w_to-MNI_mode-image_xfm.nii.gz",
-    )
-    add(
         "--backend",
         choices=(AUTO, *BACKENDS),
         default=AUTO,
@@ -199,6 +194,16 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         "(CSV, BIDS TSV, FreeSurfer, ITK-SNAP, text)",
     )
     add_threads(parser)
+
+
+def add_bids_names(parser: argparse.ArgumentParser) -> None:
+    """Declare names of BIDS for the results."""
+    parser.add_argument(
+        "--bids-names",
+        action="store_true",
+        help="names and sidecars of BIDS derivatives, DIR being the dataset: "
+        "sub-X/anat/sub-X_space-MNI_T1w.nii.gz, sub-X_from-T1w_to-MNI_mode-image_xfm.nii.gz",
+    )
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

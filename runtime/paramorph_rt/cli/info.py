@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ _EPILOG = """
 examples:
   paramorph-rt info
   paramorph-rt info --model BUNDLE --load
+  paramorph-rt info --json
 """
 
 
@@ -59,8 +61,14 @@ def run(args: argparse.Namespace) -> int:
     """Look, print."""
     from ..bundle import default_bundle_path, load_bundle
     from ..errors import BundleError
+    from ..provenance import platform_of
 
-    found: dict[str, Any] = {"version": _version(), "packages": engine_versions(), "gpu": _gpu()}
+    found: dict[str, Any] = {
+        "version": _version(),
+        "platform": platform_of() | {"cores": os.cpu_count()},
+        "packages": engine_versions(),
+        "gpu": _gpu(),
+    }
     try:
         bundle = load_bundle(args.model or default_bundle_path())
     except BundleError as err:
@@ -169,7 +177,7 @@ def _or_reason(attempt: Callable[[], Any]) -> Any:
 
 
 def _table(found: dict[str, Any]) -> str:
-    rows = [("paramorph-rt", found["version"])]
+    rows = [("paramorph-rt", found["version"]), ("platform", _platform_line(found["platform"]))]
     rows += [("", f"{package} {version}") for package, version in found["packages"].items()]
     gpu = found["gpu"]
     rows.append(("GPU", gpu.removeprefix("GPU: ") if isinstance(gpu, str) else _gpu_line(gpu)))
@@ -193,6 +201,11 @@ def _table(found: dict[str, Any]) -> str:
         line = _way_line(way) if way["precisions"] else f"no: {reason(way)}"
         rows.append((way["name"], line))
     return _aligned(rows)
+
+
+def _platform_line(found: dict[str, Any]) -> str:
+    where = f"{found['system']} {found['machine']}, Python {found['python']}"
+    return f"{where}, {found['cores']} CPU cores"
 
 
 def _gpu_line(gpu: dict[str, Any]) -> str:

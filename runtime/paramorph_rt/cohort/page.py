@@ -1,9 +1,12 @@
-"""The summary as one HTML page: distributions, then all pairs, worst first; it needs no network."""
+"""The summary as one HTML page: distributions, pairs and labels, worst first; no network needed."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from html import escape
-from typing import TYPE_CHECKING, Any
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from .. import PURPOSE, __version__
@@ -22,56 +25,43 @@ PLOTS: tuple[tuple[str, dict[str, str]], ...] = (
     ("NCC of the images", {stage: f"ncc.{stage}" for stage in STAGES}),
     ("Folded voxels, %", {"after": "nonpositive_jacobian_percent"}),
 )
-# Heading, metric and digits of the table's columns.
-COLUMNS = (
-    ("Dice before", "dice.before.mean", 3),
-    ("Dice affine", "dice.affine.mean", 3),
-    ("Dice after", "dice.after.mean", 3),
-    ("HD95 mm", "hd95_mm.after.mean", 2),
-    ("ASSD mm", "assd_mm.after.mean", 2),
-    ("NCC before", "ncc.before", 3),
-    ("NCC after", "ncc.after", 3),
-    ("folds %", "nonpositive_jacobian_percent", 4),
+# Heading, metric, digits, and which end is the worst: of the columns of the table of pairs.
+Column = tuple[str, str, int, Literal["low", "high"]]
+COLUMNS: tuple[Column, ...] = (
+    ("Dice after", "dice.after.mean", 3, "low"),
+    ("Dice affine", "dice.affine.mean", 3, "low"),
+    ("Dice before", "dice.before.mean", 3, "low"),
+    ("HD95 (mm)", "hd95_mm.after.mean", 2, "high"),
+    ("ASSD (mm)", "assd_mm.after.mean", 2, "high"),
+    ("NCC after", "ncc.after", 3, "low"),
+    ("NCC before", "ncc.before", 3, "low"),
+    ("folded (%)", "nonpositive_jacobian_percent", 4, "high"),
+)
+# The same of the table of labels: means over pairs.
+LABEL_COLUMNS: tuple[Column, ...] = (
+    ("Dice after", "dice.after", 3, "low"),
+    ("Dice before", "dice.before", 3, "low"),
+    ("HD95 (mm)", "hd95_mm.after", 2, "high"),
+    ("ASSD (mm)", "assd_mm.after", 2, "high"),
 )
 MOST_DOTS = 2000  # more hide each other and make the page slow
 LEFT, RIGHT, LINE, TOP = 92, 690, 46, 8
 
+_ORDER = (
+    "Those that failed come first, then those that a warning makes doubtful, then the others; of "
+    "each kind the lowest Dice first, or NCC where there are no labels. A click on a heading sorts "
+    "by it, the worst first; another turns it round."
+)
+_WORDS = (
+    "Dice: overlap of the labels, 1 is whole. HD95 and ASSD: nearly the largest, and the average, "
+    "distance of their borders. NCC: likeness of the images, 1 is alike. Folded: voxels where the "
+    "deformation turns space inside out, 0 is best. Before: as the files lie; affine: after the "
+    "affine alignment; after: after all."
+)
 _LEGEND = (
     "A dot is a pair. Boxes reach from the 25th to the 75th percentile, with the median; whiskers "
     "from the 5th to the 95th."
 )
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2733; --soft: #66727f; --line: #d5dbe1; --paper: #fff;
-  --mark: #1668b8; --bad: #b3261e; --warn: #8a5a00 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaee; --soft: #9aa6b2; --line: #3a444e;
-  --paper: #14191e; --mark: #6db3f2; --bad: #ff8a80; --warn: #f0b95b } }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  margin: 2rem auto; max-width: 72rem; padding: 0 1rem }
-h1 { font-size: 1.5rem; margin: 0 0 .25rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
-p { margin: .25rem 0; color: var(--soft) } a { color: var(--mark) }
-.plots { display: grid; gap: 1rem 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)) }
-figure { margin: 0 } figcaption { font-weight: 600 }
-svg { width: 100%; height: auto; overflow: visible }
-svg text { fill: var(--soft); font-size: 17px }
-.axis { stroke: var(--line) } .box { fill: none; stroke: var(--ink); stroke-width: 1.5 }
-.median { stroke: var(--ink); stroke-width: 4 } .dot { fill: var(--mark); fill-opacity: .45 }
-.dot:hover { fill-opacity: 1 } .wide { overflow-x: auto }
-table { border-spacing: 0; width: 100%; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 9rem }
-th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper) }
-.note { position: sticky; left: .6rem; max-width: min(100%, 100vw - 3.2rem) }
-thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom }
-.failed { color: var(--bad) } .warning { color: var(--warn); font-size: .9em }
-footer { margin-top: 2rem; color: var(--soft); font-size: .9em }
-@media (max-width: 40rem) { svg text { font-size: 25px } .dot { r: 8px } }
-@media print { body { margin: 0; max-width: none; font-size: 9pt } h2 { break-after: avoid }
-  :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --mark: #0a5aa8; --bad: #b3261e;
-    --warn: #6b3a00; color-scheme: light }
-  .plots { grid-template-columns: 1fr 1fr } .wide { overflow: visible } svg text { font-size: 20px }
-  th, td { padding: .1rem .4rem; position: static !important } tr, figure { break-inside: avoid } }
-"""
 
 
 def page(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
@@ -88,33 +78,79 @@ def page(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
         if names & set(lines.values())
     ]
     columns = [column for column in COLUMNS if column[1] in names]
-    body = "\n".join(_table_row(row, columns) for row in rows)
-    heads = "".join(f'<th scope="col">{escape(heading)}</th>' for heading, _, _ in columns)
+    body = [_table_row(row, columns) for row in rows]
     plots = (
         f'<h2>Distributions</h2>\n<p>{_LEGEND}</p>\n<div class="plots">{"".join(figures)}</div>\n'
     )
+    style, script = (
+        files(__package__).joinpath(name).read_text(encoding="utf-8")
+        for name in ("page.css", "page.js")
+    )
+    policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
+style-src 'unsafe-inline'; script-src 'sha256-{policy}'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Cohort of {len(rows)} pairs</title>
-<style>{_STYLE}</style>
+<style>{style}</style>
 </head>
 <body>
 <h1>Cohort of {len(rows)} pairs</h1>
 <p>{_counts(summary)}</p>
+<p>{_WORDS}</p>
 {plots if figures else ""}<h2>Pairs, worst first</h2>
-<div class="wide" tabindex="0" role="region" aria-label="Table of pairs"><table>
-<thead><tr><th scope="col">pair</th>{heads}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table></div>
-<footer>paramorph-rt {escape(str(__version__))} · {escape(PURPOSE)}</footer>
+<p>{_ORDER}</p>
+{_table("pairs", [_head("pair"), *map(_head_of, columns)], body)}
+{_labels(summary.get("labels", {}))}<footer>paramorph-rt {escape(str(__version__))} · \
+{escape(PURPOSE)}</footer>
+<script>{script}</script>
 </body>
 </html>
 """
+
+
+def _table(what: str, heads: Sequence[str], rows: Sequence[str]) -> str:
+    body = "\n".join(rows)
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="Table of {what}">\n'
+        f'<table class="{what}">\n'
+        f"<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
+
+
+def _head(title: str, worst: str = "low") -> str:
+    button = f'<button type="button">{escape(title)}</button>'
+    return f'<th scope="col" data-worst="{worst}">{button}</th>'
+
+
+def _head_of(column: Column) -> str:
+    return _head(column[0], column[3])
+
+
+def _labels(labels: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of labels: means over the pairs, and the pair that is worst at each."""
+    if not labels:
+        return ""
+    columns = [c for c in LABEL_COLUMNS if any(c[1] in entry for entry in labels.values())]
+    rows = []
+    for label, entry in labels.items():
+        title = escape(" ".join(filter(None, (label, entry["name"]))))
+        cells = [f'<td data-value="{label}">{title}</td>']
+        cells += [_cell(entry.get(key, {}).get("mean"), digits) for _, key, digits, _ in columns]
+        number = entry["dice.after"]["n"]
+        cells.append(f'<td data-value="{number}">{number}</td>')
+        cells.append(f'<td class="text">{escape(entry["worst_pair"])}</td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    heads = [_head("label"), *map(_head_of, columns), _head("pairs"), _head("worst pair")]
+    table = _table("labels", heads, rows)
+    return f"<h2>Labels, worst first</h2>\n<p>Means over the pairs.</p>\n{table}\n"
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return f'<td data-value="{"" if value is None else value}">{_number(value, digits)}</td>'
 
 
 def _counts(summary: Mapping[str, Any]) -> str:
@@ -126,7 +162,7 @@ def _counts(summary: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def _table_row(row: Row, columns: Sequence[tuple[str, str, int]]) -> str:
+def _table_row(row: Row, columns: Sequence[Column]) -> str:
     name = escape(row.pair.name)
     cell = f'<a href="{_link(row)}">{name}</a>' if row.report else name
     cell += "".join(f'<div class="warning">{escape(text)}</div>' for text in row.warnings)
@@ -134,8 +170,8 @@ def _table_row(row: Row, columns: Sequence[tuple[str, str, int]]) -> str:
         text = escape(f"{row.status}: {row.note}" if row.note else row.status)
         note = f'<div class="note"><b>{cell}</b> <span class="{row.status}">{text}</span></div>'
         return f'<tr><td colspan="{len(columns) + 1}">{note}</td></tr>'
-    values = (_number(row.metrics.get(metric), digits) for _, metric, digits in columns)
-    return f"<tr><td>{cell}</td>{''.join(f'<td>{value}</td>' for value in values)}</tr>"
+    values = (_cell(row.metrics.get(metric), digits) for _, metric, digits, _ in columns)
+    return f"<tr><td>{cell}</td>{''.join(values)}</tr>"
 
 
 def _figure(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CohortError
 from ..optional import import_optional
+from ..outputs import write_shared
 from ..provenance import installed_versions
 from .work import PAIRS, Outcome, Settings, place_of, run_pair
 
@@ -69,6 +70,8 @@ def run_cohort(
     settings.names_of_labels()  # a table that cannot be used is one error, too
     home.mkdir(parents=True, exist_ok=True)
     _sweep(home)
+    for pair in pairs:  # one after the other, so that each links to the datasets of those before
+        write_shared(home, place_of(pair, settings, out_dir).names)
     task = partial(run_pair, settings=settings, out_dir=out_dir, force=force)
     if scheduler is not None:
         yield from _on_cluster(pairs, task, scheduler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +24,10 @@ CSV = "summary.csv"
 JSON = "summary.json"
 HTML = "summary.html"
 NOT_RUN = "not run"
-# By which pairs are ordered: the first that any pair has. More is better in both.
+# By which pairs are ordered: the first that a pair has. More is better in both.
 RANKING = ("dice.after.mean", "ncc.after")
+# What is summarised of each label.
+OF_LABELS = ("dice.before", "dice.after", "hd95_mm.after", "assd_mm.after")
 QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}
 
 
@@ -40,6 +42,8 @@ class Row:
     metrics: dict[str, float | None]
     folder: str  # relative to the cohort's, as is the report
     report: str | None
+    labels: dict[str, dict[str, float | None]] = field(default_factory=dict)  # of `OF_LABELS`
+    label_names: dict[str, str] = field(default_factory=dict)
 
 
 def write_summary(
@@ -75,6 +79,7 @@ def write_summary(
         "seconds": round(seconds, 3),
         "pairs_per_minute": round(60 * done / seconds, 3) if done and seconds else None,
         "statistics": {name: entry for name, entry in statistics.items() if entry},
+        "labels": labels_worst_first(rows),
         "results": [_entry(row) for row in rows],
     }
     with outputs.staged_file(out_dir / CSV) as path:
@@ -90,16 +95,44 @@ _STATUSES = ("done", "kept", "failed", NOT_RUN)
 
 
 def worst_first(rows: Sequence[Row]) -> list[Row]:
-    """Failures, then pairs without results, then the others from the worst to the best."""
-    by = next((name for name in RANKING if any(name in row.metrics for row in rows)), RANKING[-1])
+    """Failures, pairs without results, doubtful ones, and the others; of each, the worst first.
+
+    Pairs are compared by their place among all pairs that have the same measure, because Dice and
+    NCC themselves cannot be compared.
+    """
+    known = {
+        name: np.array([v for row in rows if (v := row.metrics.get(name)) is not None])
+        for name in RANKING
+    }
 
     def rank(row: Row) -> tuple[int, float]:
-        value = row.metrics.get(by)
         if row.status in ("failed", NOT_RUN):
             return ("failed", NOT_RUN).index(row.status), 0.0
-        return (2, 0.0) if value is None else (3, value)
+        name = next((name for name in RANKING if row.metrics.get(name) is not None), None)
+        if name is None:
+            return 2, 0.0
+        below = int((known[name] < row.metrics[name]).sum())
+        return 3 if row.warnings else 4, below / known[name].size
 
     return sorted(rows, key=rank)
+
+
+def labels_worst_first(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Statistics of each label over all pairs, and the pair that is worst at it."""
+    names = {label: name for row in rows for label, name in row.label_names.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for label in dict.fromkeys(label for row in rows for label in row.labels):
+        values = {key: [row.labels.get(label, {}).get(key) for row in rows] for key in OF_LABELS}
+        entry = {key: statistics_of(each) for key, each in values.items()}
+        after = [(v, row.pair.name) for row, v in zip(rows, values["dice.after"], strict=True)]
+        worst = min(((v, name) for v, name in after if v is not None), default=None)
+        if worst:
+            found[label] = {
+                "name": names.get(label, ""),
+                "worst_pair": worst[1],
+                **{key: statistics for key, statistics in entry.items() if statistics},
+            }
+    return dict(sorted(found.items(), key=lambda item: item[1]["dice.after"]["mean"]))
 
 
 def statistics_of(values: Sequence[float | None]) -> dict[str, float] | None:
@@ -131,7 +164,21 @@ def _row(out_dir: Path, pair: Pair, outcome: Outcome | None, settings: Settings)
     numbers = dict(_numbers({k: v for k, v in metrics.items() if k != "provenance"}))
     report = folder / names.report
     link = report.relative_to(out_dir).as_posix() if report.is_file() else None
-    return Row(pair, outcome.status, outcome.note, tuple(record["warnings"]), numbers, home, link)
+    return Row(
+        *(pair, outcome.status, outcome.note, tuple(record["warnings"]), numbers, home, link),
+        labels=_labels(metrics),
+        label_names=metrics.get("label_names", {}),
+    )
+
+
+def _labels(metrics: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """`OF_LABELS` of each label."""
+    found: dict[str, dict[str, float | None]] = {}
+    for key in OF_LABELS:
+        metric, _, stage = key.partition(".")
+        for label, value in metrics.get(metric, {}).get(stage, {}).get("labels", {}).items():
+            found.setdefault(label, {})[key] = value
+    return found
 
 
 def _numbers(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:

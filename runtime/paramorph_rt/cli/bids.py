@@ -1,0 +1,109 @@
+"""`paramorph-rt bids`: a BIDS App that registers a dataset's participants to a template."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cohort import add_running_options, register_all, summary_table
+from .infer import settings_of
+
+if TYPE_CHECKING:
+    from ..pair import Pair
+
+LEVELS = ("participant", "group")
+
+_EPILOG = """
+OUT_DIR becomes a dataset of BIDS derivatives, which names its sources by BIDS URIs. The level
+`participant` registers, and a second run keeps what is finished; `group` summarises what all runs
+have left in OUT_DIR: summary.html, .csv and .json.
+
+examples:
+  paramorph-rt bids BIDS_DIR OUT participant --template mni.nii.gz
+  paramorph-rt bids BIDS_DIR OUT participant --template mni.nii.gz --participant-label 01 02
+  paramorph-rt bids BIDS_DIR OUT group --template mni.nii.gz
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declare the command's options."""
+    parser = subparsers.add_parser(
+        "bids",
+        help="register the participants of a BIDS dataset to a template (BIDS App)",
+        description="Register the anatomical images of a BIDS dataset to a template. Called as "
+        "BIDS Apps are; the results are a dataset of BIDS derivatives.",
+        epilog=_EPILOG,
+    )
+    add = parser.add_argument
+    add("bids_dir", type=Path, metavar="BIDS_DIR", help="root of the dataset")
+    add("out_dir", type=Path, metavar="OUT_DIR", help="folder for the derivatives")
+    add(
+        "level",
+        choices=LEVELS,
+        metavar="LEVEL",
+        help="participant: register; group: summarise what is registered",
+    )
+    add("--template", type=Path, required=True, metavar="NII", help="fixed image for all")
+    add("--template-labels", type=Path, metavar="NII", help="label map of the template")
+    add(
+        *("--participant-label", "--participant_label"),
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="only these participants, with or without sub- (default: all)",
+    )
+    add(
+        *("--session-label", "--session_label"),
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="only these sessions, with or without ses- (default: all)",
+    )
+    add("--suffix", default="T1w", help="of the images in anat (default: T1w)")
+    add(
+        "--derivatives",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="derivatives with label maps of the images (…_dseg.nii.gz), to be warped along",
+    )
+    add_running_options(parser)
+    parser.set_defaults(run=run, bids_names=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Register the participants, or summarise."""
+    from ..cohort.dataset import pairs_of_dataset
+
+    args.out_dir = args.out_dir.absolute()
+    pairs = pairs_of_dataset(
+        args.bids_dir.absolute(),
+        args.template.absolute(),
+        args.suffix,
+        participants=args.participant_label,
+        sessions=args.session_label,
+        template_labels=args.template_labels and args.template_labels.absolute(),
+        label_folders=[path.absolute() for path in args.derivatives],
+        out_dir=args.out_dir,
+    )
+    return _summarise(args, pairs) if args.level == "group" else register_all(args, pairs)
+
+
+def _summarise(args: argparse.Namespace, pairs: list[Pair]) -> int:
+    from ..cohort.dataset import finished
+    from ..cohort.summary import HTML, write_summary
+    from ..errors import CohortError
+
+    settings = settings_of(args)
+    outcomes = finished(pairs, settings, args.out_dir)
+    if not outcomes:
+        raise CohortError(
+            f"{args.out_dir}: expected results of the level participant, got none; run that first "
+            "with the same options."
+        )
+    summary = write_summary(args.out_dir, pairs, outcomes, 0, settings)
+    print(json.dumps(summary) if args.json else summary_table(summary, args.out_dir / HTML))
+    return 0
