@@ -269,7 +269,7 @@ class Registration:
             if inverse:
                 with seconds("inverse"):
                     found = invert_field(field, moving.grid)
-                    metrics["inverse_consistency_mm"] = consistency_mm(found, moving, fixed.grid)
+                    metrics["inverse_consistency_mm"] = consistency_mm(found, field, moving, fixed)
                     back = found.field
             if output_grid is not None:
                 # Whatever image gave the grid, the results lie in the fixed image's world.

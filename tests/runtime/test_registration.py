@@ -273,8 +273,10 @@ def test_inverse_maps_the_moving_image_back(bundle_path):
     vectors = np.moveaxis(result.displacement.vectors_mm, -1, 0)
     u = np.stack([map_coordinates(component, index, order=1) for component in vectors], axis=-1)
     error = np.linalg.norm(x[inside] + u - world_points(moving.grid)[inside], axis=-1)
-    assert error.max() < 0.02
-    assert result.metrics["inverse_consistency_mm"]["max"] <= error.max() + 1e-3
+    assert error.max() < 0.021  # the tolerance, and rounding
+    told = result.metrics["inverse_consistency_mm"]
+    assert told["from_moving"]["max"] <= error.max() + 1e-3
+    assert 0 < told["from_fixed"]["mean"] < 0.05
 
 
 def test_initial_transform_alone_is_the_affine(zero_bundle_path):

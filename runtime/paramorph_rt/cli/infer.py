@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..backends import AUTO, BACKENDS, PRECISIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..pair import Settings
 
 STAGES = ("before", "affine", "after")
@@ -279,15 +281,24 @@ def _table(metrics: dict[str, Any], out_dir: Path) -> str:
     growth = metrics["network_grid"]["spacing_growth"]
     if growth > 1:
         lines.append(f"network grid {growth:.2f} times coarser than the model's, to fit the image")
-    if error := metrics.get("inverse_consistency_mm"):
-        mean, highest = error["mean"], error["max"]
-        lines.append(f"inverse off by   {mean:.3f} mm on average, {highest:.3f} mm at most")
+    lines += inverse_lines(metrics.get("inverse_consistency_mm", {}))
     lines += [f"warning: {warning}" for warning in metrics["warnings"]]
     lines.append(f"folded voxels    {metrics['nonpositive_jacobian_percent']:.4f} %")
     volume = metrics["nondiffeomorphic_volume_percent"]
     lines.append(f"folded volume    {volume:.4f} % (digital diffeomorphism)")
     lines.append(f"{sum(metrics['seconds'].values()):.1f} s; results in {out_dir}")
     return "\n".join(lines)
+
+
+def inverse_lines(consistency_mm: dict[str, dict[str, float] | None]) -> Iterator[str]:
+    """What there and back costs a point of either image, for people."""
+    for way, error in consistency_mm.items():
+        if error:
+            title = way.replace("_", " ")  # from moving, from fixed
+            yield (
+                f"there and back, {title}: {error['mean']:.3f} mm off on average, "
+                f"{error['p99']:.3f} mm at the 99th percentile, {error['max']:.3f} mm at most"
+            )
 
 
 def _cell(value: float | str | None) -> str:
