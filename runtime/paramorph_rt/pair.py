@@ -17,6 +17,7 @@ from .registration import Registration, RegistrationResult
 from .report.pictures import Pictures
 from .spaces import Grid
 from .transforms.formats import read_start
+from .transforms.itk import write_composite
 from .volume import Series, Volume, load_grid, load_series, save_series
 from .warp import warp_volumes
 
@@ -70,6 +71,7 @@ class Settings:
     """What is asked of one pair or of many; see `Registration` for what is not told here.
 
     Attributes:
+        itk_composite: Affine and field are also written into one file of ITK's.
         output_grid: "fixed", "moving" or the path of an image.
         pictures: Drawn into each pair's folder.
         bids_names: Results are called as BIDS derivatives.
@@ -83,6 +85,7 @@ class Settings:
     threads: int | None = None
     affine: bool | AffineKind = True
     inverse: bool = False
+    itk_composite: bool = False
     output_grid: str = "fixed"
     interpolation: Interpolation = "linear"
     surfaces: bool = True
@@ -151,6 +154,9 @@ def register_pair(
         surfaces=settings.surfaces,
     )
     extras = dict(settings.pictures.of(result, *inputs, _parameters(pair, settings)))
+    if settings.itk_composite:
+        parts = result.displacement, result.affine
+        extras["composite"] = lambda folder: write_composite(folder / names.composite, *parts)
     if series is not None and settings.apply_to_all:
         extras["series"] = _series_writer(series, result, settings.interpolation, names)
     return result, extras

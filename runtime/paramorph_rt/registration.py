@@ -27,7 +27,13 @@ from .metrics.deformation import regularity
 from .metrics.overlap import present_labels
 from .metrics.summary import compare_images, compare_labels
 from .metrics.surface import NSD_TOLERANCE_MM
-from .preprocess import Interpolation, PreparedPair, prepare_pair, resample_to_grid
+from .preprocess import (
+    Interpolation,
+    PreparedPair,
+    prepare_pair,
+    resample_to_grid,
+    share_outside,
+)
 from .spaces import Grid
 from .threads import Later, in_parallel, itk_threads, mapped
 from .transforms.itk import write_affine, write_displacement
@@ -54,6 +60,8 @@ log = logging.getLogger(__name__)
 Source = str | Path | Volume
 # SSIM of three stages would take as long as all other metrics without labels.
 INFER_MEASURES = ("ncc", "mse")
+# Share of the fixed foreground that an output grid may lack without a warning.
+LEAST_LOSS = 0.001
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,6 +282,9 @@ class Registration:
             if output_grid is not None:
                 # Whatever image gave the grid, the results lie in the fixed image's world.
                 output_grid = replace(output_grid, world_code=fixed.grid.world_code)
+                if cut := _cut_off(fixed, output_grid):
+                    log.warning("%s", cut)
+                    metrics["warnings"].append(cut)
                 with seconds("output grid"):
                     field = by_network.resampled_to(output_grid).composed_with_affine(to_moving)
                     warped, warped_labels = _warped(moving, moving_labels, field, interpolation)
@@ -322,6 +333,17 @@ class Stopwatch:
         yield
         self.table[stage] = round(time.perf_counter() - start, 3)
         log.info("%s: %.1f s", stage, self.table[stage])
+
+
+def _cut_off(fixed: Volume, grid: Grid) -> str | None:
+    """What results on a grid lack of the fixed image, if it is worth a warning."""
+    share = share_outside(fixed, grid)
+    if share < LEAST_LOSS:
+        return None
+    return (
+        f"{100 * share:.1f} % of what {fixed.name} shows lies outside the output grid, and results "
+        "end there; choose a grid that covers it, such as --output-grid fixed."
+    )
 
 
 def _stages(

@@ -9,11 +9,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 import paramorph_rt
 from paramorph_rt.cli import main
 from paramorph_rt.field import DisplacementField
 from paramorph_rt.transforms import itk
+from paramorph_rt.transforms.formats import read_transform
 from paramorph_rt.volume import load_grid, save_labels, save_volume
 
 from .phantoms import (
@@ -131,6 +133,32 @@ def test_more_results_on_request(files, tmp_path, capsys):
     assert infer(files, "--force") == 0
     assert not (out / "also_warped").exists()
     assert not (out / "inverse_displacement.nii.gz").exists()
+
+
+def test_composite_gives_the_warped_image_in_other_programs(files, tmp_path, bundle_path):
+    files["--model"] = bundle_path
+    assert infer(files, "--itk-composite") == 0
+    out = files["--out-dir"]
+    warped = nib.load(out / "warped.nii.gz").get_fdata()
+    path = str(out / "composite.h5")
+    moving, fixed = (sitk.ReadImage(str(files[f])) for f in ("--moving", "--fixed"))
+    air = float(sitk.GetArrayViewFromImage(moving).min())
+    theirs = sitk.Resample(moving, fixed, sitk.ReadTransform(path), sitk.sitkLinear, air)
+    inner = warped > 20
+    assert inner.sum() > 20_000
+    np.testing.assert_allclose(
+        sitk.GetArrayFromImage(theirs).T[inner], warped[inner], atol=0.05, rtol=1e-3
+    )
+    # Ours, read back and made one field.
+    whole = read_transform(Path(path))
+    complete = itk.read_displacement(out / "displacement.nii.gz")
+    np.testing.assert_allclose(whole.vectors_mm, complete.vectors_mm, atol=2e-3)
+    ants = pytest.importorskip("ants")
+    images = [ants.image_read(str(files[f])) for f in ("--fixed", "--moving")]
+    by_ants = ants.apply_transforms(*images, [path]).numpy()
+    np.testing.assert_allclose(by_ants[inner], warped[inner], atol=0.05, rtol=1e-3)
+    assert infer(files, "--force") == 0
+    assert not (out / "composite.h5").exists()
 
 
 def spoil_nan(files):

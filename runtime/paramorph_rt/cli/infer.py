@@ -120,11 +120,17 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="also write inverse_displacement.nii.gz, which lies on the moving image's grid",
     )
     add(
+        "--itk-composite",
+        action="store_true",
+        help="also write composite.h5: affine and field in one file, which antsApplyTransforms and "
+        "3D Slicer take (24 bytes per voxel)",
+    )
+    add(
         "--output-grid",
         default="fixed",
         metavar="GRID",
         help="voxels on which the results lie, in the fixed world: fixed (default), moving, or a "
-        "NIfTI file's",
+        "NIfTI file's; a warning tells what of the fixed image they do not cover",
     )
     add(
         "--interpolation",
@@ -244,6 +250,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         threads=args.threads,
         affine=args.affine or not args.no_affine,
         inverse=args.inverse,
+        itk_composite=args.itk_composite,
         output_grid=grid if grid in ("fixed", "moving") else str(Path(grid).absolute()),
         interpolation=args.interpolation,
         surfaces=not args.no_surface_distances,
