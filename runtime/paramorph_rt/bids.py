@@ -167,6 +167,7 @@ def bids_names(
     along |= {path: warped(path, LABELS) for path in also_labels}
     forward = transform(start, end, "xfm.nii.gz")
     affine = transform(start, end, "xfm.txt", desc="affine")
+    composite = transform(start, end, "xfm.h5", desc="composite")
     backward = transform(end, start, "xfm.nii.gz")
     sources = {reference: moving, image: moving, **{name: path for path, name in along.items()}}
     labels = f"{folder}/{_joined({**own, **placed})}_{LABELS}.nii.gz"
@@ -189,6 +190,7 @@ def bids_names(
     for name, what in (
         (forward, "Displacement field, affine included"),
         (affine, "Affine transform alone, before the network"),
+        (composite, "Displacement field followed by the affine, as ITK's composite transform"),
         (backward, "Displacement field, affine included"),
     ):
         ends = (fixed, moving) if name == backward else (moving, fixed)
@@ -196,6 +198,7 @@ def bids_names(
     return Names(
         warped=reference,
         displacement=forward,
+        composite=composite,
         affine=affine,
         warped_labels=labels,
         inverse=backward,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WARPED = "warped.nii.gz"
 DISPLACEMENT = "displacement.nii.gz"
 AFFINE = "affine.tfm"
+COMPOSITE = "composite.h5"
 WARPED_LABELS = "warped_labels.nii.gz"
 INVERSE = "inverse_displacement.nii.gz"
 SERIES = "warped_series.nii.gz"
@@ -45,6 +46,7 @@ class Names:
     warped: str = WARPED
     displacement: str = DISPLACEMENT
     affine: str = AFFINE
+    composite: str = COMPOSITE
     warped_labels: str = WARPED_LABELS
     inverse: str = INVERSE
     series: str = SERIES
@@ -61,7 +63,8 @@ class Names:
     def own(self) -> tuple[str, ...]:
         """All that belongs to one registration; the record comes last, so that it vouches."""
         results = (
-            *(self.warped, self.displacement, self.affine, self.warped_labels, self.inverse),
+            *(self.warped, self.displacement, self.affine, self.composite),
+            *(self.warped_labels, self.inverse),
             *(self.series, *(self.also_names.values() or [self.also])),
             *(self.metrics, self.report, self.figures),
         )

@@ -23,6 +23,7 @@ from .registration import Registration, RegistrationResult
 from .report.pictures import Pictures
 from .spaces import Grid
 from .transforms.formats import read_start
+from .transforms.itk import write_composite
 from .volume import (
     Series,
     Volume,
@@ -85,6 +86,7 @@ class Settings:
     """What is asked of one pair or of many; see `Registration` for what is not told here.
 
     Attributes:
+        itk_composite: Affine and field are also written into one file of ITK's.
         output_grid: "fixed", "moving" or the path of an image.
         model: Bundle, or "none".
         refine: Iterations of the refinement at 1.5 mm; 0 is none.
@@ -102,6 +104,7 @@ class Settings:
     threads: int | None = None
     affine: bool | AffineKind = True
     inverse: bool = False
+    itk_composite: bool = False
     output_grid: str = "fixed"
     interpolation: Interpolation = "linear"
     surfaces: bool = True
@@ -208,6 +211,9 @@ def register_pair(
     )
     result.metrics["provenance"] = provenance_of(pair, settings, register, facts)
     extras = dict(settings.pictures.of(result, *inputs, _parameters(pair, settings)))
+    if settings.itk_composite:
+        parts = result.displacement, result.affine
+        extras["composite"] = lambda folder: write_composite(folder / names.composite, *parts)
     if series is not None and settings.apply_to_all:
         extras["series"] = _series_writer(series, result, settings.interpolation, names)
     return result, extras

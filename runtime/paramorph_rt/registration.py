@@ -29,7 +29,7 @@ from .metrics.doubts import doubts_of
 from .metrics.overlap import present_labels
 from .metrics.summary import compare_images, compare_labels
 from .metrics.surface import NSD_TOLERANCE_MM
-from .preprocess import Interpolation, prepare_pair, resample_to_grid
+from .preprocess import Interpolation, prepare_pair, resample_to_grid, share_outside
 from .refinement.coarse_to_fine import engine as refinement_engine
 from .refinement.coarse_to_fine import refine as refined
 from .refinement.coarse_to_fine import view_over
@@ -64,6 +64,8 @@ Source = str | Path | Volume
 INFER_MEASURES = ("ncc", "mse")
 # Without a model: what the refinement takes for 0 and 1.
 INTENSITY = IntensitySpec(0.0, 99.8)
+# Share of the fixed foreground that an output grid may lack without a warning.
+LEAST_LOSS = 0.001
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,11 +333,14 @@ class Registration:
             if inverse:
                 with seconds("inverse"):
                     found = invert_field(field, moving.grid)
-                    metrics["inverse_consistency_mm"] = consistency_mm(found, moving, fixed.grid)
+                    metrics["inverse_consistency_mm"] = consistency_mm(found, field, moving, fixed)
                     back = found.field
             if output_grid is not None:
                 # Whatever image gave the grid, the results lie in the fixed image's world.
                 output_grid = replace(output_grid, world_code=fixed.grid.world_code)
+                if cut := _cut_off(fixed, output_grid):
+                    log.warning("%s", cut)
+                    metrics["warnings"].append(cut)
                 with seconds("output grid"):
                     field = by_model.resampled_to(output_grid).composed_with_affine(to_moving)
                     warped, warped_labels = _warped(moving, moving_labels, field, interpolation)
@@ -461,6 +466,17 @@ class Stopwatch:
         yield
         self.table[stage] = round(time.perf_counter() - start, 3)
         log.info("%s: %.1f s", stage, self.table[stage])
+
+
+def _cut_off(fixed: Volume, grid: Grid) -> str | None:
+    """What results on a grid lack of the fixed image, if it is worth a warning."""
+    share = share_outside(fixed, grid)
+    if share < LEAST_LOSS:
+        return None
+    return (
+        f"{100 * share:.1f} % of what {fixed.name} shows lies outside the output grid, and results "
+        "end there; choose a grid that covers it, such as --output-grid fixed."
+    )
 
 
 def _stages(

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 
 from paramorph_rt.errors import TransformError
 from paramorph_rt.field import DisplacementField
-from paramorph_rt.inverse import consistency_mm, invert_field
+from paramorph_rt.inverse import TOLERANCE_MM, consistency_mm, invert_field
+from paramorph_rt.spaces import from_sitk, to_sitk
 
 from .phantoms import centred_grid, head, volume_of, world_points
 
@@ -101,12 +103,60 @@ def test_field_onto_a_plane_has_no_inverse():
 def test_consistency_counts_the_foreground_that_comes_from_the_fixed_grid():
     field = field_of(waves)
     moving = volume_of(head, centred_grid("oblique", (50, 54, 46)))
+    fixed = volume_of(head, field.grid)
     inverse = invert_field(field, moving.grid)
-    error = error_by_scipy(field, inverse.field)
-    counted = error[(moving.data > 0.05 * np.percentile(moving.data, 99.5)) & np.isfinite(error)]
-    result = consistency_mm(inverse, moving, field.grid)
-    np.testing.assert_allclose(result["mean"], counted.mean(), atol=1e-3)
-    np.testing.assert_allclose(result["max"], counted.max(), atol=2e-3)
-    assert result["mean"] < result["p99"] < result["max"]
+    result = consistency_mm(inverse, field, moving, fixed)
+    ways = {
+        "from_moving": (moving, error_by_scipy(field, inverse.field)),
+        "from_fixed": (fixed, error_by_scipy(inverse.field, field)),
+    }
+    assert set(result) == set(ways)
+    for way, (image, error) in ways.items():
+        shown = image.data > 0.05 * np.percentile(image.data, 99.5)
+        counted = error[shown & np.isfinite(error)]
+        np.testing.assert_allclose(result[way]["mean"], counted.mean(), atol=1e-3)
+        np.testing.assert_allclose(result[way]["max"], counted.max(), atol=2e-3)
+        assert result[way]["mean"] < result[way]["p99"] < result[way]["max"]
+    assert result["from_moving"]["max"] < 0.05
+    # The inverse lies on voxels, between which it is interpolated.
+    assert result["from_moving"]["mean"] < result["from_fixed"]["mean"] < 0.05
+
+
+def test_consistency_is_the_same_of_an_image_on_another_grid():
+    field = field_of(waves)
+    inverse = invert_field(field, centred_grid("oblique", (50, 54, 46)))
+    moving, fixed, finer = (
+        volume_of(head, grid)
+        for grid in (inverse.field.grid, field.grid, centred_grid("RAS", (70, 80, 70), (1, 1, 1)))
+    )
+    there = consistency_mm(inverse, field, moving, fixed)["from_fixed"]
+    here = consistency_mm(inverse, field, moving, finer)["from_fixed"]
+    assert here["mean"] == pytest.approx(there["mean"], rel=0.05)
+
+
+def test_nothing_counts_where_both_ways_lead_outside():
+    field = field_of(waves)
+    moving = volume_of(head, centred_grid(*MOVING))
     elsewhere = centred_grid("RAS", (10, 10, 10), centre=(500, 0, 0))
-    assert consistency_mm(inverse, moving, elsewhere) is None
+    inverse = invert_field(
+        DisplacementField(elsewhere, field.vectors_mm[:10, :10, :10]), moving.grid
+    )
+    assert consistency_mm(inverse, field, moving, None) == {"from_moving": None}
+
+
+@pytest.mark.parametrize("name", ["inverse", "iterative"])
+def test_no_worse_than_the_inverses_of_itk(name):
+    """On the field's own grid and without an affine, which ITK's filters need."""
+    grid = centred_grid("LPS", (40, 44, 36), (1.5, 1.5, 1.5))
+    field = DisplacementField(grid, waves(world_points(grid)).astype(np.float32))
+    inner = (slice(8, -8),) * 3
+    ours = error_by_scipy(field, invert_field(field, grid).field)[inner]
+    image = to_sitk(field.vectors_mm.astype(np.float64), grid)
+    if name == "inverse":
+        found = sitk.InvertDisplacementField(image, 50, 1e-3, 1e-3)
+    else:
+        found = sitk.IterativeInverseDisplacementField(image, 50, 1e-3)
+    theirs = DisplacementField(grid, from_sitk(found)[0])
+    theirs_mm = error_by_scipy(field, theirs)[inner]
+    assert np.nanmean(ours) <= np.nanmean(theirs_mm) + TOLERANCE_MM
+    assert np.nanmax(ours) <= np.nanmax(theirs_mm) + TOLERANCE_MM

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -61,10 +66,30 @@ def test_affine_is_inverted_on_the_way_and_in_a_file(transform, tmp_path):
     np.testing.assert_allclose(read_transform(tmp_path / "nothing.txt"), np.eye(4), atol=1e-12)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs limits of file sizes")
+@pytest.mark.parametrize("out", ["o.tfm", "o.txt", "o.mat", "o.h5", "f.h5"])
+def test_a_full_disk_leaves_no_transform(transform, tmp_path, out):
+    source = "out/affine.tfm" if out[0] == "o" else FIELD
+    program = (
+        "import resource, sys; from paramorph_rt.cli import main\n"
+        "import SimpleITK, isal  # what is written for Python itself is none of ours\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        f"sys.exit(main(['transform', 'convert', {source!r}, '--out', {out!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    assert re.match(rf"paramorph-rt: {out}: expected to write", done.stderr.splitlines()[-1])
+    assert [path.name for path in tmp_path.iterdir() if "paramorph" in path.name] == []
+    assert not (tmp_path / out).exists()
+
+
 def test_inverse_of_a_field_lies_on_the_moving_image_and_undoes_it(transform, tmp_path, capsys):
     assert transform("invert out/displacement.nii.gz --moving moving.nii.gz --out b.nii.gz") == 0
     printed = capsys.readouterr().out
-    assert "there and back within the moving foreground: 0.00" in printed
+    assert "there and back, from moving: 0.0" in printed
     assert "wrote b.nii.gz" in printed
     np.testing.assert_allclose(
         nib.load("b.nii.gz").affine, nib.load("moving.nii.gz").affine, atol=1e-4

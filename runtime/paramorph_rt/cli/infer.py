@@ -13,6 +13,8 @@ from ..optional import install_command
 from ..refinement.settings import DEFAULT_ITERATIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..pair import Settings
 
 STAGES = ("before", "affine", "after")
@@ -135,11 +137,17 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="also write inverse_displacement.nii.gz, which lies on the moving image's grid",
     )
     add(
+        "--itk-composite",
+        action="store_true",
+        help="also write composite.h5: affine and field in one file, which antsApplyTransforms and "
+        "3D Slicer take (24 bytes per voxel)",
+    )
+    add(
         "--output-grid",
         default="fixed",
         metavar="GRID",
         help="voxels on which the results lie, in the fixed world: fixed (default), moving, or a "
-        "NIfTI file's",
+        "NIfTI file's; a warning tells what of the fixed image they do not cover",
     )
     add(
         "--interpolation",
@@ -269,6 +277,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         threads=args.threads,
         affine=args.affine or not args.no_affine,
         inverse=args.inverse,
+        itk_composite=args.itk_composite,
         output_grid=grid if grid in ("fixed", "moving") else str(Path(grid).absolute()),
         interpolation=args.interpolation,
         surfaces=not args.no_surface_distances,
@@ -316,15 +325,24 @@ def _table(metrics: dict[str, Any], out_dir: Path) -> str:
     growth = (metrics["network_grid"] or {}).get("spacing_growth", 1)
     if growth > 1:
         lines.append(f"network grid {growth:.2f} times coarser than the model's, to fit the image")
-    if error := metrics.get("inverse_consistency_mm"):
-        mean, highest = error["mean"], error["max"]
-        lines.append(f"inverse off by   {mean:.3f} mm on average, {highest:.3f} mm at most")
+    lines += inverse_lines(metrics.get("inverse_consistency_mm", {}))
     lines += [f"warning: {warning}" for warning in metrics["warnings"]]
     lines.append(f"folded voxels    {metrics['nonpositive_jacobian_percent']:.4f} %")
     volume = metrics["nondiffeomorphic_volume_percent"]
     lines.append(f"folded volume    {volume:.4f} % (digital diffeomorphism)")
     lines.append(f"{sum(metrics['seconds'].values()):.1f} s; results in {out_dir}")
     return "\n".join(lines)
+
+
+def inverse_lines(consistency_mm: dict[str, dict[str, float] | None]) -> Iterator[str]:
+    """What there and back costs a point of either image, for people."""
+    for way, error in consistency_mm.items():
+        if error:
+            title = way.replace("_", " ")  # from moving, from fixed
+            yield (
+                f"there and back, {title}: {error['mean']:.3f} mm off on average, "
+                f"{error['p99']:.3f} mm at the 99th percentile, {error['max']:.3f} mm at most"
+            )
 
 
 def _cell(value: float | str | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .infer import add_threads
+from .infer import add_threads, inverse_lines
 
 if TYPE_CHECKING:
     from ..transforms import Images, Transform
@@ -31,7 +31,7 @@ example:
 """,
     "invert": """turn a transform round, so that it maps moving to fixed
 
-The inverse of a field lies on the grid of --moving; its error is printed.
+The inverse of a field lies on the grid of --moving; its error is printed, with --fixed both ways.
 
 examples:
   paramorph-rt transform invert OUT/affine.tfm --out back.tfm
@@ -156,11 +156,8 @@ def _invert(args: argparse.Namespace) -> None:
     moving = load_volume(args.moving)
     inverse = invert_field(transform, moving.grid)
     _write(args, inverse.field, back)
-    if error := consistency_mm(inverse, moving, transform.grid):
-        print(
-            f"there and back within the moving foreground: {error['mean']:.3f} mm off on average, "
-            f"{error['p99']:.3f} mm at the 99th percentile, {error['max']:.3f} mm at most"
-        )
+    fixed = load_volume(args.fixed) if args.fixed else None
+    print("\n".join(inverse_lines(consistency_mm(inverse, transform, moving, fixed))))
 
 
 def _compose(args: argparse.Namespace) -> None:

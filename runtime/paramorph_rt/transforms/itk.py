@@ -5,6 +5,7 @@ ITK's world is LPS; all of these files map a point of the fixed image to the mov
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 FIELD_SUFFIXES = (".nii", ".nii.gz", ".h5")
 AFFINE_SUFFIXES = (".tfm", ".txt", ".mat", ".h5")
 VECTOR_INTENT = 1007
+# At most, of an HDF5 file besides the numbers in it.
+_HDF5_BYTES = 100_000
 
 
 def read(path: Path, images: Images) -> Transform:
@@ -39,7 +42,7 @@ def read(path: Path, images: Images) -> Transform:
 def write(path: Path, transform: Transform, images: Images) -> None:
     """Write a field (.nii, .nii.gz, .h5) or an affine (.tfm, .txt, .mat, .h5). Needs no image."""
     if isinstance(transform, DisplacementField) and path.name.endswith(".h5"):
-        sitk.WriteTransform(itk_transform([transform]), str(path))
+        _write_itk(path, itk_transform([transform]))
     elif isinstance(transform, DisplacementField):
         write_displacement(path, transform)
     else:
@@ -76,8 +79,45 @@ def read_displacement(path: Path) -> DisplacementField:
 
 
 def write_affine(path: Path, affine: Float[np.ndarray, "4 4"]) -> None:
-    """Write fixed world → moving world (RAS) in the form that the file's suffix names."""
-    sitk.WriteTransform(itk_affine(affine), str(path))
+    """Write fixed world → moving world (RAS) in the form that the file's suffix names.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    transform = itk_affine(affine)
+    _write_itk(path, transform)
+    # ITK's writers of text and MATLAB do not tell that a disk is full.
+    with suppress(RuntimeError):
+        if sitk.ReadTransform(str(path)).GetParameters() == transform.GetParameters():
+            return
+    raise OSError("an incomplete file")
+
+
+def write_composite(path: Path, field: DisplacementField, affine: Float[np.ndarray, "4 4"]) -> None:
+    """Write one .h5 for antsApplyTransforms, 3D Slicer and ITK: a field, followed by an affine.
+
+    Beyond the field's grid the affine goes on by itself.
+
+    Args:
+        path: .h5; ITK stores double precision, 24 bytes per voxel of the field.
+        field: Complete, fixed → moving, the affine included.
+        affine: Its affine part, fixed world → moving world (RAS).
+
+    Raises:
+        OSError: The disk is full.
+    """
+    by_network = field.composed_with_affine(np.linalg.inv(affine))
+    _write_itk(path, itk_transform([by_network, affine]))
+
+
+def _write_itk(path: Path, transform: sitk.Transform) -> None:
+    if path.name.endswith(".h5"):
+        numbers = transform.GetNumberOfParameters() + transform.GetNumberOfFixedParameters()
+        _check_room(path, 8 * numbers + _HDF5_BYTES)
+    try:
+        sitk.WriteTransform(transform, str(path))
+    except RuntimeError as err:
+        raise OSError("no complete file from ITK") from err
 
 
 def read_affine(path: Path) -> Float[np.ndarray, "4 4"]:
@@ -133,3 +173,13 @@ def _parts(transform: sitk.Transform, path: Path) -> list[Transform]:
             f"{transform.GetName()}; turn it into a displacement field with its own software."
         )
     return [affine_from_itk(transform)]
+
+
+def _check_room(path: Path, count: int) -> None:
+    """Fill a file that HDF5 then overwrites: where the disk is full, HDF5 says so on 30 lines.
+
+    It may also take the whole process down later, when it closes what it could not write.
+    """
+    with path.open("wb") as stream:
+        while count > 0:
+            count -= stream.write(bytes(min(count, 2**20)))
