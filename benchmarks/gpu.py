@@ -1,9 +1,9 @@
 """The network on a GPU by every engine: latency, memory, differences.
 
 Needs PyTorch with CUDA, no network, and none of the runtime's other dependencies; weights are in
-the repository or made from a seed, networks and engines are exported on the spot, or beforehand on a
-machine without a GPU (`--prepare DIR` there, `--prepared DIR` here). Every contender has a process of
-its own; what is missing is recorded with the reason. The result is written after each.
+the repository or made from a seed, networks and engines are exported on the spot, or beforehand on
+a machine without a GPU (`--prepare DIR` there, `--prepared DIR` here). Every contender has a
+process of its own; what is missing is recorded with the reason. The result is written after each.
 
     PYTHONPATH=runtime:models:export python benchmarks/gpu.py --out DIR
 

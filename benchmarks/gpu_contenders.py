@@ -63,7 +63,7 @@ class Runner:
 
 
 def by_torch(precision: str, compiled: bool = False) -> Callable[[Task], Runner]:
-    """The training code's network; halves are autocast, with its own choice of what stays float32."""
+    """The training code's network; halves are autocast's, with what it leaves in float32."""
 
     def load(task: Task) -> Runner:
         import torch

@@ -1,4 +1,4 @@
-"""Steps of training at the paper's size on a GPU: seconds of each, memory, with and without recompute.
+"""Steps of training at the paper's size on a GPU: seconds and memory, with recompute and without.
 
 Needs PyTorch with CUDA alone: made-up volumes, and of the training its network, losses, precision
 and optimiser, with one pair a step and both directions learned. Each variant has its share of the

@@ -55,7 +55,9 @@ def build(library: Any, logger: Any, job: dict[str, Any]) -> Any:
             )
         registry = library.get_plugin_registry()
         if registry.load_library(job["plugin"]) is None or registry.get_creator(*PLUGIN) is None:
-            return _refuse(f"{job['plugin']} is no library of {PLUGIN[0]} for {library.__version__}")
+            return _refuse(
+                f"{job['plugin']} is no library of {PLUGIN[0]} for {library.__version__}"
+            )
         content = _without_definitions(content)
     # Before version 11, networks are typed by the builder unless it is told not to.
     strongly = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)

@@ -213,7 +213,7 @@ def load_bundle(path: str | Path) -> Bundle:
         _one_of(("axis",), manifest["displacement"]["channel_order"])
         _one_of(("fixed-to-moving",), manifest["displacement"]["direction"])
         sizes = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
-        named = {e.file for e in (*bundle.networks, *bundle.engines)}
+        named = {e.file for e in bundle.networks} | {e.file for e in bundle.engines}
         named |= {e.plugin for e in bundle.engines if e.plugin is not None}
         unlisted = named - set(sizes)
         if unlisted or not bundle.networks:

@@ -96,7 +96,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_the_work(results, monkeypatch
 
 @pytest.mark.slow
 def test_what_was_prepared_is_used(weights, results, tmp_path, capsys):
-    """Exported once, elsewhere; the engine is not built, for want of its library or for want of time."""
+    """Exported once, elsewhere; the engine may be missing, for want of its library."""
     base = ["--shape", "32", "32", "32", "--networks", str(weights), "--threads", "1"]
     folder = tmp_path / "prepared"
     contender = ["--contenders", "onnxruntime cpu fp32"]

@@ -243,7 +243,9 @@ def test_another_tensorrt_is_refused_by_name(library, tmp_path, major, count):
         [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
     )
     assert int(done.stdout) == count
-    refusal = "GridSample3D: expected TensorRT 10, whose headers this library was compiled with, got"
+    refusal = (
+        "GridSample3D: expected TensorRT 10, whose headers this library was compiled with, got"
+    )
     assert done.stderr.startswith(f"{refusal} TensorRT 11; build" if count == 0 else "")
 
 

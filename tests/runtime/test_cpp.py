@@ -458,7 +458,9 @@ def test_plugin_of_the_bundle_is_loaded_before_its_engine(client, tmp_path):
         untold,
     )
     assert opened == ["engines/a.engine"] * 2
-    (status, sentence), (altered_status, altered_sentence), (untold_status, untold_sentence) = refused
+    (status, sentence), (altered_status, altered_sentence), (untold_status, untold_sentence) = (
+        refused
+    )
     assert status == DEPENDENCY
     assert sentence.startswith(
         f"{other / 'plugin.so'}: expected a library of GridSample3D for tensorrt 10.14, got none"
@@ -849,7 +851,9 @@ def test_example_registers_on_the_cpu(example, bundle_path, onnxruntime_library,
     done = call(example, bundle_path, *paths, "onnxruntime", onnxruntime_library)
     assert done.returncode == 0, done.stderr
     version = onnxruntime.__version__
-    assert done.stderr.startswith(f"known-displacement, fp32 on CPU, onnxruntime {version}: 20 x 24")
+    assert done.stderr.startswith(
+        f"known-displacement, fp32 on CPU, onnxruntime {version}: 20 x 24"
+    )
     displacement = np.fromfile(paths[2], np.float32).reshape(3, *NETWORK_SHAPE)
     np.testing.assert_array_equal(displacement, smooth_displacement_vox().astype(np.float32))
     np.testing.assert_array_equal(*(np.fromfile(paths[n], np.float32) for n in (0, 3)))

@@ -90,4 +90,3 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         os.unlink(staged)
         raise
-

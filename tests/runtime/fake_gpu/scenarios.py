@@ -214,7 +214,9 @@ def address_that_the_gpu_has_not(folder: Path) -> None:
     with device.active():
         stream = device.stream()
         memory = device.allocate(4096)  # too little
-        with refused("GPU: expected memory and time for the network, got cuMemcpyDtoDAsync: CUDA_E"):
+        with refused(
+            "GPU: expected memory and time for the network, got cuMemcpyDtoDAsync: CUDA_E"
+        ):
             backend.enqueue(*[memory.address] * 3, stream=stream.handle)
     moving, fixed = pair(shape)
     np.testing.assert_allclose(backend.run(moving, fixed), expected(moving, fixed), rtol=1e-6)
