@@ -66,14 +66,21 @@ $(VENV)/plugin-ready: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --editable '.[plugin]'
 	touch $@
 
-# The C++ library; SITE is where the wheels put their headers.
+# The C library and its example; SITE is where the wheels put their headers. For the engine of `make
+# engine`: make cpp TENSORRT_INCLUDE_DIR=… of TensorRT for RTX, which no wheel brings.
+TENSORRT_INCLUDE_DIR ?= $(CURDIR)/build/tensorrt/kernel_lens/include/tensorrt
+CPP_BUILD ?= build/cpp
 cpp: SITE = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cpp: $(VENV)/cpp-ready build/tensorrt/kernel_lens
-	$(BIN)/cmake -S runtime/cpp -B build/cpp -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
-	    -DTENSORRT_INCLUDE_DIR=$(CURDIR)/build/tensorrt/kernel_lens/include/tensorrt \
+	$(BIN)/cmake -S runtime/cpp -B $(CPP_BUILD) -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
+	    -DTENSORRT_INCLUDE_DIR=$(TENSORRT_INCLUDE_DIR) \
 	    -DCUDA_INCLUDE_DIR=$(SITE)/nvidia/cu13/include \
 	    -DNLOHMANN_JSON_INCLUDE_DIR=$(SITE)/nlohmann_json/include
-	$(BIN)/cmake --build build/cpp --parallel
+	$(BIN)/cmake --build $(CPP_BUILD) --parallel
+	$(BIN)/cmake --install $(CPP_BUILD) --prefix $(CPP_BUILD)/prefix
+	$(BIN)/cmake -S runtime/cpp/examples -B $(CPP_BUILD)/example \
+	    -DCMAKE_PREFIX_PATH=$(CURDIR)/$(CPP_BUILD)/prefix
+	$(BIN)/cmake --build $(CPP_BUILD)/example
 
 $(VENV)/cpp-ready: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --editable '.[cpp]'

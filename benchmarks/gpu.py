@@ -1,10 +1,11 @@
-"""The network on a GPU by every engine: latency, memory, differences; and the plugin's kernel.
+"""The network on a GPU by every engine: latency, memory, differences.
 
 Needs PyTorch with CUDA, no network, and none of the runtime's other dependencies; weights are in
-the repository or made from a seed, networks and engines are exported on the spot. Every contender
-has a process of its own; what is missing is recorded with the reason.
+the repository or made from a seed, networks and engines are exported on the spot, or beforehand on
+a machine without a GPU (`--prepare DIR` there, `--prepared DIR` here). Every contender has a
+process of its own; what is missing is recorded with the reason. The result is written after each.
 
-    PYTHONPATH=runtime:models:export python benchmarks/gpu.py
+    PYTHONPATH=runtime:models:export python benchmarks/gpu.py --out DIR
 
 Latency is from arrays on the host to the displacement on the host; "on the device" leaves both
 copies out. Memory is what the card has less of than before the process.
@@ -25,7 +26,15 @@ from typing import Any
 import numpy as np
 
 import record
-from gpu_contenders import CONTENDERS, DISPLACEMENT, INPUTS, REPORT, Task, memory_used_mb
+from gpu_contenders import (
+    CONTENDERS,
+    DISPLACEMENT,
+    INPUTS,
+    ON_CPU,
+    REPORT,
+    Task,
+    memory_used_mb,
+)
 from isolated import run_isolated
 from paramorph_rt.backends.gpu import find_gpu
 from paramorph_rt.errors import exit_code
@@ -34,7 +43,7 @@ from tables import differences, markdown_table
 ROOT = Path(__file__).parents[1]
 NETWORKS = ("brain-t1-small", "paramorph")
 PACKAGES = ("onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "cuda-bindings", "pycuda")
-PLUGIN_SHAPE = [1, 1, 160, 160, 96]
+ENGINES = ("onnxruntime", "tensorrt", "openvino")  # which need a bundle
 COLUMNS = (
     ("engine", "contender", ""),
     ("median, ms", "median_ms", ".1f"),
@@ -51,35 +60,61 @@ COLUMNS = (
 
 
 class Prepared:
-    """A network's weights and bundle, and why there is none of a kind."""
+    """A network's weights and bundle, and why there is none of a kind.
 
-    def __init__(self, name: str, work: Path, args: argparse.Namespace) -> None:
+    Args:
+        name: See `--networks`.
+        folder: Where they are, or will be; what is there already is not made again.
+        args: Of the command.
+        targets: Engines to build, by flavour.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, args: argparse.Namespace, targets: dict[str, str]
+    ) -> None:
         self.weights = Path(name)
-        self.bundle = work / "bundle"
+        self.bundle = folder / "bundle"
         self.failures: list[dict[str, str]] = []
         if self.weights.suffix != ".safetensors":
             self.weights = ROOT / "runtime/paramorph_rt/bundles" / name / "weights.safetensors"
         if not self.weights.is_file():
-            self.weights = work / "weights.safetensors"
+            self.weights = folder / "weights.safetensors"
+        if not self.weights.is_file():
             script = Path(__file__).with_name("random_weights.py")
             self._step("weights", [script, self.weights], args)
-        export = [ROOT / "export" / "to_onnx.py", "--weights", self.weights]
-        export += ["--out-dir", self.bundle, "--shape", *args.shape]
-        if args.device == "cuda":
-            export += ["--precision", "fp32", "fp16"]
-        self._step("export", export, args)
-        if args.device == "cuda":
-            target = f"sm{find_gpu().compute_capability.replace('.', '')}"
-            build = [ROOT / "export" / "build_engine.py", "--bundle", self.bundle]
-            for flavour in ("tensorrt-rtx", "tensorrt"):
-                self._step(
-                    f"engine of {flavour}", [*build, "--flavour", flavour, "--target", target], args
-                )
+        if not any(contender.startswith(ENGINES) for contender in args.contenders):
+            return
+        if not self.bundle.is_dir():
+            export = [ROOT / "export" / "to_onnx.py", "--weights", self.weights]
+            export += ["--out-dir", self.bundle, "--shape", *args.shape]
+            if targets:
+                export += ["--precision", "fp32", "fp16", "--fp32-for-gpus"]
+            self._step("export", export, args)
+        built = {(e["flavour"], e["compute_capability"]) for e in self._engines()}
+        build = [ROOT / "export" / "build_engine.py", "--bundle", self.bundle]
+        for flavour, target in targets.items():
+            if (flavour, target) not in built:
+                command = [*build, "--flavour", flavour, "--target", target]
+                self._step(f"engine of {flavour}", command, args)
+
+    def _engines(self) -> list[dict[str, Any]]:
+        manifest = self.bundle / "manifest.json"
+        return json.loads(manifest.read_text("utf-8"))["engines"] if manifest.is_file() else []
 
     def _step(self, what: str, command: list[Any], args: argparse.Namespace) -> None:
         failure = run_isolated([sys.executable, *map(str, command)], args.threads, args.timeout)
         if failure:
             self.failures.append({"step": what, "error": failure})
+
+
+def targets_here(device: str) -> dict[str, str]:
+    """What engines are built for: RTX's for all cards, one of which this may be or not."""
+    if device == "cpu":
+        return {}
+    return {
+        "tensorrt-rtx": "portable",
+        "tensorrt": f"sm{find_gpu().compute_capability.replace('.', '')}",
+    }
 
 
 def smooth_volume(shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -93,13 +128,24 @@ def smooth_volume(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return volume.astype(np.float32)
 
 
-def measure_network(name: str, work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """A row per contender; the first that ran is what the others are compared with."""
+def measure_network(
+    name: str, work: Path, args: argparse.Namespace, network: dict[str, Any], save: Any
+) -> None:
+    """A row per contender; the first that ran is what the others are compared with.
+
+    Args:
+        name: See `--networks`.
+        work: For what is not kept.
+        args: Of the command.
+        network: The network's part of the result, filled here.
+        save: Called after every change of it.
+    """
     work.mkdir(parents=True)
-    prepared = Prepared(name, work, args)
+    home = args.prepared / Path(name).stem if args.prepared else work
+    prepared = Prepared(name, home, args, targets_here(args.device))
+    network["steps_that_failed"] = prepared.failures
     inputs = work / INPUTS
     np.save(inputs, np.stack([smooth_volume(tuple(args.shape), seed) for seed in (1, 2)]))
-    rows: list[dict[str, Any]] = []
     reference: np.ndarray | None = None
     for number, contender in enumerate(args.contenders):
         print(f"{name}: {contender} …", file=sys.stderr)
@@ -114,15 +160,11 @@ def measure_network(name: str, work: Path, args: argparse.Namespace) -> dict[str
             if reference is None:
                 reference = displacement
                 row["reference"] = True
+                network["largest_displacement_vox"] = float(abs(reference).max())
             else:
                 row |= differences([reference], [displacement])
-        rows.append(row)
-    return {
-        "network": Path(name).stem,
-        "steps_that_failed": prepared.failures,
-        "largest_displacement_vox": None if reference is None else float(abs(reference).max()),
-        "rows": rows,
-    }
+        network["rows"].append(row)
+        save()
 
 
 def run_contender(task: Task, args: argparse.Namespace) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -155,18 +197,6 @@ def run_contender(task: Task, args: argparse.Namespace) -> tuple[dict[str, Any],
     return row, np.load(Path(task.folder) / DISPLACEMENT)
 
 
-def measure_plugin(args: argparse.Namespace) -> dict[str, Any]:
-    """What plugin_kernel.py found, or why it did not."""
-    if args.device == "cpu":
-        return {"error": "needs a GPU"}
-    script = str(Path(__file__).with_name("plugin_kernel.py"))
-    command = [sys.executable, script, "--nvcc", args.nvcc]
-    if failure := run_isolated(command, args.threads, args.timeout):
-        return {"error": failure}
-    cases = json.loads((record.RESULTS / "plugin_kernel.json").read_text(encoding="utf-8"))["cases"]
-    return {"cases": [case for case in cases if case["shape"] == PLUGIN_SHAPE]}
-
-
 def page(result: dict[str, Any], name: str) -> str:
     """The Markdown page of a result."""
     versions = ", ".join(f"{p} {v}" for p, v in result["versions"].items() if v)
@@ -188,13 +218,6 @@ def page(result: dict[str, Any], name: str) -> str:
         missing += [(step["step"], step["error"]) for step in network["steps_that_failed"]]
         if missing:
             text += "\nNot measured:\n\n" + "".join(f"- {w}: {why}\n" for w, why in missing)
-    text += "\n## The plugin's kernel\n\n"
-    if "error" in result["plugin"]:
-        return text + f"Not measured: {result['plugin']['error']}\n"
-    for case in result["plugin"]["cases"]:
-        text += f"{case['displacement']}:\n\n"
-        rows = [{"what": w, "us": us} for w, us in case["microseconds"].items()]
-        text += markdown_table(rows, (("what", "what", ""), ("µs", "us", ".1f"))) + "\n"
     return text
 
 
@@ -206,25 +229,35 @@ def describe_gpu(device: str) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure; write the JSON and the table."""
+    """Measure; write the JSON and the table, after every contender."""
     gpu = describe_gpu(args.device)  # refuses before the work
+    result: dict[str, Any] = {"gpu": gpu, "shape": args.shape, "threads": args.threads}
+    result["networks"] = []
+
+    def save() -> Path:
+        path = record.write_result(args.name, result, packages=PACKAGES, folder=args.out)
+        text = page(json.loads(path.read_text(encoding="utf-8")), path.stem)
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
+        return path
+
     with tempfile.TemporaryDirectory(dir=args.work) as work:
-        networks = [
-            measure_network(name, Path(work) / str(number), args)
-            for number, name in enumerate(args.networks)
-        ]
-    result = {
-        "gpu": gpu,
-        "shape": args.shape,
-        "threads": args.threads,
-        "networks": networks,
-        "plugin": measure_plugin(args),
-    }
-    path = record.write_result(args.name, result, packages=PACKAGES)
-    text = page(json.loads(path.read_text(encoding="utf-8")), path.stem)
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+        for number, name in enumerate(args.networks):
+            network = {"network": Path(name).stem, "steps_that_failed": [], "rows": []}
+            result["networks"].append(network)
+            measure_network(name, Path(work) / str(number), args, network, save)
+    path = save()
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
     print(path)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Weights, networks and RTX's engine for all cards, without a GPU; says what failed."""
+    for name in args.networks:
+        folder = args.prepare / Path(name).stem
+        folder.mkdir(parents=True, exist_ok=True)
+        for failure in Prepared(name, folder, args, {"tensorrt-rtx": "portable"}).failures:
+            print(f"{name}, {failure['step']}: {failure['error']}", file=sys.stderr)
+        print(folder)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -241,16 +274,20 @@ def main(argv: list[str] | None = None) -> int:
         help="names of models/weights, paramorph for random weights of the paper's size, or files "
         "of weights (default: %(default)s)",
     )
-    add("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    on_gpu = [name for name in CONTENDERS if name not in ON_CPU]
+    add("--contenders", nargs="+", default=on_gpu, choices=list(CONTENDERS))
     add("--runs", type=int, default=200, help="of each, at most (default: %(default)s)")
-    add("--seconds", type=float, default=15, help="of each, about (default: %(default)s)")
+    add("--seconds", type=float, default=5, help="of each, about (default: %(default)s)")
     add("--timeout", type=float, default=900, help="s, for each process (default: %(default)s)")
-    add("--nvcc", default="nvcc", help="for the plugin's kernel (default: %(default)s)")
     add("--work", type=Path, help="where exports are kept meanwhile (default: the system's)")
+    add("--prepare", type=Path, metavar="DIR", help="export and build into DIR, measure nothing")
+    add("--prepared", type=Path, metavar="DIR", help="what --prepare made; what lacks is made")
+    add("--out", type=Path, metavar="DIR", help="of the result files (default: results)")
     add("--name", default="gpu", help="of the result files (default: %(default)s)")
     cores = len(os.sched_getaffinity(0))
     add("--threads", type=int, default=cores, help="of the CPU (default: all)")
-    return exit_code("gpu.py", lambda: run(parser.parse_args(argv)))
+    args = parser.parse_args(argv)
+    return exit_code("gpu.py", lambda: prepare(args) if args.prepare else run(args))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Runner:
 
 
 def by_torch(precision: str, compiled: bool = False) -> Callable[[Task], Runner]:
-    """The training code's network; fp16 is autocast, with its own choice of what stays float32."""
+    """The training code's network; halves are autocast's, with what it leaves in float32."""
 
     def load(task: Task) -> Runner:
         import torch
@@ -79,7 +79,8 @@ def by_torch(precision: str, compiled: bool = False) -> Callable[[Task], Runner]
         shape = np.load(task.inputs, mmap_mode="r").shape[1:]
         host = torch.empty(2, 1, 1, *shape, pin_memory=on_gpu)
         moving, fixed = device = host.to(task.device)
-        half = torch.autocast(task.device, torch.float16, enabled=precision == "fp16")
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        half = torch.autocast(task.device, dtype, enabled=precision != "fp32")
 
         def on_device() -> torch.Tensor:
             with torch.inference_mode(), half:
@@ -156,16 +157,21 @@ def enqueued(backend: Any, shape: tuple[int, ...]) -> Callable[[], None]:
 CONTENDERS = {
     "torch fp32": by_torch("fp32"),
     "torch fp16": by_torch("fp16"),
+    "torch bf16": by_torch("bf16"),
+    "torch.compile fp32": by_torch("fp32", compiled=True),
     "torch.compile fp16": by_torch("fp16", compiled=True),
-    "onnxruntime cuda fp32": by_backend("cuda", "fp32"),
-    "onnxruntime cuda fp16": by_backend("cuda", "fp16"),
-    "tensorrt-rtx fp32": by_backend("tensorrt-rtx", "fp32"),
+    "torch.compile bf16": by_torch("bf16", compiled=True),
     "tensorrt-rtx fp16": by_backend("tensorrt-rtx", "fp16"),
     "tensorrt-rtx fp16, no CUDA graph": by_backend("tensorrt-rtx", "fp16", cuda_graph=False),
+    "tensorrt-rtx fp32": by_backend("tensorrt-rtx", "fp32"),
     "tensorrt fp16": by_backend("tensorrt", "fp16"),
+    "onnxruntime cuda fp16": by_backend("cuda", "fp16"),
+    "onnxruntime cuda fp32": by_backend("cuda", "fp32"),
     "onnxruntime cpu fp32": by_backend("onnxruntime", "fp32"),
     "openvino cpu fp32": by_backend("openvino", "fp32"),
 }
+#: What a GPU has no time for.
+ON_CPU = ("onnxruntime cpu fp32", "openvino cpu fp32")
 
 
 def measure(task: Task) -> dict[str, Any]:

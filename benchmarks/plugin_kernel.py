@@ -12,6 +12,7 @@ import itertools
 import shutil
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -203,9 +204,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nvcc", default="nvcc")
     parser.add_argument("--architecture", default="native", help="nvcc's -arch")
+    parser.add_argument("--out", type=Path, help="folder of the result (default: results)")
     parser.add_argument("--compile-only", action="store_true", help="needs no GPU")
     args = parser.parse_args()
 
+    if not args.compile_only and not torch.cuda.is_available():
+        sys.exit("plugin_kernel.py: expected PyTorch with a GPU, got one without; see nvidia-smi.")
     library = compile_kernel(args.nvcc, args.architecture)
     if args.compile_only:
         return
@@ -235,7 +239,7 @@ def main() -> None:
         "max_difference_inexact": difference,
         "cases": cases,
     }
-    print(write_result("plugin_kernel", result))
+    print(write_result("plugin_kernel", result, folder=args.out))
 
 
 if __name__ == "__main__":

@@ -36,17 +36,25 @@ def add_run_options(parser: argparse.ArgumentParser, name: str, runs: int, of: s
     add("--name", default=name, help="of the result files (default: %(default)s)")
 
 
-def write_result(name: str, content: dict[str, Any], packages: Sequence[str] = ()) -> Path:
+def write_result(
+    name: str, content: dict[str, Any], packages: Sequence[str] = (), folder: Path | None = None
+) -> Path:
     """Write `results/NAME.json` with machine, versions and commit beside the content.
 
     Args:
         name: Of the file.
         content: What was measured.
         packages: Besides `PACKAGES`, whose versions matter.
+        folder: Instead of `RESULTS`, made if it does not exist.
     """
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**_origin(packages), **content}, indent=1) + "\n", encoding="utf-8")
+    folder = folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    partial = path.with_suffix(".partial")  # who cuts a benchmark short keeps what there was
+    partial.write_text(
+        json.dumps({**_origin(packages), **content}, indent=1) + "\n", encoding="utf-8"
+    )
+    partial.replace(path)
     return path
 
 

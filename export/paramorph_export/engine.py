@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 FOLDER = "engines"
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 CARDS = {"rtx3080": "sm86"}
-#: What TensorRT for RTX builds for, none of it for data centres. TensorRT builds for the GPU that is
-#: here, whichever that is.
+#: What TensorRT for RTX builds for, none of it for data centres. TensorRT builds for the GPU that
+#: is here, whichever that is.
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121", PORTABLE)
 CHILD = Path(__file__).with_name("engine_child.py")
 
@@ -96,8 +96,8 @@ def add_engines(
     if not networks:
         how = "--fp32-for-gpus" if precision == "fp32" else f"--precision fp32 {precision}"
         raise BundleError(
-            f"{bundle.name}: expected a network of precision {precision} for GPUs, got none; export "
-            f"the bundle with {how}, or choose another --precision."
+            f"{bundle.name}: expected a network of precision {precision} for GPUs, got none; "
+            f"export the bundle with {how}, or choose another --precision."
         )
     flavour = _installed(flavour)
     targets = list(dict.fromkeys(_checked_target(name, flavour) for name in targets))
@@ -130,8 +130,8 @@ def _checked_target(name: str, flavour: str) -> str:
     if flavour == "tensorrt-rtx":
         if target not in RTX_TARGETS:
             raise ExportError(
-                f"--target: expected {', '.join((*CARDS, *RTX_TARGETS))} for {flavour}, got {name}; "
-                "choose one of them, or another --flavour."
+                f"--target: expected {', '.join((*CARDS, *RTX_TARGETS))} for {flavour}, got "
+                f"{name}; choose one of them, or another --flavour."
             )
         return target
     if not re.fullmatch(r"sm\d{2,3}", target):

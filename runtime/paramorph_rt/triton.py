@@ -177,9 +177,9 @@ Inference Server with its backend `{model.backend}`. Start the server with
 
 where REPOSITORY is the folder above this one. Without the second line the server loads all models
 that are there, and by default ends if one of them fails, as an engine for another GPU does;
-`--exit-on-error=false` lets it go on with the others. Without NVIDIA_TF32_OVERRIDE=0 a GPU may round
-what float32 products multiply to 10 bits. One request is one pair; the first is a made-up one of the
-server's own, which lets it choose its kernels.
+`--exit-on-error=false` lets it go on with the others. Without NVIDIA_TF32_OVERRIDE=0 a GPU may
+round what float32 products multiply to 10 bits. One request is one pair; the first is a made-up one
+of the server's own, which lets it choose its kernels.
 {engines}
 | tensor | type | shape | meaning |
 |---|---|---|---|

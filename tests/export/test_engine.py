@@ -228,7 +228,7 @@ def test_files_that_are_not_the_bundles_are_never_deleted(folder, fake, monkeypa
 )
 def test_a_parser_that_misreads_sampling_is_refused(folder, fake, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
-    with pytest.raises(ExportError, match="node_1 samples with .* misreads GridSample; install"):
+    with pytest.raises(ExportError, match=r"node_1 samples with .* misreads GridSample; install"):
         build(folder)
     assert load_bundle(folder).engines == ()
 
@@ -304,7 +304,7 @@ def test_what_cannot_be_built_is_said_before_anything_is(folder, fake):
     manifest = read_manifest(folder)
     del manifest["networks"][0]["device"]  # for CPUs, as older bundles hold it
     write_manifest(folder, manifest)
-    with pytest.raises(BundleError, match="fp32 for GPUs, got none; export .* --fp32-for-gpus"):
+    with pytest.raises(BundleError, match=r"fp32 for GPUs, got none; export .* --fp32-for-gpus"):
         build(folder)
     for_gpus(folder)
     with pytest.raises(ExportError, match=r"--target: expected rtx3080, sm75, .* got sm90; choose"):

@@ -1,8 +1,12 @@
-"""Displacements of the reference network, for weights rebuilt from names and shapes."""
+"""Displacements of the reference network, for weights rebuilt from names and shapes.
+
+On a GPU with `PARAMORPH_TEST_DEVICE=cuda`; `$PARAMORPH_REFERENCE` is where the golden outputs are.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,10 @@ import torch
 from paramorph import CONFIGS, ParaMorph
 from paramorph.checkpoint import convert_reference_state
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
+REFERENCE = Path(
+    os.environ.get("PARAMORPH_REFERENCE", Path(__file__).parents[3] / "shared" / "reference")
+)
+DEVICE = os.environ.get("PARAMORPH_TEST_DEVICE", "cpu")
 
 pytestmark = pytest.mark.skipif(
     not REFERENCE.is_dir(), reason="the golden outputs of the reference are not at hand"
@@ -35,7 +42,11 @@ def test_displacement_is_that_of_the_reference(golden_file, keys_file):
     shape, step = tuple(int(n) for n in golden["shape"]), int(golden["step"])
     arrays = rebuild.reference_state_dict(REFERENCE / keys_file)
     state = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    moving, fixed = (torch.from_numpy(rebuild.smooth_volume(shape, seed=s)) for s in (1, 2))
+    moving, fixed = (
+        torch.from_numpy(rebuild.smooth_volume(shape, seed=s)).to(DEVICE) for s in (1, 2)
+    )
+    # Products with 10 bits on a GPU otherwise.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
     for fusion in ("post", "cross"):
         config = CONFIGS["paramorph"].with_options(
@@ -43,8 +54,9 @@ def test_displacement_is_that_of_the_reference(golden_file, keys_file):
         )
         network = ParaMorph(config).eval()
         network.load_state_dict(convert_reference_state(state, config))
+        network.to(DEVICE)
         with torch.inference_mode():
-            displacement = network(moving, fixed).numpy()
+            displacement = network(moving, fixed).cpu().numpy()
         seen = displacement[:, :, ::step, ::step, ::step]
         # Measured 4e-6; network.md asks for 1e-4 of a faithful float32 implementation.
         np.testing.assert_allclose(seen, golden[fusion], atol=1e-4, rtol=0)

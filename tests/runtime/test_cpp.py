@@ -17,13 +17,25 @@ from textwrap import dedent
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from paramorph_rt import Registration
+from paramorph_rt.backends import choose_backend
+from paramorph_rt.bundle import default_bundle_path, load_bundle
+from paramorph_rt.errors import BundleError
 from paramorph_rt.transforms.itk import read_displacement
 from paramorph_rt.volume import save_volume
 
-from .phantoms import centred_grid, head, smooth_displacement_vox, volume_of
+from .phantoms import (
+    NETWORK_SHAPE,
+    centred_grid,
+    head,
+    replace_file,
+    smooth_displacement_vox,
+    volume_of,
+)
+from .phantoms import write_bundle as write_network_bundle
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "runtime" / "cpp"
@@ -816,6 +828,115 @@ def test_example_registers_raw_volumes(example, raw, fakes):
         "toy, fp16 on Fake GPU, tensorrt 10.14.1.48: 4 x 5 x 6 voxels of 1.5 x 2 x 2.5 mm\n"
     )
     check_raw(raw)
+
+
+@pytest.fixture(scope="session")
+def onnxruntime_library() -> Path:
+    """That of the wheel, which the loader does not find by its name."""
+    (found,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    return found
+
+
+def random_raw(folder: Path, shape: tuple[int, ...]) -> list[Path]:
+    paths = [folder / name for name in ("moving", "fixed", "displacement", "warped")]
+    generator = np.random.default_rng(2)
+    for path in paths[:2]:
+        generator.random(shape, np.float32).tofile(path)
+    return paths
+
+
+def test_example_registers_on_the_cpu(example, bundle_path, onnxruntime_library, tmp_path):
+    """A bundle of ONNX files, without TensorRT, a driver or a GPU."""
+    paths = random_raw(tmp_path, NETWORK_SHAPE)
+    done = call(example, bundle_path, *paths, "onnxruntime", onnxruntime_library)
+    assert done.returncode == 0, done.stderr
+    version = onnxruntime.__version__
+    assert done.stderr.startswith(
+        f"known-displacement, fp32 on CPU, onnxruntime {version}: 20 x 24"
+    )
+    displacement = np.fromfile(paths[2], np.float32).reshape(3, *NETWORK_SHAPE)
+    np.testing.assert_array_equal(displacement, smooth_displacement_vox().astype(np.float32))
+    np.testing.assert_array_equal(*(np.fromfile(paths[n], np.float32) for n in (0, 3)))
+
+
+@pytest.mark.slow
+def test_example_computes_what_python_computes(example, onnxruntime_library, tmp_path):
+    """The bundle of `make engine`, or the shipped one: real weights, end to end."""
+    made = ROOT / "build" / "bundles" / "brain-t1-small"
+    try:
+        bundle = load_bundle(made if made.is_dir() else default_bundle_path())
+    except BundleError as err:
+        pytest.skip(str(err))
+    shape = bundle.inputs.grid.shape
+    paths = random_raw(tmp_path, shape)
+    done = call(example, bundle.folder, *paths, "onnxruntime", onnxruntime_library)
+    assert done.returncode == 0, done.stderr
+    volumes = [np.fromfile(path, np.float32).reshape(shape) for path in paths[:2]]
+    expected = choose_backend(bundle, "onnxruntime").run(*volumes)
+    found = np.fromfile(paths[2], np.float32).reshape(3, *shape)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found).max() > 0.1
+
+
+def test_cpu_refuses_what_it_cannot(client, bundle_path, onnxruntime_library, tmp_path):
+    broken = shutil.copytree(bundle_path, tmp_path / "broken")
+    replace_file(broken, "registration.onnx", b"nothing")
+    altered = shutil.copytree(bundle_path, tmp_path / "altered")
+    content = (altered / "registration.onnx").read_bytes()
+    (altered / "registration.onnx").write_bytes(content[::-1])
+    found = client(
+        """
+        bundle, library, broken, altered = sys.argv[1:]
+        cpu = {"backend": "onnxruntime", "library": library}
+        with Engine(bundle, threads=1, **cpu) as engine:
+            shape, stream = engine.shape, engine.stream
+            pair = random_pair(engine.shape)
+            displacement, warped = engine.register(*pair)
+            again, none = engine.register(*pair, warped=False)
+            same = bool((displacement == again).all() and not none.any())
+            on_gpu = refusal(engine.register_async, 256, 256, 256, None)
+        answer([
+            shape, stream, same, on_gpu,
+            refusal(Engine, bundle, backend="abacus"),
+            refusal(Engine, bundle, precision="fp16", **cpu),
+            refusal(Engine, bundle, shape=(1, 2, 3), **cpu),
+            refusal(Engine, bundle, backend="onnxruntime", library="libnobody.so"),
+            refusal(Engine, bundle, backend="onnxruntime", library="libcuda.so.1"),
+            refusal(Engine, broken, **cpu),
+            refusal(Engine, altered, **cpu),
+        ])
+        """,
+        *(bundle_path, onnxruntime_library, broken, altered),
+    )
+    assert found[:3] == [[*NETWORK_SHAPE], None, True]
+    expected = [
+        (ARGUMENT, "backend: expected one with a GPU for volumes in its memory, got onnxruntime"),
+        (ARGUMENT, 'options.backend: expected "tensorrt" or "onnxruntime", got "abacus"'),
+        (ARGUMENT, 'options.precision: expected "fp32" on the CPU, got "fp16"'),
+        (NO_ENGINE, "expected a network of precision fp32 at (1, 2, 3) for CPUs, got none"),
+        (DEPENDENCY, "libnobody.so: expected ONNX Runtime, found none ("),
+        (DEPENDENCY, "libcuda.so.1: expected a library with OrtGetApiBase, found none"),
+        (BACKEND, "registration.onnx: expected a network that it loads from ONNX Runtime"),
+        (BUNDLE, "the file was altered; copy the bundle again"),
+    ]
+    for (status, sentence), (right, words) in zip(found[3:], expected, strict=True):
+        assert (status, words in sentence) == (right, True), sentence
+        assert "\n" not in sentence
+
+
+def test_cpu_result_that_is_not_finite_is_refused(client, onnxruntime_library, tmp_path):
+    vectors = smooth_displacement_vox()
+    vectors[1, 2, 3, 4] = np.nan
+    folder = write_network_bundle(tmp_path / "bundle", vectors)
+    status, sentence = client(
+        """
+        with Engine(sys.argv[1], backend="onnxruntime", library=sys.argv[2]) as engine:
+            answer(refusal(engine.register, *random_pair(engine.shape)))
+        """,
+        *(folder, onnxruntime_library),
+    )
+    assert status == BACKEND
+    assert sentence.startswith("registration.onnx: expected finite displacements, got values that")
 
 
 @pytest.mark.parametrize("size", [0, 119, 121])

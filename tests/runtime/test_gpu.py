@@ -338,7 +338,7 @@ def test_engine_is_chosen_by_card_and_numbers_of_the_version(folder, capability,
         return engine_of_version(engines, version, bundle).file
 
     if file is None:
-        with pytest.raises(BackendError, match="build it: python export/build_engine.py"):
+        with pytest.raises(BackendError, match=r"build it: python export/build_engine\.py"):
             chosen()
     else:
         assert chosen() == file

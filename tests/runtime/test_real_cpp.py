@@ -46,7 +46,7 @@ def opened(client):
 
     def open_engine(**options):
         if library := os.environ.get("TENSORRT_LIBRARY"):
-            options = {"tensorrt_library": library, **options}
+            options = {"library": library, **options}
         return client.Engine(os.environ["PARAMORPH_MODEL"], **options)
 
     return open_engine
@@ -131,16 +131,6 @@ def test_seconds_to_open(opened):
     print(f"open, register, close: {seconds} s")
 
 
-def test_plugin_library(opened):
-    """An engine for TensorRT before 11.2, opened with the plugin's file."""
-    plugin = os.environ.get("PARAMORPH_PLUGIN")
-    if not plugin:
-        pytest.skip("needs PARAMORPH_PLUGIN, and an engine that was built with it")
-    with opened(plugin_library=plugin) as engine:
-        displacement, _ = engine.register(*pairs_of(engine.shape)[0])
-    assert np.isfinite(displacement).all()
-
-
 def test_what_tensorrt_says_is_told(client, opened, tmp_path):
     """Of a file that is no engine, under a manifest that agrees with it."""
     folder = shutil.copytree(os.environ["PARAMORPH_MODEL"], tmp_path / "bundle")
@@ -148,7 +138,7 @@ def test_what_tensorrt_says_is_told(client, opened, tmp_path):
         file = engine.info.file.decode()
     replace_file(folder, file, b"nothing")
     library = os.environ.get("TENSORRT_LIBRARY")
-    status, sentence = client.refusal(client.Engine, str(folder), tensorrt_library=library)
+    status, sentence = client.refusal(client.Engine, str(folder), library=library)
     assert status != 0
     assert f"{file}: expected an engine from TensorRT, got none (" in sentence
     assert "it logged no reason" not in sentence

@@ -1,5 +1,8 @@
-/* Registers two raw float32 volumes: register_raw BUNDLE MOVING FIXED DISPLACEMENT WARPED
+/* Registers two raw float32 volumes:
  *
+ *     register_raw BUNDLE MOVING FIXED DISPLACEMENT WARPED [BACKEND [LIBRARY]]
+ *
+ * BACKEND is "tensorrt" or "onnxruntime" (the CPU), LIBRARY its shared library.
  * All files hold C-order float32 in the byte order of the machine: the volumes (D, H, W), the
  * displacement (3, D, H, W). See ../README.md for how volumes come onto the network grid.
  */
@@ -71,12 +74,16 @@ static int register_files(paramorph_engine* engine, char** paths) {
 }
 
 int main(int argc, char** argv) {
-    if (argc != 6) {
-        fprintf(stderr, "usage: %s BUNDLE MOVING FIXED DISPLACEMENT WARPED\n", argv[0]);
+    if (argc < 6 || argc > 8) {
+        fprintf(stderr, "usage: %s BUNDLE MOVING FIXED DISPLACEMENT WARPED [BACKEND [LIBRARY]]\n",
+                argv[0]);
         return 2;
     }
+    paramorph_options options = {0};
+    options.backend = argc > 6 ? argv[6] : NULL;
+    options.library = argc > 7 ? argv[7] : NULL;
     paramorph_engine* engine = NULL;
-    if (paramorph_open(argv[1], NULL, &engine) != PARAMORPH_OK) {
+    if (paramorph_open(argv[1], &options, &engine) != PARAMORPH_OK) {
         fprintf(stderr, "%s\n", paramorph_last_error());
         return 1;
     }

@@ -1,4 +1,5 @@
-/* Deformable registration of two 3-D volumes by a TensorRT engine of a ParaMorph bundle.
+/* Deformable registration of two 3-D volumes by a ParaMorph bundle: its TensorRT engine on a GPU, or
+ * its network by ONNX Runtime on the CPU.
  *
  * Volumes are C-order float32 arrays (D, H, W): D, H, W are the axes i, j, k of the network grid,
  * so voxel (i, j, k) lies at index (i * H + j) * W + k. Both are on that grid, affinely aligned, in
@@ -29,31 +30,33 @@ typedef enum paramorph_status {
     PARAMORPH_INVALID_ARGUMENT = 1,   /* the call itself is wrong */
     PARAMORPH_BUNDLE_ERROR = 2,       /* a bundle that is missing, altered, of an unknown format */
     PARAMORPH_NO_ENGINE = 3,          /* the bundle has none for this machine or this request */
-    PARAMORPH_MISSING_DEPENDENCY = 4, /* TensorRT or the NVIDIA driver is not on this machine */
-    PARAMORPH_BACKEND_ERROR = 5,      /* CUDA or TensorRT failed, or the result is not finite */
+    PARAMORPH_MISSING_DEPENDENCY = 4, /* the backend's library or driver is not on this machine */
+    PARAMORPH_BACKEND_ERROR = 5,      /* the backend failed, or the result is not finite */
     PARAMORPH_OUT_OF_MEMORY = 6,      /* of the host; of the GPU it is a backend error */
     PARAMORPH_INTERNAL_ERROR = 7      /* ours */
 } paramorph_status;
 
-/* An engine on a GPU, with all the memory that it needs. */
+/* A network that is ready to run, with all the memory that it needs. */
 typedef struct paramorph_engine paramorph_engine;
 
-/* What to open; all zeros is the automatic choice. */
+/* What to open; all zeros is TensorRT on the first GPU. */
 typedef struct paramorph_options {
-    int32_t device;               /* number of the GPU */
-    int32_t shape[3];             /* D, H, W of the engine; zeros: those of the bundle's grid */
-    const char* precision;        /* "fp32", "fp16", "bf16"; NULL: first in the manifest */
-    const char* tensorrt_library; /* TensorRT's shared library; NULL: the loader finds it by name */
+    int32_t device;        /* number of the GPU */
+    int32_t shape[3];      /* D, H, W of the network; zeros: those of the bundle's grid */
+    const char* precision; /* "fp32", "fp16", "bf16"; NULL: first in the manifest, fp32 on the CPU */
+    const char* backend;   /* "tensorrt", or "onnxruntime" for the CPU; NULL: "tensorrt" */
+    const char* library;   /* the backend's shared library; NULL: the loader finds it by name */
+    int32_t threads;       /* on the CPU; 0: all cores */
 } paramorph_options;
 
 /* What was opened; the text lives as long as the engine. */
 typedef struct paramorph_info {
     const char* name;               /* of the model */
-    const char* file;               /* of the engine, within the bundle */
-    const char* flavour;            /* "tensorrt" or "tensorrt-rtx" */
-    const char* version;            /* of the TensorRT library, such as "1.7.1.116" */
-    const char* compute_capability; /* of the GPU, such as "8.6" */
-    const char* device;             /* the GPU's name */
+    const char* file;               /* of the engine or network, within the bundle */
+    const char* flavour;            /* "tensorrt", "tensorrt-rtx" or "onnxruntime" */
+    const char* version;            /* of its library, such as "1.7.1.116" */
+    const char* compute_capability; /* of the GPU, such as "8.6"; "" on the CPU */
+    const char* device;             /* the GPU's name, or "CPU" */
     const char* precision;          /* of the convolutions and matrix products */
     const char* orientation;        /* closest anatomical directions of the axes, such as "RAS" */
     const char* sampling;           /* "exact", or "reference": (p + u) n / (n - 1) - 0.5 is read */
@@ -74,7 +77,8 @@ const char* paramorph_built_for(void);
 /* The sentence of this thread's last failed call; "" before there was one. Valid until the next. */
 const char* paramorph_last_error(void);
 
-/* Loads the engine of a bundle that fits this library, the TensorRT found, the GPU and the options.
+/* Loads the engine of a bundle that fits this library, the TensorRT found, the GPU and the options,
+ * or the network for the CPU. What is asked for is used or refused, never exchanged for another.
  *
  * The manifest's format version is checked, that the engine's file lies inside the bundle, that it
  * has the SHA-256 recorded, and that this very TensorRT version built it for this GPU. An engine is
@@ -100,7 +104,8 @@ paramorph_status paramorph_describe(const paramorph_engine* engine, paramorph_in
 paramorph_status paramorph_register(paramorph_engine* engine, const float* moving,
                                     const float* fixed, float* displacement, float* warped);
 
-/* The same for volumes in memory of the engine's GPU, in the order of a stream; does not wait.
+/* The same for volumes in memory of the engine's GPU, in the order of a stream; does not wait. On
+ * the CPU it is refused.
  *
  * The work starts when everything enqueued on `stream` before has finished, and when earlier work
  * of the same engine has, on whichever stream. The result is there for what is enqueued on `stream`
@@ -115,7 +120,9 @@ paramorph_status paramorph_register_async(paramorph_engine* engine, const float*
                                           const float* fixed, float* displacement, float* warped,
                                           void* stream);
 
-/* The engine's own stream, a CUstream that synchronises with no other; NULL for no engine. */
+/* The engine's own stream, a CUstream that synchronises with no other; NULL for no engine and on the
+ * CPU.
+ */
 void* paramorph_stream(const paramorph_engine* engine);
 
 #ifdef __cplusplus

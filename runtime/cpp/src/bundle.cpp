@@ -98,6 +98,13 @@ FileEntry file_entry(const json& name, const json& files) {
             recorded.at("bytes").get<std::uintmax_t>()};
 }
 
+NetworkEntry network_entry(const json& entry, const json& files) {
+    const std::string precision = one_of({"fp32", "fp16", "bf16"}, entry.at("precision"));
+    const json device = precision == "fp32" ? "cpu" : "gpu";  // where older bundles do not say
+    return {file_entry(entry.at("file"), files), precision, three<int32_t>(entry.at("shape")),
+            one_of({"cpu", "gpu"}, entry.value("device", device))};
+}
+
 EngineEntry engine_entry(const json& entry, const json& files) {
     EngineEntry engine{file_entry(entry.at("file"), files),
                        one_of({"tensorrt", "tensorrt-rtx"}, entry.at("flavour")),
@@ -126,7 +133,15 @@ Bundle bundle_from(const fs::path& folder, const json& manifest) {
                   intensity.at("lower_percentile").get<double>(),
                   intensity.at("upper_percentile").get<double>(),
                   one_of({"exact", "reference"}, manifest.at("sampling").at("convention")),
+                  false,
+                  {},
                   {}};
+    for (const json& output : manifest.value("outputs", json::array())) {
+        bundle.has_warped = bundle.has_warped || output == "warped";
+    }
+    for (const json& entry : manifest.at("networks")) {
+        bundle.networks.push_back(network_entry(entry, manifest.at("files")));
+    }
     for (const json& entry : manifest.at("engines")) {
         bundle.engines.push_back(engine_entry(entry, manifest.at("files")));
     }
@@ -204,6 +219,14 @@ std::vector<char> read_verified(const Bundle& bundle, const FileEntry& entry) {
             "…: the file was altered; copy the bundle again from a source that you trust.");
     }
     return data;
+}
+
+std::size_t voxels(const Shape& shape) {
+    std::size_t count = 1;
+    for (const int32_t size : shape) {
+        count *= static_cast<std::size_t>(size);
+    }
+    return count;
 }
 
 std::string text(const Shape& shape) {

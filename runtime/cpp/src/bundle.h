@@ -18,6 +18,12 @@ struct FileEntry {
     std::uintmax_t bytes;
 };
 
+struct NetworkEntry : FileEntry {
+    std::string precision;
+    Shape shape;
+    std::string device;  // "cpu" or "gpu", for which the graph was rewritten
+};
+
 struct EngineEntry : FileEntry {
     std::string flavour;
     std::string version;
@@ -35,6 +41,8 @@ struct Bundle {
     std::string orientation;
     double lower_percentile, upper_percentile;
     std::string sampling;
+    bool has_warped;  // whether its networks give the warped volume too
+    std::vector<NetworkEntry> networks;
     std::vector<EngineEntry> engines;
 };
 
@@ -44,6 +52,8 @@ Bundle load_bundle(const std::filesystem::path& folder);
 // The bytes of a file, hashed as they are returned.
 // Throws PARAMORPH_BUNDLE_ERROR: it is missing, outside the bundle, or was altered.
 std::vector<char> read_verified(const Bundle& bundle, const FileEntry& entry);
+
+std::size_t voxels(const Shape& shape);
 
 // As Python prints it, such as "(96, 128, 96)".
 std::string text(const Shape& shape);

@@ -3,38 +3,40 @@
 
 #include <paramorph.h>
 
+#include <cstddef>
 #include <memory>
-#include <mutex>
-#include <optional>
 
 #include "bundle.h"
-#include "cuda.h"
-#include "session.h"
 
 namespace paramorph {
 
 // Its functions are those of the C interface, which says what they do.
 class Engine {
 public:
-    Engine(const char* folder, const paramorph_options& options);
-    ~Engine();
+    virtual ~Engine() = default;
 
-    paramorph_info info() const;
-    void run(const float* moving, const float* fixed, float* displacement, float* warped);
-    void enqueue(const float* moving, const float* fixed, float* displacement, float* warped,
-                 CUstream stream);
-    CUstream stream() const { return session_->stream.get(); }
-
-private:
-    void check_arrays(const float* moving, const float* fixed, const float* displacement,
-                      const float* warped) const;
-    CUdeviceptr checked_address(const char* name, const float* array, std::size_t bytes) const;
-
-    Bundle bundle_;
-    EngineEntry entry_;
-    std::optional<Device> device_;
-    std::unique_ptr<Session> session_;
-    std::mutex one_at_a_time_;
+    virtual paramorph_info info() const = 0;
+    virtual void run(const float* moving, const float* fixed, float* displacement,
+                     float* warped) = 0;
+    virtual void enqueue(const float* moving, const float* fixed, float* displacement,
+                         float* warped, void* stream) = 0;
+    virtual void* stream() const = 0;
 };
+
+// The one that options.backend asks for.
+std::unique_ptr<Engine> open_engine(const char* folder, const paramorph_options& options);
+
+// Of the network to run: what is asked for, or that of the bundle's grid.
+Shape requested_shape(const Bundle& bundle, const paramorph_options& options);
+
+// What a bundle tells of any engine; the text lives as long as the bundle.
+paramorph_info info_of(const Bundle& bundle, const Shape& shape);
+
+// Throws PARAMORPH_INVALID_ARGUMENT: an array that is missing, or one that nothing is given for.
+void check_arrays(const char* file, bool has_warped, const float* moving, const float* fixed,
+                  const float* displacement, const float* warped);
+
+// Throws PARAMORPH_BACKEND_ERROR.
+void check_finite(const char* file, const float* displacement, std::size_t count);
 
 }  // namespace paramorph

@@ -4,13 +4,15 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <memory>
 #include <new>
 
 #include "engine.h"
 #include "error.h"
+#include "tensorrt.h"
 
-struct paramorph_engine : paramorph::Engine {
-    using Engine::Engine;
+struct paramorph_engine {
+    std::unique_ptr<paramorph::Engine> engine;
 };
 
 namespace {
@@ -72,7 +74,8 @@ paramorph_status paramorph_open(const char* bundle, const paramorph_options* opt
     return guarded([=] {
         check_given(bundle, "bundle");
         check_given(engine, "engine");
-        *engine = new paramorph_engine(bundle, options != nullptr ? *options : paramorph_options{});
+        const paramorph_options given = options != nullptr ? *options : paramorph_options{};
+        *engine = new paramorph_engine{paramorph::open_engine(bundle, given)};
     });
 }
 
@@ -82,7 +85,7 @@ paramorph_status paramorph_describe(const paramorph_engine* engine, paramorph_in
     return guarded([=] {
         check_engine(engine);
         check_given(info, "info");
-        *info = engine->info();
+        *info = engine->engine->info();
     });
 }
 
@@ -90,7 +93,7 @@ paramorph_status paramorph_register(paramorph_engine* engine, const float* movin
                                     const float* fixed, float* displacement, float* warped) {
     return guarded([=] {
         check_engine(engine);
-        engine->run(moving, fixed, displacement, warped);
+        engine->engine->run(moving, fixed, displacement, warped);
     });
 }
 
@@ -99,10 +102,10 @@ paramorph_status paramorph_register_async(paramorph_engine* engine, const float*
                                           void* stream) {
     return guarded([=] {
         check_engine(engine);
-        engine->enqueue(moving, fixed, displacement, warped, static_cast<CUstream>(stream));
+        engine->engine->enqueue(moving, fixed, displacement, warped, stream);
     });
 }
 
 void* paramorph_stream(const paramorph_engine* engine) {
-    return engine != nullptr ? engine->stream() : nullptr;
+    return engine != nullptr ? engine->engine->stream() : nullptr;
 }

@@ -20,13 +20,7 @@ constexpr struct {
                 {kDisplacement, 3, nvinfer1::TensorIOMode::kOUTPUT},
                 {kWarped, 1, nvinfer1::TensorIOMode::kOUTPUT}};
 
-std::size_t bytes_of(const Shape& shape) {
-    std::size_t bytes = sizeof(float);
-    for (const int32_t size : shape) {
-        bytes *= static_cast<std::size_t>(size);
-    }
-    return bytes;
-}
+std::size_t bytes_of(const Shape& shape) { return voxels(shape) * sizeof(float); }
 
 bool is_volume(const nvinfer1::Dims& dims, int channels, const Shape& shape) {
     return dims.nbDims == 5 && dims.d[0] == 1 && dims.d[1] == channels &&

@@ -63,7 +63,7 @@ const char* const kBuiltFor =
 TensorRT::TensorRT(const char* path) {
     const std::string name = path != nullptr ? path : kSoname;
     const Library library(name, kBuiltFor,
-                          "install it, or say where it lies in options.tensorrt_library");
+                          "install it, or say where it lies in options.library");
     const auto number = [&library](const char* function) {
         return library.symbol<int32_t (*)()>(function)();
     };

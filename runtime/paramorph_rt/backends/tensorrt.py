@@ -153,9 +153,9 @@ class EngineBackend:
                 for name, address in zip(INPUTS, (moving, fixed), strict=True):
                     self._device.copy(memory[name].address, address, self._bytes(name), own)
                 self._launch()
-                for name, address in ((OUTPUT, displacement), ("warped", warped)):
-                    if address is not None:
-                        self._device.copy(address, memory[name].address, self._bytes(name), own)
+                for name, target in ((OUTPUT, displacement), ("warped", warped)):
+                    if target is not None:
+                        self._device.copy(target, memory[name].address, self._bytes(name), own)
             except BaseException:
                 own.synchronize()  # the caller's memory is its own again
                 raise

@@ -18,7 +18,9 @@ class Options(ctypes.Structure):
         ("device", ctypes.c_int32),
         ("shape", ctypes.c_int32 * 3),
         ("precision", Text),
-        ("tensorrt_library", Text),
+        ("backend", Text),
+        ("library", Text),
+        ("threads", ctypes.c_int32),
     ]
 
 

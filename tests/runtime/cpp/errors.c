@@ -18,7 +18,7 @@ int main(int argc, char** argv) {
         return 2;
     }
     paramorph_options options = {0};
-    options.tensorrt_library = argc > 2 ? argv[2] : NULL;
+    options.library = argc > 2 ? argv[2] : NULL;
     float value = 0;
     paramorph_info info;
     paramorph_engine* engine = (paramorph_engine*)&value;

@@ -49,7 +49,7 @@ class IPluginRegistry:
     def __init__(self) -> None:
         self._creators: dict[tuple[str, str, str], str] = {}
 
-    def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> object:  # noqa: A002
+    def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> object:
         return self._creators.get((type, version, plugin_namespace))
 
     def load_library(self, plugin_path: str) -> object:
