@@ -18,6 +18,7 @@ setup(
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=FAST,
             py_limited_api=True,
+            extra_link_args=["-Wl,-s"] if sys.platform == "linux" else [],
             optional=True,
         )
     ],

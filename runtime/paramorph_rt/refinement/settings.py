@@ -47,7 +47,8 @@ def levels_of(iterations: int = DEFAULT_ITERATIONS) -> tuple[Level, ...]:
         Level(6.0, 2 * iterations, step=1.0),
         Level(3.0, iterations),
         Level(1.5, iterations),
-        Level(1.0, -(-2 * iterations // 3), step=1.0, field_sigma=0.5),
+        # With more of it the field gets rougher faster than it gets better.
+        Level(1.0, -(-2 * iterations // 5), step=1.0, field_sigma=0.5, features=0.0),
     )
 
 

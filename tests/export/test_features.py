@@ -1,0 +1,113 @@
+"""A bundle with features: written, verified, run by each engine, used by a registration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from paramorph.checkpoint import FeatureInfo, load_weights, save_weights
+from paramorph.feature_network import FeatureConfig, FeatureNetwork
+from paramorph_export.bundle import write_bundle
+from paramorph_export.errors import ExportError
+from paramorph_export.refinement import REFINEMENT_GRAPHS
+from paramorph_rt import Registration
+from paramorph_rt.backends import choose_features
+from paramorph_rt.bundle import load_bundle
+from paramorph_rt.refinement import graph
+from paramorph_rt.spaces import Grid
+from paramorph_rt.volume import Volume
+
+from .conftest import SHAPE
+
+CONFIG = FeatureConfig((4, 8, 8), 5)
+
+
+def write_features(path: Path, **changes) -> Path:
+    torch.manual_seed(1)
+    network = FeatureNetwork(CONFIG)
+    facts = {"spacing_mm": (2.0, 2.0, 2.0), "orientation": "LPS"}
+    percentiles = {"lower_percentile": 1.0, "upper_percentile": 99.0}
+    info = FeatureInfo("tiny-features", CONFIG, SHAPE, **facts | percentiles | changes)
+    save_weights(path, network.state_dict(), info, torch.float16)
+    return path
+
+
+@pytest.fixture(scope="module")
+def with_features(weights, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("features")
+    features = write_features(folder / "features.safetensors")
+    network, info = load_weights(weights)
+    write_bundle(folder / "bundle", network, info, weights, [SHAPE], features=features)
+    return folder / "bundle"
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines_give_the_networks_features(with_features, engine):
+    if engine == "openvino":
+        pytest.importorskip("openvino", reason="needs openvino")
+    rng = np.random.default_rng(0)
+    moving, fixed = rng.random((2, *SHAPE), dtype=np.float32)
+    found = choose_features(load_bundle(with_features), engine, "fp32", 2).run(moving, fixed)
+    torch.manual_seed(1)
+    network = FeatureNetwork(CONFIG).eval().half().float()
+    with torch.no_grad():
+        wanted = network(torch.from_numpy(np.stack([moving, fixed]))[:, None])
+    np.testing.assert_allclose(found, wanted, atol=2e-3)
+
+
+def test_a_registration_compares_features_and_needs_no_displacement(with_features):
+    register = Registration(with_features, 2, "onnxruntime")
+    grid = Grid((40, 60, 70), np.diag([2.0, 2.0, 2.0, 1.0]))
+    i, j, k = np.indices(grid.shape)
+    inside = ((i - 20) / 16) ** 2 + ((j - 30) / 24) ** 2 + ((k - 35) / 28) ** 2 < 1
+    image = np.where(inside, 60 + 20 * np.sin(i / 3) * np.cos(j / 4 + k / 5), 0)
+    fixed = Volume(image.astype(np.float32), grid, "fixed")
+    moving = Volume(np.roll(image, 1, 1).astype(np.float32), grid, "moving")
+    found = register(moving, fixed, affine=False, refine=6)
+    assert found.metrics["refinement"]["features"] is True
+    assert "features" in found.metrics["seconds"]
+    assert "network" not in found.metrics["seconds"]
+    assert found.metrics["ncc"]["after"] > found.metrics["ncc"]["before"]
+    plain = register(moving, fixed, affine=False, refine=0)
+    assert "network" in plain.metrics["seconds"]
+
+
+def test_an_altered_file_of_features_is_refused(with_features, tmp_path):
+    import shutil
+
+    from paramorph_rt.errors import BundleError
+
+    copy = shutil.copytree(with_features, tmp_path / "bundle")
+    path = copy / "features.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match="the file was altered"):
+        Registration(copy, 2, "onnxruntime")
+
+
+def test_features_of_another_grid_are_refused(weights, tmp_path):
+    features = write_features(tmp_path / "f.safetensors", spacing_mm=(1.0, 1.0, 1.0))
+    network, info = load_weights(weights)
+    with pytest.raises(ExportError, match="train both on one grid"):
+        write_bundle(tmp_path / "bundle", network, info, weights, [SHAPE], features=features)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_every_bundle_carries_the_refinement(bundle):
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["refinement"] == list(graph.FILES.values())
+    for name in graph.FILES.values():
+        assert name in manifest["files"]
+
+
+@pytest.mark.parametrize("name", REFINEMENT_GRAPHS)
+def test_the_runtimes_graphs_are_those_of_this_source(name):
+    written = Path(graph.__file__).with_name(name).read_bytes()
+    wanted = REFINEMENT_GRAPHS[name]().SerializeToString()
+    assert onnx.load_from_string(written) == onnx.load_from_string(wanted)

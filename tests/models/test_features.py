@@ -1,0 +1,170 @@
+"""The feature network and its training: shapes, norms, learning, resuming, refusals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from paramorph.augmentation import Augmentation
+from paramorph.checkpoint import CheckpointError, FeatureInfo, load_feature_weights, load_weights
+from paramorph.config import ConfigError
+from paramorph.data import Subject
+from paramorph.feature_network import FeatureConfig, FeatureNetwork
+from paramorph.feature_training import FeatureTrainer, FeatureTrainingConfig, common_labels
+from paramorph.training import TrainingError
+
+SHAPE = (16, 24, 20)
+TINY = FeatureConfig((4, 8, 8), 5)
+STILL = Augmentation(
+    *(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    common_elastic_vox=0.0,
+    gamma=0.0,
+    bias=0.0,
+    noise=0.0,
+)
+
+
+def subject(name: str, seed: int, numbers=(0, 4, 17, 300)) -> Subject:
+    """Boxes of four brightnesses, one per label, with noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(SHAPE, np.int32)
+    for number, label in enumerate(numbers[1:]):
+        start = 2 + 5 * number + int(rng.integers(0, 2))
+        labels[3:13, start : start + 5, 4:16] = label
+    brightness = dict(zip((0, 4, 17, 300), (0.0, 0.3, 0.6, 0.9), strict=True))
+    image = np.vectorize(brightness.get)(labels) + 0.02 * rng.random(SHAPE)
+    return Subject(name, image.astype(np.float32), labels)
+
+
+def trainer(folder: Path, steps: int = 60, **options) -> FeatureTrainer:
+    config = FeatureTrainingConfig(
+        steps, warmup_steps=5, voxels=2000, ema=0.9, validate_every=steps, checkpoint_every=10
+    )
+    info = FeatureInfo("tiny", TINY, SHAPE)
+    training = [subject(str(seed), seed) for seed in range(3)]
+    options = {"validation": [subject("validation", 9)], "augmentation": STILL} | options
+    return FeatureTrainer(folder, info, config, training, **options)
+
+
+def test_features_have_length_one_at_every_voxel():
+    network = FeatureNetwork(TINY).eval()
+    with torch.no_grad():
+        found = network(torch.rand(2, 1, *SHAPE))
+    assert found.shape == (2, 5, *SHAPE)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(2, *SHAPE))
+
+
+def test_both_ways_to_normalise_are_the_same():
+    network = FeatureNetwork(TINY).eval()
+    volumes = torch.rand(2, 1, *SHAPE)
+    with torch.no_grad():
+        together, alone = network(volumes), torch.cat([network(v[None]) for v in volumes])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_labels_are_learned(tmp_path):
+    trained = trainer(tmp_path / "run", 120)
+    before = trained.validate()
+    trained.run()
+    assert before < 0.5
+    assert trained.validate() > 0.9
+    network, info = load_feature_weights(tmp_path / "run" / "weights.safetensors")
+    assert info.network == TINY
+    assert info.provenance["validation_dice"] == pytest.approx(trained.best)
+    volume = torch.from_numpy(trained.training[0][1].numpy())
+    with torch.no_grad():
+        assert network(volume).isfinite().all()
+
+
+def test_a_resumed_training_goes_on_as_if_unbroken(tmp_path):
+    whole = trainer(tmp_path / "whole", 20)
+    whole.run()
+    broken = trainer(tmp_path / "broken", 20)
+    stopped = broken.folder.log
+
+    def stop(step, values):
+        stopped(step, values)
+        if step == 13:
+            raise KeyboardInterrupt
+
+    broken.folder.log = stop
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    again = trainer(tmp_path / "broken", 20)
+    assert again.resume()
+    assert again.step == 10
+    again.run()
+    for ours, theirs in zip(again.averaged.parameters(), whole.averaged.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+
+
+def test_other_settings_do_not_resume(tmp_path):
+    trainer(tmp_path / "run", 10).run()
+    with pytest.raises(TrainingError, match="expected a training with these settings"):
+        trainer(tmp_path / "run", 30).resume()
+
+
+def test_rare_labels_are_left_out():
+    subjects = [subject("a", 0), subject("b", 1, (0, 4, 17)), subject("c", 2, (0, 4))]
+    assert common_labels([*subjects, subject("d", 3, (0, 4, 17))]) == [0, 4, 17]
+
+
+def test_subjects_without_labels_are_refused(tmp_path):
+    bare = Subject("bare", np.zeros(SHAPE, np.float32), None)
+    with pytest.raises(TrainingError, match="bare: expected labels"):
+        trainer(tmp_path, validation=[bare])
+
+
+def test_configs_that_cannot_be():
+    with pytest.raises(ConfigError, match="at least two scales"):
+        FeatureConfig((8,), 4)
+    with pytest.raises(ConfigError, match="fields of this version"):
+        FeatureConfig.from_dict({"widths": [4, 8], "depth": 3})
+
+
+def test_weights_of_the_other_kind_are_refused(tmp_path):
+    trainer(tmp_path / "run", 10).run()
+    with pytest.raises(CheckpointError, match="'paramorph' metadata"):
+        load_weights(tmp_path / "run" / "weights.safetensors")
+
+
+def test_command_trains_from_a_file(tmp_path, capsys):
+    sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
+    try:
+        import train_features
+    finally:
+        sys.path.pop(0)
+    for n in range(3):
+        made = subject(str(n), n)
+        for suffix, data in (("", made.image * 100), ("_labels", made.labels)):
+            nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / f"s{n}{suffix}.nii.gz")
+    config = tmp_path / "features.toml"
+    config.write_text(
+        f'[run]\nname = "tiny"\nout = {json.dumps(str(tmp_path / "out"))}\n'
+        f"[data]\nroot = {json.dumps(str(tmp_path))}\naffine = false\n"
+        "[grid]\nshape = [24, 24, 20]\n"
+        "[features]\nwidths = [4, 8, 8]\nchannels = 3\n"
+        "[training]\nsteps = 2\nvoxels = 500\n"
+        "[augmentation]\nflip_probability = 0.0\n",
+        encoding="utf-8",
+    )
+    assert train_features.main(["--config", str(config)]) == 0
+    assert (tmp_path / "out" / "weights.safetensors").exists()
+    assert train_features.main(["--config", str(config)]) == 1
+    assert "expected a new run folder" in capsys.readouterr().err
+    wrong = [
+        "--config",
+        str(config),
+        "--set",
+        "grid.shape=[24, 24, 21]",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert train_features.main(wrong) == 1
+    assert "expected multiples of 4" in capsys.readouterr().err
