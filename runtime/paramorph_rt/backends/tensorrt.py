@@ -248,6 +248,8 @@ def _those(
 
 
 def _build_command(bundle: Bundle, flavour: str, compute_capability: str) -> str:
+    if bundle.comes_along:
+        return f"make engine in a clone of the project, then --model build/bundles/{bundle.name}"
     return (
         f"python export/build_engine.py --bundle {bundle.folder} --flavour {flavour} --target "
         f"sm{compute_capability.replace('.', '')}"
