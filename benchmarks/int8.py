@@ -19,7 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import paramorph_rt  # noqa: F401, I001  # first: it turns ONNX Runtime's telemetry off
+import paramorph_rt  # noqa: F401  # first: it turns ONNX Runtime's telemetry off
+
+# isort: split
 import numpy as np
 import onnx
 from onnxruntime.quantization import (
