@@ -22,7 +22,7 @@ test: $(VENV)/ready
 
 # The wheel and OpenVINO's extra in clean environments; `nox --list` names all the others.
 installed: $(VENV)/ready
-	$(BIN)/nox --session base_wheel-3.11 "extra(openvino)"
+	$(BIN)/nox --error-on-missing-interpreters --session base_wheel-3.11 "extra(openvino)"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ and there, far from the source, registers Colin27 to a deformed copy (tests/inst
 
 from __future__ import annotations
 
-import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,23 +29,27 @@ EXTRAS = (
     "train",
 )
 
+_built: list[Path] = []  # where this run has put wheel and sdist
+
 nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["base_wheel", "extra"]
 nox.options.error_on_missing_interpreters = False
 
 
 def built(session: nox.Session, kind: str) -> Path:
-    """The package as `kind` ("wheel" or "sdist"), built of the source as it is.
-
-    A wheel that another session of this run has built serves again.
-    """
-    folder = Path(session.cache_dir) / f"{kind}-{os.getppid()}-{os.getpid()}"
-    pattern = "*.whl" if kind == "wheel" else "*.tar.gz"
-    if not any(folder.glob(pattern)):
-        session.install("build")
+    """The package as `kind` ("wheel" or "sdist"), built of the source as it is, once in a run."""
+    folder = Path(session.cache_dir) / "dist"
+    if not _built:
+        shutil.rmtree(folder, ignore_errors=True)
+        builder = Path(session.create_tmp()) / "builder"  # which the package's environment lacks
+        session.run("python", "-m", "venv", "--clear", str(builder))
+        python = str(next(builder.glob("*/python*")))
+        session.run(python, "-m", "pip", "install", "--quiet", "build", external=True)
         # An sdist first and the wheel from it, in which a file that the sdist lacks is missing too.
-        session.run("python", "-m", "build", "--outdir", str(folder), str(ROOT), silent=True)
-    return next(folder.glob(pattern))
+        command = [python, "-m", "build", "--outdir", str(folder), str(ROOT)]
+        session.run(*command, silent=True, external=True)
+        _built.append(folder)
+    return next(folder.glob("*.whl" if kind == "wheel" else "*.tar.gz"))
 
 
 def install(session: nox.Session, package: Path, extra: str = "", *more: str) -> None:
@@ -68,7 +72,7 @@ def run_outside(session: nox.Session, *command: str) -> None:
 def register(session: nox.Session, backend: str = "auto") -> None:
     """Register as a user does."""
     work = Path(session.create_tmp()) / "work"
-    session.run("python", "-c", f"import shutil; shutil.rmtree({str(work)!r}, True)")
+    shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     script = str(INSTALLED / "register.py")
     run_outside(session, "python", script, str(COLIN27), str(work), backend)

@@ -19,6 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import paramorph_rt  # noqa: F401  # first: it turns ONNX Runtime's telemetry off
+
+# isort: split
 import numpy as np
 import onnx
 from onnxruntime.quantization import (
@@ -30,6 +33,7 @@ from onnxruntime.quantization import (
 
 from bundles import add_model_option, single_bundle
 from paramorph_export.pairs import Pair, pairs_of
+from paramorph_export.storage import whole
 from paramorph_rt.backends.onnxruntime import OnnxRuntimeBackend
 from paramorph_rt.backends.openvino import OpenVinoBackend, has_bf16
 from paramorph_rt.errors import exit_code
@@ -153,8 +157,9 @@ def page(result: Mapping[str, Any], name: str) -> str:
 def run(args: argparse.Namespace) -> None:
     """Quantise, measure; write the JSON and the table."""
     _, bundle = single_bundle(args.model)
-    network = bundle.verified_path(bundle.network("fp32").file)
     with TemporaryDirectory() as name:
+        network = Path(name) / "fp32.onnx"
+        onnx.save(whole(bundle.verified_network(bundle.network("fp32"))), network)
         in_8_bits = Path(name) / "int8.onnx"
         calibration = pairs_of(args.calibration, bundle.inputs)[: args.calibration_pairs]
         convolutions = quantised(network, calibration, in_8_bits)

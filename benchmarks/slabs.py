@@ -65,7 +65,8 @@ def write_variants(bundle: Bundle, weights: Path, folder: Path) -> dict[str, tup
         copy.mkdir()
         onnx.save(model, copy / entry.file)
         manifest = {**bundle.manifest, "engines": []}
-        manifest["networks"] = [n for n in manifest["networks"] if n["file"] == entry.file]
+        networks = [n for n in manifest["networks"] if n["file"] == entry.file]
+        manifest["networks"] = [{**n, "weights": None} for n in networks]  # they are in the graph
         size = (copy / entry.file).stat().st_size
         manifest["files"] = {entry.file: {"sha256": sha256_of(copy / entry.file), "bytes": size}}
         (copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")

@@ -27,6 +27,7 @@ DEVICES = ("cpu", "gpu")
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 #: In place of a compute capability: an engine of TensorRT for RTX for all its cards.
 PORTABLE = "portable"
+_SHIPPED = Path(__file__).parent / "bundles"
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,11 @@ class Bundle:
         """Voxels of all grids that there are networks for, that of `inputs` first."""
         return tuple(dict.fromkeys((self.inputs.grid.shape, *(e.shape for e in self.networks))))
 
+    @property
+    def comes_along(self) -> bool:
+        """Whether it is part of the installed package, where nobody should add anything."""
+        return self.folder.resolve().is_relative_to(_SHIPPED.resolve())
+
     def at(self, shape: tuple[int, int, int]) -> Bundle:
         """The bundle as one whose grid has another of its shapes."""
         grid = replace(self.inputs.grid, shape=shape)
@@ -210,7 +216,7 @@ def default_bundle_path() -> Path:
     """
     if chosen := os.environ.get("PARAMORPH_MODEL"):
         return Path(chosen)
-    path = Path(__file__).parent / "bundles" / DEFAULT_NAME
+    path = _SHIPPED / DEFAULT_NAME
     if not path.is_dir():
         raise BundleError(
             f"{DEFAULT_NAME}: expected the model that comes with paramorph-rt, found none; run "

@@ -13,7 +13,7 @@ import pytest
 
 from paramorph_rt import Registration, backends
 from paramorph_rt.backends import Way, choose_backend, gpu
-from paramorph_rt.bundle import load_bundle
+from paramorph_rt.bundle import default_bundle_path, load_bundle
 from paramorph_rt.errors import (
     BackendError,
     BundleError,
@@ -174,6 +174,14 @@ def test_bundle_without_an_engine_for_the_gpu(bundle_path, a_gpu, name):
     )
     with pytest.raises(BackendError, match=command):
         choose_backend(load_bundle(bundle_path), name)
+
+
+def test_nobody_is_told_to_build_into_the_installed_package(a_gpu, monkeypatch):
+    monkeypatch.delenv("PARAMORPH_MODEL", raising=False)
+    bundle = load_bundle(default_bundle_path())
+    with pytest.raises(BackendError, match="build it: make engine in a clone") as info:
+        choose_backend(bundle, "tensorrt-rtx", "fp16")
+    assert str(bundle.folder) not in str(info.value)
 
 
 def test_onnxruntime_without_cuda(bundle_path, a_gpu):

@@ -67,8 +67,11 @@ def user_cache_folder() -> Path:
         OSError: Nobody says where: the user has no home, as in some containers.
 
     """
-    folder = user_cache_path("paramorph-rt", appauthor=False)
-    if not folder.is_absolute():  # "~", where there is no home
+    try:
+        folder = user_cache_path("paramorph-rt", appauthor=False)
+    except RuntimeError:
+        folder = Path("~")  # what older versions of platformdirs give where there is no home
+    if not folder.is_absolute():
         raise FileNotFoundError("no home folder; set XDG_CACHE_HOME")
     return folder
 

@@ -366,6 +366,8 @@ def _those(
 
 
 def _build_command(bundle: Bundle, flavour: str, compute_capability: str) -> str:
+    if bundle.comes_along:
+        return f"make engine in a clone of the project, then --model build/bundles/{bundle.name}"
     target = compute_capability
     if target != PORTABLE:
         target = f"sm{target.replace('.', '')}"

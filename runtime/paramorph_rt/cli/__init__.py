@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,9 @@ def console() -> int:
     What engines hold is the system's to take back at once, as freeing it piece by piece takes
     time. Only libraries of GPUs are freed, as they may write what they compiled then.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # × and → where the locale lacks them
+            stream.reconfigure(errors="backslashreplace")
     code: int | None = None
 
     def end() -> None:
