@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .affine import AffineKind
 from .backends import AUTO
@@ -16,10 +17,15 @@ from .preprocess import Interpolation
 from .registration import Registration, RegistrationResult
 from .report.pictures import Pictures
 from .spaces import Grid
+from .transforms import Images
 from .transforms.formats import read_start
 from .transforms.itk import write_composite
 from .volume import Series, Volume, load_grid, load_series, save_series
 from .warp import warp_volumes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
 
 SINGLE = (
     *("moving", "fixed", "moving_labels", "fixed_labels"),
@@ -72,6 +78,8 @@ class Settings:
 
     Attributes:
         itk_composite: Affine and field are also written into one file of ITK's.
+        initial_format: Of initial transforms, a name of `transforms.formats.FORMATS`; None asks
+            the file.
         output_grid: "fixed", "moving" or the path of an image.
         pictures: Drawn into each pair's folder.
         bids_names: Results are called as BIDS derivatives.
@@ -86,6 +94,7 @@ class Settings:
     affine: bool | AffineKind = True
     inverse: bool = False
     itk_composite: bool = False
+    initial_format: str | None = None
     output_grid: str = "fixed"
     interpolation: Interpolation = "linear"
     surfaces: bool = True
@@ -143,7 +152,7 @@ def register_pair(
     result = register(
         *inputs,
         settings.affine,
-        initial=None if pair.initial_transform is None else read_start(pair.initial_transform),
+        initial=_initial(pair, settings, moving),
         moving_mask=pair.moving_mask,
         fixed_mask=pair.fixed_mask,
         inverse=settings.inverse,
@@ -160,6 +169,18 @@ def register_pair(
     if series is not None and settings.apply_to_all:
         extras["series"] = _series_writer(series, result, settings.interpolation, names)
     return result, extras
+
+
+def _initial(
+    pair: Pair, settings: Settings, moving: Path | Volume
+) -> Float[np.ndarray, "4 4"] | None:
+    if pair.initial_transform is None:
+        return None
+    images = Images()
+    if settings.initial_format is not None:  # one of those that may refer to the images
+        on = moving.grid if isinstance(moving, Volume) else load_grid(moving)
+        images = Images(load_grid(pair.fixed), on)
+    return read_start(pair.initial_transform, settings.initial_format, images)
 
 
 def _parameters(pair: Pair, settings: Settings) -> dict[str, object]:
