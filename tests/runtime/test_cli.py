@@ -421,6 +421,7 @@ def test_registering_needs_the_base_install_only():
 
 def test_public_names_exist():
     assert all(getattr(paramorph_rt, name) for name in paramorph_rt.__all__ if name[0] != "_")
+    assert set(paramorph_rt.__all__) <= set(dir(paramorph_rt))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = paramorph_rt.nothing
 
