@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -85,7 +86,14 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_code("to_onnx", lambda: run(args), extra="export")
+    # Halves take minutes, of which these lines tell.
+    told, handler = logging.getLogger("paramorph_export"), logging.StreamHandler()
+    told.setLevel(logging.INFO)
+    told.addHandler(handler)
+    try:
+        return exit_code("to_onnx", lambda: run(args), extra="export")
+    finally:
+        told.removeHandler(handler)
 
 
 if __name__ == "__main__":

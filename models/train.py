@@ -24,6 +24,7 @@ examples:
   python models/train.py --options > mine.toml          every option, its default, what it means
   python models/train.py --config mine.toml
   python models/train.py --config mine.toml --resume    go on after a kill, or a power cut
+  python models/train.py --config mine.toml --resume --set training.steps=2000   or for longer
   python models/train.py --config mine.toml --set training.steps=20 --out runs/try
   torchrun --nproc-per-node 4 models/train.py --config mine.toml     four GPUs, or four processes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -31,6 +32,8 @@ from paramorph_rt.bundle import (
     InputSpec,
     IntensitySpec,
 )
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -181,10 +184,12 @@ def _write_networks(
 ) -> Iterator[dict[str, Any]]:
     """The graphs of one shape, in float32 and in halves; their entries in the manifest."""
     stem = "registration" if is_first else f"registration.{'x'.join(map(str, shape))}"
+    log.info("%s: tracing the network at %s …", stem, "×".join(map(str, shape)))
     traced = onnx_from_network(network, shape)
     reference = folder / f"{stem}.onnx"
     small = stored_small(for_cpus(traced), folder / WEIGHTS)
     onnx.save(small, reference)
+    log.info("%s: comparing with PyTorch …", reference.name)
     entry = _entry(reference, "fp32", shape, small, verify(reference, network, shape))
     yield entry | {"weights": WEIGHTS}
     if fp32_for_gpus:
@@ -201,6 +206,7 @@ def _write_networks(
         pairs = pairs_of(real_pairs, input_spec(info, shape))
     for precision in halves:
         path = folder / f"{stem}.{precision}.onnx"
+        log.info("%s: rounding to %s …", path.name, precision)
         model = with_precision(traced, precision)
         onnx.save(model, path)
         measured = verify_half(path, reference, shape, precision, pairs, info.network.sampling)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     Shape = tuple[int, int, int]
     Volume = Float[np.ndarray, "i j k"]
+
+log = logging.getLogger(__name__)
 
 #: Difference of the displacement to PyTorch that a float32 export may show in all but a thousandth
 #: of the voxels, and in any. A second pass amplifies what the first rounds where volumes are steep.
@@ -114,6 +117,7 @@ def verify_half(
     half, full = GraphSession(emulated(onnx.load(path))), GraphSession(reference)
 
     def compare(name: str, moving: Volume, fixed: Volume, pair: Pair | None = None) -> dict:
+        log.info("%s: comparing with float32 on %s …", path.name, name)
         (expected,) = full.run(moving, fixed, OUTPUTS[:1])
         found, largest = half.run(moving, fixed, (OUTPUTS[0], LARGEST))
         result = {"pair": name, **differences(expected[0], found[0]), "largest": float(largest)}

@@ -107,9 +107,10 @@ class RunConfig:
     def weights_info(self) -> WeightsInfo:
         """What the weights will say about themselves."""
         options, grid = self.network, self.grid
+        shape = check_shape(grid.shape)  # before windows are made of it
         network = config_named(options.size).with_options(
             fusion=options.fusion,
-            window=options.window or tuple(n // 32 for n in grid.shape),
+            window=options.window or tuple(n // 32 for n in shape),
             drop_path=options.drop_path,
             passes=options.passes,
             integration_steps=options.integration_steps,
@@ -122,7 +123,7 @@ class RunConfig:
         return WeightsInfo(
             name=self.run.name,
             network=network,
-            shape=check_shape(grid.shape),
+            shape=shape,
             spacing_mm=grid.spacing_mm,
             orientation=grid.orientation,
             lower_percentile=grid.lower_percentile,

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
     from paramorph.data import Subject
 
+# What may change when a training goes on: how long it is, and when it is looked at and kept.
+FREE_ON_RESUME = frozenset(
+    f"training.{name}" for name in ("steps", "validate_every", "checkpoint_every", "patience")
+)
 PRECISIONS = {"bf16": "bf16-mixed", "float32": "32-true"}
 
 
@@ -50,10 +54,12 @@ class TrainingError(ParamorphError, RuntimeError):
 class TrainingConfig:
     """How the weights are changed, and when they are looked at and kept."""
 
-    steps: int = option(1000, "optimiser steps")
+    steps: int = option(1000, "optimiser steps; more of them prolong a training on --resume")
     learning_rate: float = option(5e-4, "of Adam (amsgrad), at its peak")
     warmup_steps: int = option(30, "linear rise to the peak")
-    decay_power: float = option(0.9, "polynomial decay to zero at the last step")
+    decay_power: float = option(
+        0.9, "polynomial decay: the rate is peak × (1 - step / steps) ** decay_power"
+    )
     accumulate: int = option(1, "pairs per step and process, one after the other")
     precision: str = option("bf16", "bfloat16 where autocast finds it safe, or none", PRECISIONS)
     recompute: bool = option(False, "activation checkpointing: less memory, more time")
@@ -154,15 +160,24 @@ class Trainer:
     def resume(self) -> bool:
         """Continue from the folder's checkpoint; False if there is none.
 
+        A training may be prolonged by more steps, and looked at more or less often. The learning
+        rate then follows the longer schedule from here on: it starts again above zero.
+
         Raises:
-            TrainingError: The checkpoint is of a training with other settings.
+            TrainingError: The checkpoint is of a training with other settings, or has more steps.
         """
         path = self.folder.checkpoint
         if not path.exists():
             return False
         state = torch.load(path, map_location=self.fabric.device, weights_only=True)
         ours, theirs = _flat(self.settings()), _flat(state["settings"])
-        differing = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
+        differing = {k for k in ours | theirs if ours.get(k) != theirs.get(k)} - FREE_ON_RESUME
+        differing = sorted(differing)
+        if self.config.steps < state["step"]:
+            raise TrainingError(
+                f"{path}: expected training.steps from the {state['step']} that are done, got "
+                f"{self.config.steps}; set more to prolong it, or choose another --out."
+            )
         if differing:
             raise TrainingError(
                 f"{path}: expected a checkpoint of these settings, got one that differs in "

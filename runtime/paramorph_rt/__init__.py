@@ -51,6 +51,10 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     if name == "__version__":
         return import_module("importlib.metadata").version("paramorph-rt")

@@ -128,7 +128,8 @@ def _agreed(name: str, stated: str | None, asked: str | None) -> str:
     if stated and asked and stated != asked:
         raise EvaluationError(
             f"{name}: expected landmarks in {asked}, as --landmark-space says, got a file that "
-            f"says {stated}; leave the option out."
+            f"says {stated}; leave the option out, or name the other file's alone, such as by "
+            "--moving-landmark-space."
         )
     space = stated or asked
     assert space in SPACES

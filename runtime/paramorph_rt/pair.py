@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .affine import AffineKind
 from .analyze import check_orientation
@@ -22,6 +22,7 @@ from .refinement.settings import DEFAULT_ITERATIONS, levels_of
 from .registration import Registration, RegistrationResult
 from .report.pictures import Pictures
 from .spaces import Grid
+from .transforms import Images
 from .transforms.formats import read_start
 from .transforms.itk import write_composite
 from .volume import (
@@ -35,6 +36,10 @@ from .volume import (
     save_series,
 )
 from .warp import warp_volumes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
 
 SINGLE = (
     *("moving", "fixed", "moving_labels", "fixed_labels"),
@@ -87,6 +92,8 @@ class Settings:
 
     Attributes:
         itk_composite: Affine and field are also written into one file of ITK's.
+        initial_format: Of initial transforms, a name of `transforms.formats.FORMATS`; None asks
+            the file.
         output_grid: "fixed", "moving" or the path of an image.
         model: Bundle, or "none".
         refine: Iterations of the refinement at 1.5 mm; 0 is none.
@@ -105,6 +112,7 @@ class Settings:
     affine: bool | AffineKind = True
     inverse: bool = False
     itk_composite: bool = False
+    initial_format: str | None = None
     output_grid: str = "fixed"
     interpolation: Interpolation = "linear"
     surfaces: bool = True
@@ -197,7 +205,7 @@ def register_pair(
     result = register(
         *inputs,
         settings.affine,
-        initial=None if pair.initial_transform is None else read_start(pair.initial_transform),
+        initial=_initial(pair, settings, moving),
         moving_mask=mask(pair.moving_mask),
         fixed_mask=mask(pair.fixed_mask),
         inverse=settings.inverse,
@@ -217,6 +225,19 @@ def register_pair(
     if series is not None and settings.apply_to_all:
         extras["series"] = _series_writer(series, result, settings.interpolation, names)
     return result, extras
+
+
+def _initial(
+    pair: Pair, settings: Settings, moving: Path | Volume
+) -> Float[np.ndarray, "4 4"] | None:
+    if pair.initial_transform is None:
+        return None
+    images = Images()
+    if settings.initial_format is not None:  # one of those that may refer to the images
+        orientation = settings.analyze_orientation
+        on = moving.grid if isinstance(moving, Volume) else load_grid(moving, orientation)
+        images = Images(load_grid(pair.fixed, orientation), on)
+    return read_start(pair.initial_transform, settings.initial_format, images)
 
 
 def _parameters(pair: Pair, settings: Settings) -> dict[str, object]:

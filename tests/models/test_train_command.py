@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -68,10 +69,22 @@ def test_from_files_to_weights(train, config, tmp_path, monkeypatch, capsys):
     assert train.main(options) == 1
     assert "pass --resume to go on with it" in capsys.readouterr().err
     assert train.main([*options, "--resume"]) == 0
-    assert train.main([*options, "--resume", "--set", "training.steps=3"]) == 1
-    assert "differs in training.steps" in capsys.readouterr().err
+    assert train.main([*options, "--resume", "--set", "training.learning_rate=0.1"]) == 1
+    assert "differs in training.learning_rate" in capsys.readouterr().err
+    assert train.main([*options, "--resume", "--set", "training.steps=1"]) == 1
+    assert "expected training.steps from the 2 that are done, got 1" in capsys.readouterr().err
+    assert train.main([*options, "--resume", "--set", "training.steps=3"]) == 0
+    assert "resumed at step 2" in capsys.readouterr().out
+    log = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert max(json.loads(line)["step"] for line in log) == 3
     assert train.main([*options, "--out", str(tmp_path / "x"), "--set", "data.reference=z"]) == 1
     assert "expected the name of a subject, got z" in capsys.readouterr().err
+
+
+def test_a_grid_that_is_no_multiple_of_32_is_told_as_such(train, config, capsys):
+    options = ["--config", str(config), "--set", "grid.shape=[60, 60, 60]"]
+    assert train.main(options) == 1
+    assert "sizes that are multiples of 32, got (60, 60, 60)" in capsys.readouterr().err
 
 
 def test_a_damaged_volume_stops_before_anything_is_trained(train, config, tmp_path, capsys):

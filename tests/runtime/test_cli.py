@@ -14,8 +14,8 @@ import SimpleITK as sitk
 import paramorph_rt
 from paramorph_rt.cli import main
 from paramorph_rt.field import DisplacementField
-from paramorph_rt.transforms import itk
-from paramorph_rt.transforms.formats import read_transform
+from paramorph_rt.transforms import Images, itk
+from paramorph_rt.transforms.formats import read_transform, write_transform
 from paramorph_rt.volume import load_grid, save_labels, save_volume
 
 from .phantoms import (
@@ -159,6 +159,31 @@ def test_composite_gives_the_warped_image_in_other_programs(files, tmp_path, bun
     np.testing.assert_allclose(by_ants[inner], warped[inner], atol=0.05, rtol=1e-3)
     assert infer(files, "--force") == 0
     assert not (out / "composite.h5").exists()
+
+
+def test_initial_transform_of_fsl_is_that_of_itk(files, tmp_path, capsys):
+    start = np.eye(4)
+    start[:3] += np.random.default_rng(1).normal(scale=0.02, size=(3, 4))
+    images = Images(*(load_grid(files[f]) for f in ("--fixed", "--moving")))
+    write_transform(tmp_path / "start.mat", start, "fsl", images)
+    options = ("--no-affine", "--initial-transform", str(tmp_path / "start.mat"))
+    assert infer(files, *options, "--initial-transform-format", "fsl") == 0
+    np.testing.assert_allclose(itk.read_affine(files["--out-dir"] / "affine.tfm"), start, atol=1e-9)
+    assert infer(files, *options, "--force") == 1
+    assert "say with --initial-transform-format" in capsys.readouterr().err
+
+
+def test_json_into_a_file_and_short_options(files, tmp_path, capsys):
+    words = [("-m", "--moving"), ("-f", "--fixed"), ("-o", "--out-dir"), ("--model", "--model")]
+    call = ["infer", *(str(word) for short, long in words for word in (short, files[long]))]
+    assert main([*call, "--json", str(tmp_path / "m.json")]) == 0
+    assert "results in" in capsys.readouterr().out
+    told = [
+        path.read_bytes() for path in (tmp_path / "m.json", files["--out-dir"] / "metrics.json")
+    ]
+    assert told[0] == told[1]
+    assert main([*call, "--force", "--json", str(tmp_path / "no/m.json")]) == 1
+    assert "expected a folder to write into" in capsys.readouterr().err
 
 
 def spoil_nan(files):
@@ -325,7 +350,7 @@ def test_start_that_does_not_tell_its_format_gets_advice_that_infer_can_follow(
     (tmp_path / "flirt.mat").write_text("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", encoding="utf-8")
     assert infer(files, "--initial-transform", str(tmp_path / "flirt.mat")) == 1
     error = capsys.readouterr().err
-    assert "turn it into an ITK transform with paramorph-rt transform convert." in error
+    assert "say with --initial-transform-format what it is." in error
     assert "--from" not in error
 
 
@@ -396,6 +421,7 @@ def test_registering_needs_the_base_install_only():
 
 def test_public_names_exist():
     assert all(getattr(paramorph_rt, name) for name in paramorph_rt.__all__ if name[0] != "_")
+    assert set(paramorph_rt.__all__) <= set(dir(paramorph_rt))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = paramorph_rt.nothing
 

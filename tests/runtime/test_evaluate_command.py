@@ -177,10 +177,43 @@ def test_table_is_for_people(evaluate, capsys):
     assert evaluate(IMAGES + LABELS + FIELD + "--nsd-tolerance 2.5 --json m.json") == 0
     printed = capsys.readouterr().out
     for words in (
-        *("before", "after", "ncc", "ssim", "mean dice", "mean nsd at 2.5 mm"),
-        *("nondiffeomorphic_volume_percent", "both label maps have", "wrote m.json"),
+        *("before", "after", "NCC", "SSIM", "mean Dice", "mean NSD at 2.5 mm", "mean HD95 (mm)"),
+        *("Non-diffeomorphic volume (%)", "both label maps have", "wrote m.json"),
     ):
         assert words in printed
+    assert "_" not in printed.replace("m.json", "")
+
+
+def test_json_alone_is_stdout_as_everywhere(evaluate, capsys):
+    assert evaluate("-f fixed.nii.gz -m moving.nii.gz --json") == 0
+    assert json.loads(capsys.readouterr().out)["ncc"]["before"] > 0
+    assert evaluate(LABELS + "--csv --force") == 0
+    assert capsys.readouterr().out.startswith("label,")
+
+
+def test_one_file_for_two_results_is_refused(evaluate, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert evaluate(IMAGES + LABELS + "--csv x --json link/x") == 1
+    assert "x: expected a file for --csv and another for --json" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_landmarks_of_two_spaces(evaluate, tmp_path, capsys):
+    ras = np.array([[1.0, 2, 3], [10, 5, -5]])
+    np.savetxt(tmp_path / "m.csv", ras, delimiter=",")
+    rows = "".join(f"p{n},{x},{y},{z},0,0,0,1,1,1,0,P-{n},,\n" for n, (x, y, z) in enumerate(-ras))
+    (tmp_path / "f.fcsv").write_text(
+        "# Markups fiducial file version = 5.0\n# CoordinateSystem = LPS\n"
+        "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n"
+        + rows.replace("p0,-1.0,-2.0,-3.0", "p0,-1.0,-2.0,3.0").replace(",5.0,0", ",-5.0,0"),
+        encoding="utf-8",
+    )
+    points = "--fixed-landmarks f.fcsv --moving-landmarks m.csv --json "
+    assert evaluate(points + "--moving-landmark-space RAS") == 0
+    found = json.loads(capsys.readouterr().out)["tre_mm"]["before"]
+    assert found["max"] == pytest.approx(0, abs=1e-9)
+    assert evaluate(points + "--landmark-space RAS") == 1
+    assert "such as by --moving-landmark-space" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .infer import add_threads
-from .transform import FORMATS, read_transforms
+from .infer import FORMATS, STDOUT, add_json, add_threads
+from .transform import read_transforms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +42,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EXAMPLES.strip(),
     )
     add = parser.add_argument
-    add("--fixed", type=Path, metavar="NII", help="fixed image, on whose grid all is compared")
-    add("--moving", type=Path, metavar="NII", help="moving image")
+    add(
+        "-f", "--fixed", type=Path, metavar="NII", help="fixed image, on whose grid all is compared"
+    )
+    add("-m", "--moving", type=Path, metavar="NII", help="moving image")
     add("--warped", type=Path, metavar="NII", help="moving image on the fixed image's grid")
     add("--fixed-labels", type=Path, metavar="NII", help="label map of the fixed image")
     add("--moving-labels", type=Path, metavar="NII", help="label map of the moving image")
@@ -69,6 +71,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         choices=SPACES,
         help="of landmarks whose file does not say: world mm, or voxel indices from 0",
     )
+    add("--fixed-landmark-space", choices=SPACES, help="the same of the fixed ones alone")
+    add("--moving-landmark-space", choices=SPACES, help="the same of the moving ones alone")
     add(
         "--nsd-tolerance",
         type=_not_negative,
@@ -82,8 +86,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="names of labels for --csv and --json: CSV, TSV, FreeSurfer or ITK-SNAP table",
     )
-    add("--csv", type=Path, metavar="FILE", help="write a row per label; - is stdout")
-    add("--json", type=Path, metavar="FILE", help="write all metrics; - is stdout")
+    add(
+        "--csv",
+        type=Path,
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help="print a row per label to stdout instead of a table, or write it into a file",
+    )
+    add_json(parser, "all metrics")
     add("--force", action="store_true", help="replace existing --csv and --json")
     parser.set_defaults(run=run)
 
@@ -95,9 +106,14 @@ def run(args: argparse.Namespace) -> int:
     from ..outputs import check_file, staged_file
     from ..threads import itk_threads
 
-    to_stdout = [path for path in (args.csv, args.json) if path == Path("-")]
+    to_stdout = [path for path in (args.csv, args.json) if path == STDOUT]
     if len(to_stdout) == 2:
         raise EvaluationError("--csv: expected one table on stdout, got --json there too; name it.")
+    if args.csv and args.json and args.csv.resolve() == args.json.resolve():
+        raise EvaluationError(
+            f"{args.csv}: expected a file for --csv and another for --json, got one for both; "
+            "choose another name."
+        )
     files = [path for path in (args.csv, args.json) if path and path not in to_stdout]
     for path in files:
         check_file(path, args.force)
@@ -152,32 +168,35 @@ def _landmarks(args: argparse.Namespace) -> tuple[Landmarks, Landmarks] | None:
     found = []
     for role, path in files.items():
         image = getattr(args, role) or getattr(args, f"{role}_labels")
-        counts_voxels = args.landmark_space == "voxel" and image
-        grid = load_grid(image) if counts_voxels else None
-        found.append(load_landmarks(path, args.landmark_space, grid))
+        space = getattr(args, f"{role}_landmark_space") or args.landmark_space
+        grid = load_grid(image) if space == "voxel" and image else None
+        found.append(load_landmarks(path, space, grid))
     return found[0], found[1]
 
 
 def _lines(metrics: dict[str, Any], files: list[Path]) -> Iterator[str]:
     """A table for people."""
+    from ..report.tables import measure_of
+
     stages = ("before", "after")
     yield f"{'':<34}" + "".join(f"{stage:>11}" for stage in stages)
     tables: dict[str, dict[str, float | None]] = {}
     for key in ("ncc", "ssim", "mse"):
         if key in metrics:
-            tables[key] = metrics[key]
+            tables[measure_of(key).heading] = metrics[key]
     for key in ("dice", "assd_mm", "hd95_mm", "nsd", "tre_mm"):
         if key in metrics:
-            tables[f"mean {key}"] = {s: table["mean"] for s, table in metrics[key].items()}
+            title = f"mean {measure_of(key).heading}"
+            if key == "nsd":
+                title += f" at {metrics['nsd_tolerance_mm']:g} mm"
+            tables[title] = {s: table["mean"] for s, table in metrics[key].items()}
     if "volume_change_percent" in metrics:
         change = metrics["volume_change_percent"]["after"]["mean"]
-        tables["mean volume_change_percent"] = {"after": change}
+        tables[f"mean {measure_of('volume_change_percent').heading}"] = {"after": change}
     for key in metrics["definitions"]:
         if not isinstance(metrics[key], dict):
-            tables[key] = {"after": metrics[key]}
+            tables[measure_of(key).heading] = {"after": metrics[key]}
     for title, row in tables.items():
-        if "nsd" in title:
-            title += f" at {metrics['nsd_tolerance_mm']:g} mm"
         yield f"{title:<34}" + "".join(f"{_cell(row, stage):>11}" for stage in stages)
     for stage, table in metrics.get("tre_mm", {}).items():
         if table["outside"]:

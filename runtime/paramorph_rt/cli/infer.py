@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from ..pair import Settings
 
+# What a file is called that shall be printed.
+STDOUT = Path("-")
+# Those of `transforms.formats`, which would load NumPy for `--help`.
+FORMATS = ("itk", "fsl", "niftyreg", "freesurfer")
 STAGES = ("before", "affine", "after")
 # Of the printed table, over labels.
 MEANS = (
@@ -57,15 +62,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add = parser.add_argument
     add(
-        "--moving",
+        *("-m", "--moving"),
         type=Path,
         required=True,
         metavar="FILE",
         help="volume to be warped: NIfTI, NRRD, MetaImage, Analyze, or a folder with a DICOM "
         "series, as all inputs may be; results are NIfTI",
     )
-    add("--fixed", type=Path, required=True, metavar="FILE", help="volume that it shall match")
-    add("--out-dir", type=Path, required=True, metavar="DIR", help="folder for the results")
+    needed: dict[str, Any] = {"type": Path, "required": True}
+    add("-f", "--fixed", metavar="FILE", help="volume that it shall match", **needed)
+    add("-o", "--out-dir", metavar="DIR", help="folder for the results", **needed)
     add("--moving-labels", type=Path, metavar="NII", help="label map of the moving volume")
     add("--fixed-labels", type=Path, metavar="NII", help="label map of the fixed volume")
     add(
@@ -80,8 +86,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--initial-transform",
         type=Path,
         metavar="FILE",
-        help="linear transform, fixed to moving, in a file that tells its format (ITK, ANTs, "
-        "FreeSurfer): where the affine search starts, or with --no-affine the affine itself",
+        help="linear transform, fixed to moving (of FSL and FreeSurfer as they write it): where "
+        "the affine search starts, or with --no-affine the affine itself",
     )
     add(
         "--also",
@@ -100,7 +106,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="the same for label maps",
     )
     add("--force", action="store_true", help="replace the results of an earlier run")
-    add("--json", action="store_true", help="print metrics.json to stdout instead of a table")
+    add_json(parser, "metrics.json")
     add_bids_names(parser)
     add_common_options(parser)
     add_picture_options(parser)
@@ -130,6 +136,11 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         "--affine",
         choices=("rigid", "similarity", "affine"),
         help="what to align first (default: affine; rigid for a cut-out of a larger body)",
+    )
+    add(
+        "--initial-transform-format",
+        choices=FORMATS,
+        help="of the initial transform (default: the file tells; FSL's and NiftyReg's cannot)",
     )
     add(
         "--inverse",
@@ -214,6 +225,18 @@ def add_bids_names(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare that a command prints JSON, or writes it."""
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help=f"print {what} to stdout instead of a table, or write it into a file",
+    )
+
+
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Declare how much of the CPU a command may take."""
     text = "CPU threads (default: all cores)"
@@ -240,7 +263,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Register, save, print."""
-    from ..outputs import check_outputs
+    from ..outputs import check_file, check_outputs, staged_file
     from ..pair import Pair, names_of, register_pair
 
     settings = settings_of(args)
@@ -252,11 +275,18 @@ def run(args: argparse.Namespace) -> int:
     )
     names = names_of(pair, settings, args.out_dir)
     check_outputs(args.out_dir, args.force, names)
+    to_file = args.json and args.json != STDOUT
+    if to_file:
+        check_file(args.json, args.force)
     settings.check()
     register = settings.registration(wait=False)
     result, extras = register_pair(register, pair, settings, names)
     result.save(args.out_dir, args.force, extras, names)
-    print(json.dumps(result.metrics) if args.json else _table(result.metrics, args.out_dir))
+    if to_file:
+        with staged_file(args.json) as path:
+            path.write_text(json.dumps(result.metrics, indent=2) + "\n", encoding="utf-8")
+    printed = json.dumps if args.json == STDOUT else partial(_table, out_dir=args.out_dir)
+    print(printed(result.metrics))
     return 0
 
 
@@ -278,6 +308,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         affine=args.affine or not args.no_affine,
         inverse=args.inverse,
         itk_composite=args.itk_composite,
+        initial_format=args.initial_transform_format,
         output_grid=grid if grid in ("fixed", "moving") else str(Path(grid).absolute()),
         interpolation=args.interpolation,
         surfaces=not args.no_surface_distances,

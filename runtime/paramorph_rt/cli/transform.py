@@ -8,13 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .infer import add_threads, inverse_lines
+from .infer import FORMATS, add_threads, inverse_lines
 
 if TYPE_CHECKING:
     from ..transforms import Images, Transform
 
-# Those of `transforms.formats` and `preprocess`, which would load NumPy for `--help`.
-FORMATS = ("itk", "fsl", "niftyreg", "freesurfer")
+# Those of `preprocess`, which would load NumPy for `--help`.
 INTERPOLATIONS = ("linear", "nearest", "bspline")
 
 _ORDER = """
@@ -101,9 +100,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             help="transform file; [FILE,1] inverts an affine",
         )
         needed, (fixed, moving) = name == "apply", _IMAGES[name]
-        add("--fixed", type=Path, required=needed, metavar="NII", help=fixed)
-        add("--moving", type=Path, required=needed, metavar="NII", help=moving)
-        add("--out", type=Path, required=True, metavar="FILE", help="file of the result")
+        add("-f", "--fixed", type=Path, required=needed, metavar="NII", help=fixed)
+        add("-m", "--moving", type=Path, required=needed, metavar="NII", help=moving)
+        add("-o", "--out", type=Path, required=True, metavar="FILE", help="file of the result")
         add("--from", dest="source", choices=FORMATS, help="format (default: the file tells)")
         if name == "apply":
             choices = {"choices": INTERPOLATIONS, "default": "linear"}

@@ -44,14 +44,21 @@ def read_transform(
     return transform
 
 
-def read_start(path: Path) -> Float[np.ndarray, "4 4"]:
+def read_start(
+    path: Path, format: str | None = None, images: Images | None = None
+) -> Float[np.ndarray, "4 4"]:
     """Read the linear transform, fixed → moving (RAS), that a registration starts from.
+
+    Args:
+        path: Transform file.
+        format: A name of `FORMATS`; None asks the file.
+        images: What some formats refer to.
 
     Raises:
         TransformError: The file holds a field, does not tell its format, or cannot be read.
     """
-    convert = "turn it into an ITK transform with paramorph-rt transform convert"
-    transform = read_transform(path, format_of(path, else_do=convert))
+    say = "say with --initial-transform-format what it is"
+    transform = read_transform(path, format or format_of(path, else_do=say), images)
     if isinstance(transform, DisplacementField):
         raise TransformError(
             f"{path.name}: expected a linear transform to start from, got a displacement field; "
