@@ -120,7 +120,7 @@ def test_more_results_on_request(files, tmp_path, capsys):
     out = files["--out-dir"]
     error = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["inverse_consistency_mm"]
     for way in ("from_moving", "from_fixed"):
-        assert 0 <= error[way]["mean"] <= error[way]["p99"] <= error[way]["max"] < 0.1
+        assert 0 <= error[way]["mean"] <= error[way]["p99"] <= error[way]["max"] < 0.3
     matrix = itk.read_affine(out / "affine.tfm")[:3, :3]
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-9)
     moving = load_grid(files["--moving"])

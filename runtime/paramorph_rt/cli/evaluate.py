@@ -176,26 +176,26 @@ def _landmarks(args: argparse.Namespace) -> tuple[Landmarks, Landmarks] | None:
 
 def _lines(metrics: dict[str, Any], files: list[Path]) -> Iterator[str]:
     """A table for people."""
-    from ..report.tables import measure_of
+    from ..metrics.definitions import metric_of
 
     stages = ("before", "after")
     yield f"{'':<34}" + "".join(f"{stage:>11}" for stage in stages)
     tables: dict[str, dict[str, float | None]] = {}
     for key in ("ncc", "ssim", "mse"):
         if key in metrics:
-            tables[measure_of(key).heading] = metrics[key]
+            tables[metric_of(key).heading] = metrics[key]
     for key in ("dice", "assd_mm", "hd95_mm", "nsd", "tre_mm"):
         if key in metrics:
-            title = f"mean {measure_of(key).heading}"
+            title = f"mean {metric_of(key).heading}"
             if key == "nsd":
                 title += f" at {metrics['nsd_tolerance_mm']:g} mm"
             tables[title] = {s: table["mean"] for s, table in metrics[key].items()}
     if "volume_change_percent" in metrics:
         change = metrics["volume_change_percent"]["after"]["mean"]
-        tables[f"mean {measure_of('volume_change_percent').heading}"] = {"after": change}
+        tables[f"mean {metric_of('volume_change_percent').heading}"] = {"after": change}
     for key in metrics["definitions"]:
         if not isinstance(metrics[key], dict):
-            tables[measure_of(key).heading] = {"after": metrics[key]}
+            tables[metric_of(key).heading] = {"after": metrics[key]}
     for title, row in tables.items():
         yield f"{title:<34}" + "".join(f"{_cell(row, stage):>11}" for stage in stages)
     for stage, table in metrics.get("tre_mm", {}).items():
