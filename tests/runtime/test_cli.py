@@ -316,9 +316,9 @@ def test_masks_restrict_what_is_compared(files, tmp_path, capsys):
         option = ("--moving-mask", str(tmp_path / f"{mask}.nii.gz"))
         assert infer(files, *option) == 1
         assert said in capsys.readouterr().err
-    assert infer(files, "--no-affine", "--json") == 0
+    assert infer(files, "--no-affine", "--json", "--refine", "off") == 0
     whole = json.loads(capsys.readouterr().out)
-    option = ("--fixed-mask", str(tmp_path / "half.nii.gz"))
+    option = ("--fixed-mask", str(tmp_path / "half.nii.gz"), "--refine", "off")
     assert infer(files, "--no-affine", "--json", "--force", *option) == 0
     restricted = json.loads(capsys.readouterr().out)
     image, warped = (
@@ -335,7 +335,7 @@ def test_masks_restrict_what_is_compared(files, tmp_path, capsys):
 def test_affine_and_its_warnings_are_in_the_metrics(files, capsys):
     assert infer(files, "--json") == 0
     metrics = json.loads(capsys.readouterr().out)
-    assert metrics["warnings"] == []
+    assert not [w for w in metrics["warnings"] if w.startswith("affine")]
     affine = metrics["affine"]
     assert affine["kind"] == "affine"
     assert 0 < affine["mutual_information"]["before"] <= affine["mutual_information"]["after"]

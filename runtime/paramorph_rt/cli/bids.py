@@ -61,7 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="LABEL",
         help="only these sessions, with or without ses- (default: all)",
     )
-    add("--suffix", default="T1w", help="of the images in anat (default: T1w)")
+    add("--suffix", default="T1w", metavar="NAME", help="of the images in anat (default: T1w)")
     add(
         "--derivatives",
         type=Path,

@@ -22,7 +22,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..field import DisplacementField, field_from_network
-from ..preprocess import foreground_box, images_on_grid, masked
+from ..preprocess import foreground_box, images_on_grid, masked, resample_to_grid
 from ..spaces import Grid
 from ..volume import Volume
 from . import compiled, graph
@@ -89,7 +89,7 @@ def refine(
     if plan:
         finest = plan[-1][1]
         whole = images_on_grid(moving, fixed, affine, finest, intensity, **masks)
-        counts = None if whole.holes is None else _counting(whole.holes)
+        counts = _counting(fixed_mask, whole.holes, finest)
         pyramid = _pyramid(LevelImages(whole.moving, whole.fixed, finest, None, counts), plan)
         for (level, _), images in zip(plan, pyramid, strict=True):
             if features is not None and level.features:
@@ -151,11 +151,25 @@ def _pyramid(finest: LevelImages, plan: Sequence[tuple[Level, Grid]]) -> list[Le
     return images[::-1]
 
 
-def _counting(holes: Bool[np.ndarray, "i j k"]) -> Float[np.ndarray, "i j k"]:
-    """0 in the holes and in all voxels whose correlation they are a part of."""
-    image = sitk.GetImageFromArray(holes.astype(np.uint8))
-    wider = sitk.GetArrayFromImage(sitk.BinaryDilate(image, [RADIUS] * 3, sitk.sitkBox))
-    return (wider == 0).astype(np.float32)
+def _counting(
+    fixed_mask: Volume | None, holes: Bool[np.ndarray, "i j k"] | None, grid: Grid
+) -> Float[np.ndarray, "i j k"] | None:
+    """Where forces count: in and beside the mask, but nowhere where a hole is correlated with."""
+    if fixed_mask is None and holes is None:
+        return None
+    counts = np.ones(grid.shape, bool)
+    if fixed_mask is not None:
+        mask = replace(fixed_mask, data=(fixed_mask.data != 0).astype(np.uint8))
+        counts &= _widened(resample_to_grid(mask, grid, None, "nearest") != 0)
+    if holes is not None:
+        counts &= ~_widened(holes)
+    return counts.astype(np.float32)
+
+
+def _widened(region: Bool[np.ndarray, "i j k"]) -> Bool[np.ndarray, "i j k"]:
+    """A region and all voxels whose correlation it is a part of."""
+    image = sitk.GetImageFromArray(region.astype(np.uint8))
+    return sitk.GetArrayFromImage(sitk.BinaryDilate(image, [RADIUS] * 3, sitk.sitkBox)) != 0
 
 
 def _voxels(field: DisplacementField | None, grid: Grid) -> Float[np.ndarray, "3 i j k"]:
