@@ -110,6 +110,7 @@ class FeatureTrainer:
             self.model.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
         self.step, self.best = 0, -math.inf
+        self.schedule = [[0, config.steps]]  # from which step on, towards which last step
 
     def run(self) -> None:
         """Train to the last step."""
@@ -126,13 +127,16 @@ class FeatureTrainer:
     def resume(self) -> bool:
         """Go on from the folder's checkpoint, if there is one.
 
+        The number of steps may be another than before: the learning rate decays towards the new
+        last step from here on, and the weights record both.
+
         Raises:
             TrainingError: It is that of a training with other settings.
         """
         if not self.folder.checkpoint.exists():
             return False
         state = torch.load(self.folder.checkpoint, weights_only=True)
-        if state["settings"] != self._settings():
+        if not _same_but_for_steps(state["settings"], self._settings()):
             raise TrainingError(
                 f"{self.folder.checkpoint}: expected a training with these settings, got others; "
                 "choose another --out, or the configuration that it was started with."
@@ -141,6 +145,9 @@ class FeatureTrainer:
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]
+        self.schedule = state.get("schedule") or [[0, state["settings"]["training"]["steps"]]]
+        if self.schedule[-1][1] != self.config.steps:
+            self.schedule.append([self.step, self.config.steps])
         return True
 
     def validate(self) -> float | None:
@@ -203,7 +210,7 @@ class FeatureTrainer:
             self.best = score
             network, _ = self.averaged.module
             provenance = {**self.info.provenance, **self._settings(), "step": self.step}
-            provenance["validation_dice"] = dice
+            provenance |= {"validation_dice": dice, "schedule": self.schedule}
             info = FeatureInfo(**{**vars(self.info), "provenance": provenance})
             save_weights(self.folder.weights, network.state_dict(), info, torch.float16)
 
@@ -215,6 +222,7 @@ class FeatureTrainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "best": self.best,
+            "schedule": self.schedule,
         }
         partial = self.folder.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
@@ -232,6 +240,11 @@ class FeatureTrainer:
     @staticmethod
     def _autocast() -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16)
+
+
+def _same_but_for_steps(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    without = [{**s, "training": {**s["training"], "steps": 0}} for s in (ours, theirs)]
+    return without[0] == without[1]
 
 
 def common_labels(subjects: Sequence[Subject]) -> list[int]:

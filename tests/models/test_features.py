@@ -104,10 +104,21 @@ def test_a_resumed_training_goes_on_as_if_unbroken(tmp_path):
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
 
+def test_a_training_can_be_prolonged(tmp_path):
+    trainer(tmp_path / "run", 10).run()
+    longer = trainer(tmp_path / "run", 30)
+    assert longer.resume()
+    longer.run()
+    assert longer.step == 30
+    _, info = load_feature_weights(tmp_path / "run" / "weights.safetensors")
+    assert info.provenance["schedule"] in ([[0, 10]], [[0, 10], [10, 30]])
+
+
 def test_other_settings_do_not_resume(tmp_path):
     trainer(tmp_path / "run", 10).run()
+    other = trainer(tmp_path / "run", 10, augmentation=Augmentation(flip_probability=0.0))
     with pytest.raises(TrainingError, match="expected a training with these settings"):
-        trainer(tmp_path / "run", 30).resume()
+        other.resume()
 
 
 def test_rare_labels_are_left_out():
