@@ -25,6 +25,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from paramorph_rt.cohort.images import images_with_labels
 from paramorph_rt.cohort.pairs import Pair, pairs_of_all
 from paramorph_rt.cohort.run import run_cohort
 from paramorph_rt.cohort.work import PAIRS, Settings
@@ -38,7 +39,7 @@ SETTLED = 20
 
 def main() -> None:
     args = _arguments()
-    pairs = pairs_of_all([args.folder])[: args.pairs]
+    pairs = pairs_of_all(images_with_labels([args.folder]))[: args.pairs]
     if not args.labels:
         pairs = [replace(pair, moving_labels=None, fixed_labels=None) for pair in pairs]
     with tempfile.TemporaryDirectory() as scratch:

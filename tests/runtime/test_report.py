@@ -472,6 +472,34 @@ def test_phone_needs_no_scrolling_sideways(open_page, page_path):
     assert all(pane.bounding_box()["width"] > 0.8 * PHONE["width"] for pane in panes)
 
 
+def test_phone_shows_the_column_after_first_and_the_others_when_asked(open_page, page_path):
+    page = open_page(page_path, viewport={"width": 375, "height": 740}, is_mobile=True)
+    row = page.locator(".labels-table tbody tr").first
+    shown = row.locator("td[class^=at-]:visible")
+    assert set(shown.evaluate_all("cells => cells.map(c => c.className)")) == {"at-after"}
+    dice = shown.first.bounding_box()
+    assert dice["x"] + dice["width"] <= 375
+    headings = page.locator(".labels-table thead th.at-after").all_inner_texts()
+    assert headings[0].strip() == "Dice"
+    page.check(".stages input")
+    assert row.locator("td.at-before:visible").count() >= 3
+
+
+def test_panes_are_of_equal_height_and_scale(open_page, page_path):
+    page = open_page(page_path, viewport={"width": 1200, "height": 900})
+    boxes = [view.bounding_box() for view in page.locator(".view").all()]
+    heights = [box["height"] for box in boxes]
+    assert max(heights) - min(heights) < 1
+    rulers = [ruler.bounding_box()["width"] for ruler in page.locator(".ruler").all()]
+    assert max(rulers) - min(rulers) < 1.5
+
+
+def test_verdict_comes_first(page_path, result):
+    text = page_path.read_text(encoding="utf-8")
+    title = verdict(result.metrics).title
+    assert text.index(f">{title}</h2>") < text.index('id="summary-title"') < text.index("Slices")
+
+
 def test_print_shows_all_slices_and_cuts_nothing_off(open_page, page_path):
     page = open_page(page_path)
     page.emulate_media(media="print")
