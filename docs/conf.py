@@ -1,6 +1,7 @@
 """Sphinx with MyST makes a site of the project's pages, which read as well without: `make docs`.
 
-The source folder is the project's, so that links between its parts work as they stand.
+The source folder is the project's, so that links between its parts work as they stand. Only the
+Python reference (api.md) needs Sphinx to be read: it is written from the docstrings.
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ from pathlib import Path
 
 project = "ParaMorph deployment toolkit"
 author = "the authors of the ParaMorph deployment toolkit"
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+# In docstrings one backtick marks code, and arguments are described by their text.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_class_signature = "mixed"
+autodoc_preserve_defaults = True
+napoleon_use_ivar = True
+napoleon_custom_sections = [("Source", "notes_style")]
 html_theme = "furo"
 html_title = project
 root_doc = "docs/index"
@@ -30,6 +39,7 @@ exclude_patterns = [".*", "build", "demo", "runs", "tests", "*.egg-info", "**/bu
 myst_heading_anchors = 3
 # A link to a page, an anchor or a file that is not there stops the build (with -W).
 nitpicky = True
+nitpick_ignore_regex = [("py:.*", ".*")]  # types in docstrings are prose
 smartquotes = False  # two dashes stay two
 # The index lists what is to be read; Pygments knows no CSV.
 suppress_warnings = ["toc.not_included", "misc.highlighting_failure"]

@@ -243,7 +243,8 @@ class FeatureTrainer:
 
 
 def _same_but_for_steps(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    without = [{**s, "training": {**s["training"], "steps": 0}} for s in (ours, theirs)]
+    free = dict.fromkeys(("steps", "validate_every", "checkpoint_every"))
+    without = [{**s, "training": {**s["training"], **free}} for s in (ours, theirs)]
     return without[0] == without[1]
 
 

@@ -37,6 +37,9 @@ MIN_SIDE = 4
 # distorted by 0.2 mm, which is less than a voxel and more than any rounding.
 MAX_SHEAR = 1e-3
 
+# Beyond, whole numbers in double precision have gaps.
+LARGEST_LABEL = 2**53
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -154,7 +157,7 @@ def load_labels(
     # ITK and fast NumPy want the machine's own byte order.
     labels = Volume(data.astype(data.dtype.newbyteorder("=")), grid_of(path, image), path.name)
     if may_be_empty:
-        check_grid(labels.grid, labels.name)
+        check_label_map(labels)
     else:
         check_labels(labels)
     return labels
@@ -305,9 +308,25 @@ def check_image(volume: Volume) -> None:
         )
 
 
-def check_labels(labels: Volume) -> None:
-    """Refuse a label map without any label, or with a grid that `check_image` would refuse."""
+def check_label_map(labels: Volume) -> None:
+    """Refuse a grid that `check_image` would refuse, and labels that a warp would change.
+
+    ITK takes labels through double precision, which holds whole numbers up to 2^53.
+    """
     check_grid(labels.grid, labels.name)
+    if labels.data.dtype.itemsize < 8 or not labels.data.size:
+        return
+    least, most = int(labels.data.min()), int(labels.data.max())
+    if max(-least, most) > LARGEST_LABEL:
+        raise VolumeError(
+            f"{labels.name}: expected labels up to 2^53 ({LARGEST_LABEL}), which resampling "
+            f"carries exactly, got {most if most > -least else least}; number them anew."
+        )
+
+
+def check_labels(labels: Volume) -> None:
+    """Refuse a label map without any label, or that `check_label_map` would refuse."""
+    check_label_map(labels)
     if not labels.data.any():
         raise VolumeError(
             f"{labels.name}: expected at least one label besides 0, got none; "

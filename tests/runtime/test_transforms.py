@@ -216,6 +216,22 @@ def part_of(folder: Path, transform: Transform) -> sitk.Transform:
     return sitk.DisplacementFieldTransform(vectors)
 
 
+@pytest.mark.parametrize("name", ["a.lta", "f.h5", "f.nii.gz", "f.mgz"])
+def test_numbers_that_are_none_are_refused(tmp_path, name):
+    grid = centred_grid("LAS", (5, 6, 7))
+    transform = np.eye(4)
+    if name[0] == "f":
+        transform = DisplacementField(grid, np.zeros((*grid.shape, 3), np.float32))
+        transform.vectors_mm[1, 2, 3, 0] = np.nan
+    format = "freesurfer" if name.endswith(("lta", "mgz")) else "itk"
+    write_transform(tmp_path / name, transform, format, Images(grid, grid))
+    if name == "a.lta":
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text.replace("1.000000000000000e+00", "nan", 1), "utf-8")
+    with pytest.raises(ParamorphError, match=f"^{name}: expected"):
+        read_transform(tmp_path / name)
+
+
 def ants_apply(ants, files: dict[str, Path], transforms: list[Path]) -> np.ndarray:
     return ants.apply_transforms(
         ants.image_read(str(files["fixed"])),

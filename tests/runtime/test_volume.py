@@ -103,6 +103,20 @@ def test_labels_must_be_whole_numbers(tmp_path, value, match):
         load_labels(write_nifti(tmp_path / "l.nii.gz", labels))
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+@pytest.mark.parametrize("may_be_empty", [False, True])
+def test_labels_must_survive_resampling(tmp_path, dtype, may_be_empty):
+    labels = np.zeros(SHAPE, dtype)
+    labels[1, 2, 3] = 2**53
+    path = tmp_path / "l.nii.gz"
+    nib.save(nib.Nifti1Image(labels, np.eye(4), dtype=dtype), path)
+    assert load_labels(path, may_be_empty).data.max() == 2**53
+    labels[1, 2, 3] += dtype(1)
+    nib.save(nib.Nifti1Image(labels, np.eye(4), dtype=dtype), path)
+    with pytest.raises(VolumeError, match=r"expected labels up to 2\^53 .* got 9007199254740993;"):
+        load_labels(path, may_be_empty)
+
+
 def test_labels_must_contain_a_label(tmp_path):
     path = write_nifti(tmp_path / "l.nii.gz", np.zeros(SHAPE, np.uint8))
     with pytest.raises(VolumeError, match=sentence("at least one label")):

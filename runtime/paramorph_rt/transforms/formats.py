@@ -6,6 +6,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import TransformError
 from ..field import DisplacementField
 from ..nifti import open_nifti
@@ -13,7 +15,6 @@ from . import Images, Transform, freesurfer, fsl, itk, niftyreg
 from .matrix import check_affine
 
 if TYPE_CHECKING:
-    import numpy as np
     from jaxtyping import Float
 
 FORMATS: dict[str, ModuleType] = {
@@ -41,6 +42,10 @@ def read_transform(
     transform = FORMATS[format or format_of(path)].read(path, images or Images())
     if not isinstance(transform, DisplacementField):
         check_affine(transform, path.name)
+    elif not (np.isfinite(transform.vectors_mm).all() and np.isfinite(transform.grid.affine).all()):
+        raise TransformError(
+            f"{path.name}: expected finite vectors on a grid, got NaN or Inf; write it again."
+        )
     return transform
 
 

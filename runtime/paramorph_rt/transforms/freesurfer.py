@@ -195,7 +195,7 @@ def _read_lta(path: Path) -> Float[np.ndarray, "4 4"]:
             f"{path.name}: expected an LTA of type 0 (voxels) or 1 (RAS), got type {kind}; convert "
             "it with lta_convert first."
         )
-    if abs(np.linalg.det(matrix)) < 1e-9:
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
         raise TransformError(
             f"{path.name}: expected an invertible affine, got a singular one; check the file."
         )

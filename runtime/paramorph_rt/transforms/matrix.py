@@ -47,9 +47,10 @@ def check_affine(matrix: Float[np.ndarray, "4 4"], name: str) -> None:
     """Refuse a matrix that maps space onto less than space.
 
     Raises:
-        TransformError: The last row is not 0 0 0 1, or there is no inverse.
+        TransformError: Not finite, the last row is not 0 0 0 1, or there is no inverse.
     """
-    if not np.allclose(matrix[3], (0, 0, 0, 1)) or abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
+    usable = np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:3, :3])) >= 1e-9
+    if not (usable and np.allclose(matrix[3], (0, 0, 0, 1))):
         raise TransformError(
             f"{name}: expected an invertible affine with last row 0 0 0 1, got "
             f"{matrix.round(6).tolist()}; check that it is the right file."
