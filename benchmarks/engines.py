@@ -62,6 +62,10 @@ def _but(operator: str) -> Rule:
     return lambda node, half: stays_float(node, half) and node.op_type != operator
 
 
+def _also(operator: str) -> Rule:
+    return lambda node, half: stays_float(node, half) or node.op_type == operator
+
+
 VARIANTS = (
     *(
         Variant(f"without {left_out.__name__}", rewrites=[r for r in REWRITES if r is not left_out])
@@ -69,6 +73,7 @@ VARIANTS = (
     ),
     Variant("convolutions of one channel in half", _but("Conv")),
     Variant("sums of one or two channels in half", _but("Add")),
+    Variant("all instance norms in float32", _also("InstanceNormalization")),
 )
 
 

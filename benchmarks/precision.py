@@ -76,6 +76,7 @@ VARIANTS = (
     Variant("LayerNormalization in float32 too", _also("LayerNormalization")),
     Variant("GELU and LeakyReLU in float32 too", _also("Gelu", "LeakyRelu")),
     Variant("residual sums in float32 too", _residual),
+    Variant("InstanceNormalization in float32 too", _also("InstanceNormalization")),
 )
 
 
@@ -121,6 +122,9 @@ def rows_of(bundle: Bundle, pairs: Sequence[Pair], precision: str) -> list[dict[
         half = with_precision(full, precision)
         found = measure(half, expected, pairs, bundle.sampling)
         rows.append({"graph": "fp16, as the CPU runs it", **found})
+        added = emulated(with_precision(full, precision), attention_adds_in_half=True)
+        found = measure(added, expected, pairs, bundle.sampling)
+        rows.append({"graph": "fp16, attention that adds up in half", **found})
     for variant in VARIANTS:
         half = emulated(with_precision(full, precision, variant.rule))
         found = measure(half, expected, pairs, bundle.sampling)

@@ -30,6 +30,9 @@ HALVES = {
 #: Name of the additional output of `emulated`.
 LARGEST = "largest_half"
 
+#: Products that tensor cores of compute capability 8 add up at a time (mma.m16n8k16).
+MMA_DEPTH = 16
+
 _FLOAT = ir.DataType.FLOAT
 _HALF_TYPES = tuple(dtype for dtype, *_ in HALVES.values())
 _MOVING = ("Concat", "Gather", "Reshape", "Slice", "Split", "Transpose")  # change no number
@@ -48,8 +51,11 @@ def stays_float(node: ir.Node, half: ir.DataType) -> bool:
             # A coordinate of 160 voxels has steps of 1/8 voxel in float16, of 1 in bfloat16.
             return True
         case "InstanceNormalization":
-            # Sums over millions of voxels, whose squares exceed float16's 65504.
-            return True
+            # Its kernels sum in float32 whatever they read (TensorRT: INormalizationLayer's compute
+            # precision). Half where its input is: TensorRT for RTX then writes no float32 copy of
+            # the decoder's features, 16.1 → 14.6 GB of traffic at 160×160×96. The encoder's follow
+            # convolutions of one channel, see there.
+            return node.inputs[0].dtype != half
         case "Conv":
             # One input channel each: nothing for tensor cores, and TensorRT for RTX bakes a tensor
             # of its input's size into an fp16 engine: 289 instead of 200 MB at 160×160×96.
@@ -111,7 +117,7 @@ def with_precision(
     return ir.to_proto(whole)
 
 
-def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
+def emulated(model: onnx.ModelProto, attention_adds_in_half: bool = False) -> onnx.ModelProto:
     """A float32 graph that rounds wherever the half graph stores half, and only there.
 
     CPU runtimes compute most half operators in float32 and leave out the casts in between, so that
@@ -121,6 +127,9 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Args:
         model: From `with_precision`; stays as it is.
+        attention_adds_in_half: Add up products of two computed tensors, which are those of
+            attention, in half as well, `MMA_DEPTH` at a time. TensorRT for RTX's kernel does so for
+            the values of all, and for the logits of some.
 
     Returns:
         With one more output, `LARGEST`: the largest absolute value that was stored in half.
@@ -131,6 +140,11 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
         if value.dtype in _HALF_TYPES:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32))
             value.dtype = _FLOAT
+    attention = {
+        node: node.outputs[0].dtype
+        for node in graph
+        if node.op_type == "MatMul" and not any(value.is_initializer() for value in node.inputs)
+    }
     peaks = []
     for node in list(graph):
         for value in node.outputs:
@@ -145,6 +159,9 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
                 peaks.append(_peak(graph, rounded))
         if node.op_type == "Cast" and node.attributes["to"].as_int() in _HALF_TYPES:
             node.attributes["to"] = ir.AttrInt64("to", _FLOAT)
+    for node, dtype in attention.items() if attention_adds_in_half else ():
+        if dtype in _HALF_TYPES:
+            _add_in_half(graph, node, dtype)
     largest = ir.node("Max", peaks)
     largest.outputs[0].name, largest.outputs[0].type = LARGEST, ir.TensorType(_FLOAT)
     largest.outputs[0].shape = ir.Shape([])
@@ -192,6 +209,44 @@ def _converted(graph: ir.Graph, value: ir.Value, precision: str, wanted: ir.Data
         shape=value.shape,
         type=ir.TensorType(wanted),
         const_value=ir.tensor(numbers, dtype=wanted, name=name),
+    )
+    graph.register_initializer(made)
+    return made
+
+
+def _add_in_half(graph: ir.Graph, node: ir.Node, dtype: ir.DataType) -> None:
+    """A matrix product as a sum over pieces of its inner axis, rounded after each."""
+    (a, b), total = node.inputs, None
+    for start in range(0, a.shape[-1], MMA_DEPTH):
+        pieces = []
+        for value, axis in ((a, -1), (b, -2)):
+            bounds = [
+                _indices(graph, f"{node.name}_{start}_{axis}_{what}", number)
+                for what, number in (("start", start), ("stop", start + MMA_DEPTH), ("axis", axis))
+            ]
+            piece = ir.node("Slice", [value, *bounds])
+            graph.insert_before(node, piece)
+            pieces.append(piece.outputs[0])
+        added = ir.node("MatMul", pieces)
+        graph.insert_before(node, added)
+        if total is not None:
+            added = ir.node("Add", [total, added.outputs[0]])
+            graph.insert_before(node, added)
+        half = ir.node("Cast", added.outputs, {"to": dtype})
+        rounded = ir.node("Cast", half.outputs, {"to": _FLOAT})
+        graph.insert_before(node, [half, rounded])
+        total = rounded.outputs[0]
+    for reader, index in list(node.outputs[0].uses()):
+        reader.replace_input_with(index, total)
+    graph.remove(node, safe=True)
+
+
+def _indices(graph: ir.Graph, name: str, number: int) -> ir.Value:
+    made = ir.Value(
+        name=name,
+        shape=ir.Shape([1]),
+        type=ir.TensorType(ir.DataType.INT64),
+        const_value=ir.tensor(np.array([number]), name=name),
     )
     graph.register_initializer(made)
     return made
