@@ -26,7 +26,8 @@ class FeatureOptions:
     """The network."""
 
     widths: tuple[int, ...] = option((16, 32, 64, 96, 128), "channels at each scale, finest first")
-    channels: int = option(12, "features per voxel")
+    embedding: int = option(12, "numbers per voxel from which the labels are told apart")
+    channels: int = option(12, "features per voxel: the length of a label's code")
 
 
 SECTIONS = {
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.threads:
         torch.set_num_threads(args.threads)
-    network = FeatureConfig(c["features"].widths, c["features"].channels)
+    network = FeatureConfig(**vars(c["features"]))
     if any(n % network.size_multiple for n in grid.shape):
         raise ParamorphError(
             f"[grid] shape: expected multiples of {network.size_multiple}, got {grid.shape}."

@@ -1,15 +1,17 @@
 """The feature network: one volume in; per voxel some channels that are alike where anatomy is.
 
-A U-Net of the decoder's kind of blocks. The refinement compares its channels of both images, beside
-their intensities; what it knows of anatomy, it knows from label maps (`feature_training`).
+A U-Net tells how probable each label is. Every label has a fixed code of a few numbers, and a voxel's
+features are the code that it is expected to have. The refinement compares them in both images, beside
+the intensities.
 
 Source:
-    Çiçek et al., 3D U-Net (2016). Registration by the features of a segmentation network: Siebert
-    et al., ConvexAdam (2024); Zhang et al., VoxelOpt (2025).
+    Çiçek et al., 3D U-Net (2016). Registration by what a segmentation network knows: Siebert et
+    al., ConvexAdam (2024); Zhang et al., VoxelOpt (2025).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -24,19 +26,31 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+#: Exponent of the probabilities: what is half sure counts for less.
+SHARPNESS = 2.0
+#: Probabilities that are kept at a time: 32 MB in float32.
+SLAB_NUMBERS = 8_000_000
+_CODE_SEED = 0
+
 
 @dataclass(frozen=True)
 class FeatureConfig:
     """Everything that decides which function the weights compute."""
 
     widths: tuple[int, ...] = (16, 32, 64, 96, 128)  # channels at each scale, finest first
-    channels: int = 12  # features per voxel
+    embedding: int = 12  # numbers per voxel from which the labels are told apart
+    labels: int = 2  # background among them
+    channels: int = 12  # features per voxel: the length of a label's code
 
     def __post_init__(self) -> None:
-        if len(self.widths) < 2 or min(*self.widths, self.channels) < 1:
+        if len(self.widths) < 2 or min(*self.widths, self.embedding, self.channels) < 1:
             raise ConfigError(
                 "feature network: expected at least two scales and one channel at each, got "
-                f"{self.widths} and {self.channels}."
+                f"{self}."
+            )
+        if self.labels < 2:
+            raise ConfigError(
+                f"feature network: expected a label beside the background, got {self.labels}."
             )
 
     @property
@@ -64,7 +78,7 @@ class FeatureConfig:
 
 
 class FeatureNetwork(nn.Module):
-    """Volume → unit vectors per voxel, near each other where the anatomy is the same."""
+    """Volume → expected label codes per voxel."""
 
     def __init__(self, config: FeatureConfig) -> None:
         super().__init__()
@@ -78,18 +92,30 @@ class FeatureNetwork(nn.Module):
             nn.Sequential(ConvNorm(a + b, a), ConvNorm(a, a) if a != first else nn.Identity())
             for a, b in pairwise(config.widths)
         )
-        self.head = nn.Conv3d(first, config.channels, 1)
+        self.head = nn.Conv3d(first, config.embedding, 1)
+        self.classifier = CosineClassifier(config.embedding, config.labels)
+        rng = torch.Generator().manual_seed(_CODE_SEED)
+        codes = torch.randn(config.channels, config.labels, generator=rng)
+        self.register_buffer("codes", F.normalize(codes, dim=0))
 
     def forward(self, volume: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b c d h w"]:
-        """Features of length 1 in every voxel.
+        """Features of length at most 1 in every voxel.
 
         Args:
             volume: Intensities in [0, 1]; every axis a multiple of `config.size_multiple`.
         """
-        return F.normalize(self.embedding(volume).float(), dim=1)
+        embedding = self.embedding(volume).float()
+        batch, _, _, height, width = embedding.shape
+        depth = max(1, SLAB_NUMBERS // (batch * self.config.labels * height * width))
+        codes = self.codes[:, :, None, None, None]
+        slabs = []
+        for slab in embedding.split(depth, dim=2):
+            shares = (SHARPNESS * self.classifier.of_volume(slab)).softmax(dim=1)
+            slabs.append(F.conv3d(shares, codes))
+        return torch.cat(slabs, dim=2)
 
-    def embedding(self, volume: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b c d h w"]:
-        """The features before they are given length 1."""
+    def embedding(self, volume: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b e d h w"]:
+        """What the labels are told apart by."""
         x = self.stem(volume)
         skips = [x]
         for down in self.downs:
@@ -99,6 +125,27 @@ class FeatureNetwork(nn.Module):
         for up, skip in zip(reversed(self.ups), reversed(skips), strict=True):
             x = up(torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skip], dim=1))
         return self.head(x)
+
+
+class CosineClassifier(nn.Module):
+    """One vector per label; the logits of an embedding are its cosines with them, scaled."""
+
+    def __init__(self, embedding: int, labels: int) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(F.normalize(torch.randn(embedding, labels), dim=0))
+        self.bias = nn.Parameter(torch.zeros(labels))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(8.0)]))
+
+    def forward(self, embedding: Float[Tensor, "n e"]) -> Float[Tensor, "n labels"]:
+        return F.normalize(embedding, dim=1) @ self._scaled() + self.bias
+
+    def of_volume(self, embedding: Float[Tensor, "b e d h w"]) -> Float[Tensor, "b labels d h w"]:
+        """The same of every voxel."""
+        weight = self._scaled().T[:, :, None, None, None]
+        return F.conv3d(F.normalize(embedding, dim=1), weight, self.bias)
+
+    def _scaled(self) -> Float[Tensor, "e labels"]:
+        return self.log_scale.exp() * F.normalize(self.vectors, dim=0)
 
 
 class ConvNorm(nn.Module):

@@ -24,7 +24,7 @@ from paramorph_rt.volume import Volume
 
 from .conftest import SHAPE
 
-CONFIG = FeatureConfig((4, 8, 8), 5)
+CONFIG = FeatureConfig((4, 8, 8), 6, 7, 5)
 
 
 def write_features(path: Path, **changes) -> Path:
