@@ -104,15 +104,11 @@ class FeatureNetwork(nn.Module):
         Args:
             volume: Intensities in [0, 1]; every axis a multiple of `config.size_multiple`.
         """
-        embedding = self.embedding(volume).float()
-        batch, _, _, height, width = embedding.shape
-        depth = max(1, SLAB_NUMBERS // (batch * self.config.labels * height * width))
-        codes = self.codes[:, :, None, None, None]
-        slabs = []
-        for slab in embedding.split(depth, dim=2):
-            shares = (SHARPNESS * self.classifier.of_volume(slab)).softmax(dim=1)
-            slabs.append(F.conv3d(shares, codes))
-        return torch.cat(slabs, dim=2)
+        embedding = self.embedding(volume).float().movedim(1, -1)  # (b, d, h, w, e)
+        # Voxels as rows, which engines turn into probabilities ten times faster than channels.
+        rows = embedding.flatten(0, 3).split(SLAB_NUMBERS // self.config.labels)
+        codes = [(SHARPNESS * self.classifier(part)).softmax(dim=1) @ self.codes.T for part in rows]
+        return torch.cat(codes).unflatten(0, embedding.shape[:4]).movedim(-1, 1)
 
     def embedding(self, volume: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b e d h w"]:
         """What the labels are told apart by."""
@@ -137,15 +133,8 @@ class CosineClassifier(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor([math.log(8.0)]))
 
     def forward(self, embedding: Float[Tensor, "n e"]) -> Float[Tensor, "n labels"]:
-        return F.normalize(embedding, dim=1) @ self._scaled() + self.bias
-
-    def of_volume(self, embedding: Float[Tensor, "b e d h w"]) -> Float[Tensor, "b labels d h w"]:
-        """The same of every voxel."""
-        weight = self._scaled().T[:, :, None, None, None]
-        return F.conv3d(F.normalize(embedding, dim=1), weight, self.bias)
-
-    def _scaled(self) -> Float[Tensor, "e labels"]:
-        return self.log_scale.exp() * F.normalize(self.vectors, dim=0)
+        vectors = self.log_scale.exp() * F.normalize(self.vectors, dim=0)
+        return F.normalize(embedding, dim=1) @ vectors + self.bias
 
 
 class ConvNorm(nn.Module):
