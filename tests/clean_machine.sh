@@ -30,7 +30,7 @@ version=$(chroot "$root" python3 -c 'import sys; print("%d.%d" % sys.version_inf
 "$python" -m pip download --quiet --dest "$root/wheels" --only-binary=:all: \
     --python-version "$version" "$wheel$extra"
 chroot "$root" python3 -m venv /opt/paramorph
-chroot "$root" /opt/paramorph/bin/python -m pip install --quiet --no-index \
+chroot "$root" env -i /opt/paramorph/bin/python -m pip install --quiet --no-index \
     --find-links /wheels "paramorph-rt$extra"
 rm -r "$root/wheels"
 cp -r "$here/../examples/colin27" "$root/images"
@@ -47,8 +47,9 @@ mount --bind "$root/out" "$root/out"
 mount -t proc proc "$root/proc"
 mount -o remount,bind,ro "$root"
 chroot --userspec=12345:12345 "$root" env -i PATH=/opt/paramorph/bin:/usr/bin:/bin bash -euc '
-    ! touch /elsewhere 2>/dev/null
-    ! touch /tmp/elsewhere 2>/dev/null
+    for place in /elsewhere /tmp/elsewhere; do
+        if touch $place 2>/dev/null; then echo "expected a read-only file system" >&2; exit 1; fi
+    done
     paramorph-rt info
     python /register.py /images /out'
 INSIDE

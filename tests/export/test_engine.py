@@ -315,7 +315,7 @@ def test_what_cannot_be_built_is_said_before_anything_is(folder, fake):
 
 def test_a_library_that_is_not_installed(folder, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"auto: .* tensorrt_rtx, found none; pip"):
+    with pytest.raises(MissingDependencyError, match=r"auto: .* tensorrt_rtx, found none; run `py"):
         build(folder)
     with pytest.raises(MissingDependencyError, match=r"tensorrt: expected the package tensorrt,"):
         build(folder, flavour="tensorrt")
