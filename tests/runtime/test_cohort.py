@@ -631,7 +631,8 @@ def test_killed_worker_loses_nothing_and_does_nothing_twice(
     before_the_kill = {}
 
     def kill() -> None:
-        wait_until(lambda: {2} <= {len(set(processes(out).values()))} and len(inodes(out)) >= 6)
+        both_work = lambda: len(set(processes(out).values())) == 2  # noqa: E731
+        wait_until(lambda: both_work() and len(inodes(out)) >= 6, seconds=300)
         workers[0].kill()
         workers[0].wait()
         before_the_kill.update(inodes(out))
