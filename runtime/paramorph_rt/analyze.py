@@ -73,8 +73,8 @@ def _affine(path: Path, image: nib.Spm99AnalyzeImage, orientation: str | None) -
     if orientation is None:
         raise VolumeError(
             f"{path.name}: expected an image that says where left and right are, got Analyze, "
-            "which cannot; pass --analyze-orientation (in trainings data.analyze_orientation) with "
-            "where the voxels' axes point, such as LAS, as the source of the data says."
+            "which cannot; pass --analyze-orientation (infer, cohort, bids; in trainings "
+            "data.analyze_orientation) with where the voxels' axes point, such as LAS."
         )
     check_orientation(orientation)
     spacing = np.abs(np.array(image.header.get_zooms()[:3], dtype=np.float64))

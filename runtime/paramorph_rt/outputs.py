@@ -119,10 +119,12 @@ def write_shared(folder: Path, names: Names) -> None:
         path = folder / name
         if path.exists():
             _add_links(path, content)
-        elif isinstance(content, str):
-            path.write_text(content, encoding="utf-8")
-        else:
-            write_json(path, content)
+            continue
+        with staged_file(path) as staging:  # another process may read it at this moment
+            if isinstance(content, str):
+                staging.write_text(content, encoding="utf-8")
+            else:
+                write_json(staging, content)
 
 
 def _add_links(path: Path, content: Any) -> None:

@@ -375,6 +375,10 @@ def test_other_options_model_and_versions_are_other_results(
             "it was not finished",
         ),
         (lambda f: (f / "record.json").write_text("[]", encoding="utf-8"), "it was not finished"),
+        (
+            lambda f: (f / "record.json").write_text('{"format_version": 1}', encoding="utf-8"),
+            "its record is of another format",
+        ),
     ],
 )
 def test_half_written_pair_is_done_again(pair, settings, tmp_path, spoil, note):
@@ -449,7 +453,12 @@ def test_leftovers_of_killed_runs_are_swept_away(pair, settings, tmp_path):
     for leftover in (out / "pairs/.paramorph-1", out / "pairs/x/.paramorph-2"):
         leftover.mkdir()
         (leftover / "warped.nii.gz").write_text("half", encoding="utf-8")
+        os.utime(leftover, (0, 0))
+    young = out / "pairs/.paramorph-3"  # as of another process that writes just now
+    young.mkdir()
     assert run(pair, settings, out) == ("kept", "")
+    assert young.is_dir()
+    young.rmdir()
     assert not [*out.glob("pairs/.paramorph-*"), *out.glob("pairs/*/.paramorph-*")]
 
 
@@ -622,7 +631,8 @@ def test_killed_worker_loses_nothing_and_does_nothing_twice(
     before_the_kill = {}
 
     def kill() -> None:
-        wait_until(lambda: {2} <= {len(set(processes(out).values()))} and len(inodes(out)) >= 6)
+        both_work = lambda: len(set(processes(out).values())) == 2  # noqa: E731
+        wait_until(lambda: both_work() and len(inodes(out)) >= 6, seconds=300)
         workers[0].kill()
         workers[0].wait()
         before_the_kill.update(inodes(out))

@@ -35,10 +35,10 @@ def why_not_done(
         return ""
     try:
         record = json.loads((folder / names.record).read_text(encoding="utf-8"))
-        if record["schema"] != RECORD:
+        if record.get("schema") != RECORD:
             return "its record is of another format"
         files, recorded = dict(record["files"]), facts_in(record["provenance"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return "it was not finished"
     there = dict(_sizes(folder, files))
     if damaged := [name for name, size in files.items() if there.get(name) != size]:

@@ -6,8 +6,10 @@ import logging
 import queue
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 # One that reads and aligns, one in the network, one that is measured and written.
 PAIRS_AT_ONCE = 3
 CONNECT_SECONDS = 20
+# Nobody writes the results of one pair for longer; younger ones may be another process's.
+STALE_SECONDS = 3600
 
 
 def run_cohort(
@@ -98,7 +102,9 @@ def _sweep(folder: Path) -> None:
     """Remove what killed runs have left: folders of results that never got their name."""
     for pattern in (".paramorph-*", "*/.paramorph-*"):
         for leftover in folder.glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _in_threads(
