@@ -6,6 +6,7 @@ import json
 
 import inverse
 from paramorph_rt.volume import save_volume
+
 from ..runtime.phantoms import centred_grid, head, smooth_displacement_vox, volume_of, write_bundle
 
 

@@ -6,6 +6,7 @@ import json
 
 import masks
 from paramorph_rt.volume import save_labels, save_volume
+
 from ..runtime.phantoms import centred_grid, head, head_labels, volume_of
 
 
