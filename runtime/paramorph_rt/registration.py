@@ -138,7 +138,15 @@ class RegistrationResult:
 
 
 class Registration:
-    """A model, ready to register pairs.
+    """A model, ready to register pairs: calling it registers one.
+
+    >>> register = Registration()  # doctest: +SKIP
+    >>> result = register("moving.nii.gz", "fixed.nii.gz", inverse=True)  # doctest: +SKIP
+    >>> result.metrics["ncc"]["after"], result.displacement.vectors_mm.shape  # doctest: +SKIP
+    >>> result.save("OUT")  # doctest: +SKIP
+
+    The model is loaded once; pairs may have any grids. `__call__` says what may be given, and what
+    can go wrong; `RegistrationResult` what comes back.
 
     Args:
         bundle: A bundle, or the path of one; None is the default bundle, "none" is no model: pairs
