@@ -1,4 +1,4 @@
-"""What engines cost before they run: seconds to build, size, memory on the device; needs no GPU."""
+"""What engines cost before they run: build, size, memory, launches, traffic; needs no GPU."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from paramorph_rt.bundle import MANIFEST, load_bundle
 from paramorph_rt.errors import exit_code
 from record import write_result
 from report import markdown_table
+from schedule import CARDS, EFFICIENCY, LAUNCH_SECONDS, schedule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,6 +47,9 @@ COLUMNS = (
     ("engine, MB", "engine_mb", ".2f"),
     ("of these weights", "weights_mb", ".1f"),
     ("activations, MB", "activations_mb", ".0f"),
+    ("launches", "launches", "d"),
+    ("traffic, GB", "gigabytes", ".2f"),
+    *((f"model of {card.name}, ms", card.name, ".1f") for card in CARDS),
 )
 
 
@@ -129,7 +133,17 @@ def _row(label: str, graph: str, folder: Path, entry: dict[str, Any]) -> dict[st
         "weights_mb": entry["weights_bytes"] / 1e6,
         "activations_mb": entry["device_memory_bytes"] / 1e6,
         **{key: entry[key] for key in kept},
+        **_scheduled(folder / entry["file"]),
     }
+
+
+def _scheduled(engine: Path) -> dict[str, Any]:
+    """What the engine's own text says, where it says anything: that of TensorRT for RTX does."""
+    try:
+        summary = schedule_of(engine.read_bytes()).summary()
+    except ValueError as err:
+        return {"schedule": str(err)}
+    return {**summary, **summary["modelled_ms"]}
 
 
 def _replace_network(
@@ -156,9 +170,14 @@ def table(result: dict[str, Any], name: str) -> str:
         "MB are 10⁶ bytes. Weights and activations are what the library reports; it reserves the "
         "activations on the device when a context is created. What an engine holds beyond its "
         "weights is the text of its kernels, about 145 kB each, which the library compiles on the "
-        "card. The other graphs compute the same without one choice of the export each (classes of "
-        "`paramorph_export.graph`, rules of `paramorph_export.precision`).\n\n"
-        + markdown_table(result["rows"], COLUMNS)
+        "card. Launches and traffic are those of the engine's own program: every tensor that a "
+        "kernel reads or writes, once. From these, and from the arithmetic of its products, comes "
+        "a model of the time on a card, which no card has confirmed: the longer of moving at "
+        f"{' or '.join(f'{c.bytes_per_second / 1e9:.0f}' for c in CARDS)} GB/s and computing at "
+        f"{EFFICIENCY:.0%} of {' or '.join(f'{c.flop_per_second / 1e12:g}' for c in CARDS)} "
+        f"TFLOP/s, and {LAUNCH_SECONDS * 1e6:g} µs for each launch. The other graphs compute the "
+        "same without one choice of the export each (classes of `paramorph_export.graph`, rules of "
+        "`paramorph_export.precision`).\n\n" + markdown_table(result["rows"], COLUMNS)
     )
 
 
