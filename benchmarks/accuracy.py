@@ -18,7 +18,6 @@ from typing import Any
 
 from bundles import add_model_option, named_bundles
 from evaluation import LabelledPair, errors_mm, evaluate, load_pair, mean_dice
-from isolated import empty_cache
 from jobs import (
     FIELD,
     JOBS,
@@ -133,7 +132,6 @@ def measure_set(args: argparse.Namespace, name: str, chosen: PairSet | None, mad
     write_page(rows.path, accuracy_table(result, rows.path.stem))
 
 
-@empty_cache()
 def run(args: argparse.Namespace) -> None:
     """Measure each set, or the folder."""
     if unknown := [name for name in args.set or () if name not in SETS]:
