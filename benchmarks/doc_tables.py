@@ -17,13 +17,14 @@ from typing import Any
 import end_to_end
 import latency
 import record
+import robustness
 import scaling
 import startup
 from charts import stages_of
 from pairs import BenchmarkError
 from paramorph_rt.errors import exit_code
 from report import accuracy_table
-from tables import markdown_table
+from tables import markdown_table, measured
 
 ROOT = Path(__file__).parents[1]
 PLACES = ("*.md", "docs/**/*.md", "models/**/*.md", "benchmarks/*.md")
@@ -42,22 +43,22 @@ Result = Mapping[str, Any]
 
 
 def accuracy(result: Result) -> str:
-    """What a user asks first: Dice, seconds, folds; ours in bold."""
+    """What a user asks first: Dice, smoothness and folds side by side, seconds; ours in bold."""
     rows = [
         {"method": _method(title), **entry}
         for title, entry in result["summary"].items()
         if title != "no registration"
     ]
-    return markdown_table(
-        rows,
-        (
-            (_machine(result, result["threads"]), "method", ""),
-            ("Dice", "dice", ".3f"),
-            ("seconds", "seconds", ".1f"),
-            ("of these network", "network_seconds", ".1f"),
-            ("folds, %", "nonpositive_jacobian_percent", ".3f"),
-        ),
+    columns = (
+        (_machine(result, result["threads"]), "method", ""),
+        ("Dice", "dice", ".3f"),
+        ("SDlogJ", "sd_log_jacobian", ".3f"),
+        ("folds, %", "nonpositive_jacobian_percent", ".4f"),
+        ("folded volume, %", "nondiffeomorphic_volume_percent", ".4f"),
+        ("seconds", "seconds", ".1f"),
+        ("peak MB", "peak_mb", ".0f"),
     )
+    return markdown_table(rows, measured(columns, rows))
 
 
 def network_seconds(result: Result) -> str:
@@ -82,13 +83,15 @@ def network_seconds(result: Result) -> str:
 
 def whole_job(result: Result) -> str:
     """Seconds from files to files, and where they go."""
-    rows = [row for row in result["summary"] if row["n"]]
+    rows = [
+        {**row, **row["stages"], "job": _method(row["job"])}
+        for row in end_to_end.summarise(result["rows"])
+    ]
     columns = [(_machine(result, result["threads"]), "job", ""), ("seconds", "seconds", ".1f")]
-    columns += [("times faster", "times_faster", ".1f"), ("peak MB", "peak_mb", ".0f")]
+    columns += [column for column in end_to_end.COLUMNS if column[1].startswith("faster_than_")]
+    columns += [("peak MB", "peak_mb", ".0f")]
     columns += [(stage, stage, ".1f") for stage in stages_of(rows)]
-    return markdown_table(
-        [{**row, **row["stages"], "job": _method(row["job"])} for row in rows], columns
-    )
+    return markdown_table(rows, measured(columns, rows))
 
 
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
@@ -102,6 +105,7 @@ PAGES: dict[str, Callable[[Result, str], str]] = {
     "accuracy": accuracy_table,
     "latency": latency.page,
     "end-to-end": end_to_end.page,
+    "robustness": robustness.page,
     "scaling": scaling.page,
     "startup": startup.page,
 }
@@ -170,9 +174,10 @@ def _machine(result: Result, threads: int) -> str:
 
 
 def _method(title: str) -> str:
-    if not title.startswith("ParaMorph "):
+    if not title.startswith("ParaMorph"):
         return METHODS.get(title, title)
-    return f"**ParaMorph**, {_engine(title.rpartition(', ')[2])}"
+    name, comma, setting = title.partition(", ")
+    return f"**{name}**{comma}{_engine(setting)}"
 
 
 def _engine(name: str) -> str:

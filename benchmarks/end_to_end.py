@@ -2,17 +2,16 @@
 
 Each job reads two volumes and their labels, aligns them affinely, registers them, warps image and
 labels, takes the mean Dice of all labels and writes everything. Pairs are done in turns, one job
-after the other; a peer's seconds over ours are those of the same pair in the same turn.
+after the other, and jobs are compared within the same pair and turn.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,20 +21,19 @@ from charts import stages_of, stages_picture
 from colin import SIDE_MM, write_colin_pair
 from evaluation import load_pair, mean_dice
 from isolated import empty_cache
-from jobs import PEERS, Files, Job
-from pairs import BenchmarkError, labelled_pairs
+from jobs import FIELD, JOBS, YARDSTICKS, Job, Task, jobs_named, packages_of
+from pairs import labelled_pairs
 from paramorph_rt.errors import exit_code
 from paramorph_rt.transforms.itk import read_displacement
 from paramorph_rt.warp import warp_volume
-from record import weights_sha256, write_page, write_result
-from tables import markdown_table, origin
+from record import weights_sha256, write_page
+from rows import Rows
+from tables import failures, markdown_table, measured, origin
 
 if TYPE_CHECKING:
     from paramorph.data import SubjectFiles
 
-DEFAULT_ENGINES = "openvino:bf16,openvino:fp32,onnxruntime:fp32"
-TITLES = {"syn": "ANTs SyN", "elastix": "elastix B-spline"}
-PACKAGES = ("openvino", "antspyx", "itk-elastix")
+DEFAULT_METHODS = "default,no-network,unrefined,syn,greedy"
 WARM_UP_SIZE = 48
 # A peer's mean may count another label than ours; a field misread changes all of them.
 DICE_TOLERANCE = 0.01
@@ -44,38 +42,17 @@ COLUMNS = (
     ("job", "job", ""),
     ("seconds", "seconds", ".1f"),
     ("CPU, s", "cpu_seconds", ".1f"),
-    ("of {}'s time", "share", ".3f"),
-    ("of its CPU", "cpu_share", ".3f"),
-    ("times faster", "times_faster", ".1f"),
+    *(
+        (f"times faster than {peer}", f"faster_than_{name}", ".1f")
+        for name, peer in YARDSTICKS.items()
+    ),
+    *((f"of {peer}'s CPU", f"cpu_of_{name}", ".3f") for name, peer in YARDSTICKS.items()),
     ("peak MB", "peak_mb", ".0f"),
     ("Dice", "dice", ".3f"),
     ("n", "n", "d"),
 )
 
 Row = dict[str, Any]
-
-
-def jobs(peers: str, engines: str, models: Sequence[str] | None) -> tuple[list[Job], Row]:
-    """All that was asked for, peers last, and where our models come from.
-
-    Raises:
-        BenchmarkError: A peer that is unknown.
-        BundleError: A model that cannot be loaded.
-    """
-    asked = [peer for peer in peers.split(",") if peer]
-    if unknown := [peer for peer in asked if peer not in PEERS]:
-        raise BenchmarkError(
-            f"--peers: expected some of {', '.join(PEERS)}, got {unknown[0]}; correct it."
-        )
-    bundles = named_bundles(models)
-    ours = [
-        Job(f"ParaMorph {label}, {engine}", model=str(bundle.folder), engine=engine)
-        for label, bundle in bundles.items()
-        for engine in engines.split(",")
-    ]
-    return [*ours, *(Job(TITLES[peer], peer) for peer in asked)], {
-        label: weights_sha256(bundle) for label, bundle in bundles.items()
-    }
 
 
 def measure(
@@ -85,11 +62,11 @@ def measure(
     row = {"job": job.title, "ours": job.peer is None, "pair": f"{moving.name} → {fixed.name}"}
     with TemporaryDirectory() as name:
         out = Path(name)
-        row |= job.run(Files.of(moving, fixed, out), threads, timeout_s)
+        row |= job.run(Task.of(moving, fixed, out), threads, timeout_s)
         if "error" in row:
             return row
         pair = load_pair(moving, fixed)
-        field = read_displacement(out / "displacement.nii.gz")
+        field = read_displacement(out / FIELD)
         judged = mean_dice(warp_volume(pair.moving_labels, field, "nearest"), pair)
     if not abs(judged - row["dice"]) <= DICE_TOLERANCE:  # nor NaN
         told = row["dice"]
@@ -98,54 +75,51 @@ def measure(
 
 
 def summarise(rows: Iterable[Row]) -> list[Row]:
-    """A row per job: medians of all it did, and of its share of the last peer's time."""
-    rows = list(rows)
+    """A row per job: medians of all it did, and its time beside that of each yardstick.
+
+    How many times faster is the median over the same pairs and turns.
+    """
     done = [row for row in rows if "error" not in row]
-    peer = next((row["job"] for row in reversed(rows) if not row["ours"]), None)
-    theirs = {(row["pair"], row["turn"]): row for row in done if row["job"] == peer}
     summary = []
-    for title in dict.fromkeys(row["job"] for row in rows):
+    for title in dict.fromkeys(row["job"] for row in done):
         mine = [row for row in done if row["job"] == title]
-        entry: Row = {"job": title, "n": len(mine), "peer": peer}
-        if mine:
-            entry["ours"] = mine[0]["ours"]
-            entry |= {key: statistics.median(row[key] for row in mine) for key in AVERAGES}
-            entry["stages"] = {
-                stage: statistics.median(row["stages"].get(stage, 0.0) for row in mine)
-                for stage in dict.fromkeys(stage for row in mine for stage in row["stages"])
-            }
+        entry: Row = {"job": title, "n": len(mine), "ours": mine[0]["ours"]}
+        entry |= {key: statistics.median(row[key] for row in mine) for key in AVERAGES}
+        entry["stages"] = {
+            stage: statistics.median(row["stages"].get(stage, 0.0) for row in mine)
+            for stage in dict.fromkeys(stage for row in mine for stage in row["stages"])
+        }
+        for name, peer in YARDSTICKS.items():
+            theirs = {(row["pair"], row["turn"]): row for row in done if row["job"] == peer}
             beside = [(row, theirs.get((row["pair"], row["turn"]))) for row in mine]
-            for share, key in (("share", "seconds"), ("cpu_share", "cpu_seconds")):
-                if shares := [row[key] / other[key] for row, other in beside if other]:
-                    entry[share] = statistics.median(shares)
-            if "share" in entry:
-                entry["times_faster"] = 1 / entry["share"]
+            beside = [(row, other) for row, other in beside if other]
+            if beside:
+                faster, cpu = (
+                    statistics.median(row[key] / other[key] for row, other in beside)
+                    for key in ("seconds", "cpu_seconds")
+                )
+                entry |= {f"faster_than_{name}": 1 / faster, f"cpu_of_{name}": cpu}
         summary.append(entry)
     return summary
 
 
 def page(result: Mapping[str, Any], name: str) -> str:
     """The Markdown page of a result."""
-    rows = [row for row in result["summary"] if row["n"]]
-    peer = result["summary"][0]["peer"] or "a peer"
-    columns = [(title.format(peer), key, spec) for title, key, spec in COLUMNS]
-    failed = dict.fromkeys(
-        (r["job"], r["pair"], r["error"]) for r in result["rows"] if "error" in r
-    )
+    rows = summarise(result["rows"])
     return (
         f"# {name}\n\nWritten by `benchmarks/end_to_end.py` from `{name}.json`: {origin(result)}; "
         f"{result['threads']} threads, pairs {', '.join(result['pairs'])}.\n\n"
         "Medians, from the start of a process to its end: read two volumes with their labels, "
-        "align, register, warp both, Dice of all labels, write everything. Shares are of the same "
+        "align, register, warp both, Dice of all labels, write everything. Ratios are of the same "
         "pair and turn.\n\n"
-        + markdown_table(rows, columns)
+        + markdown_table(rows, measured(COLUMNS, rows))
         + "\nSeconds of each stage; start-up is all else: interpreter, imports, reading the "
         "bundle, and the end.\n\n"
         + markdown_table(
             [{"job": row["job"], **row["stages"]} for row in rows],
             [("job", "job", ""), *((stage, stage, ".2f") for stage in stages_of(rows))],
         )
-        + ("\nFailed:\n\n" + "".join(f"- {j}, {p}: {e}\n" for j, p, e in failed) if failed else "")
+        + failures(result["rows"], "job", "pair")
         + f"\n![Seconds of each stage]({name}.svg)\n"
     )
 
@@ -153,37 +127,31 @@ def page(result: Mapping[str, Any], name: str) -> str:
 @empty_cache()
 def run(args: argparse.Namespace) -> None:
     """Warm up, measure; write the JSON, the table and the picture."""
-    asked, models = jobs(args.peers, args.engines, args.model)
+    bundles = named_bundles(args.model)
+    jobs = jobs_named(args.methods, bundles)
     with TemporaryDirectory() as name:
         folder = Path(name)
         small = write_colin_pair(_made(folder / "small"), WARM_UP_SIZE)
-        for job in asked:  # so that packages are in memory and kernels compiled
+        for job in jobs:  # so that packages are in memory and kernels compiled
             measure(job, *small, args.threads, args.timeout)
         if args.folder is None:
             pairs = [write_colin_pair(_made(folder / "colin"), args.size)]
         else:
             pairs = labelled_pairs(args.folder)[: args.pairs]
-        rows = []
-        for turn in range(args.runs):
-            for pair in pairs:
-                for job in asked:
-                    rows.append({"turn": turn, **measure(job, *pair, args.threads, args.timeout)})
-                    print(json.dumps(rows[-1], ensure_ascii=False), file=sys.stderr, flush=True)
-    path = write_result(
-        args.name,
-        {
+        content = {
             "threads": args.threads,
             "load_average": os.getloadavg(),
-            "models": models,
-            "pairs": list(dict.fromkeys(row["pair"] for row in rows)),
-            "summary": summarise(rows),
-            "rows": rows,
-        },
-        packages=PACKAGES,
-    )
-    result = json.loads(path.read_text(encoding="utf-8"))
-    stages_picture([row for row in result["summary"] if row["n"]], path.with_suffix(".svg"))
-    write_page(path, page(result, path.stem))
+            "models": {label: weights_sha256(bundle) for label, bundle in bundles.items()},
+            "pairs": [f"{moving.name} → {fixed.name}" for moving, fixed in pairs],
+        }
+        rows = Rows(args.name, content, packages_of(jobs))
+        for turn in range(args.runs):
+            for pair in pairs:
+                for job in jobs:
+                    rows.note({"turn": turn, **measure(job, *pair, args.threads, args.timeout)})
+    result = rows.write(summary=summarise(rows))
+    stages_picture(result["summary"], rows.path.with_suffix(".svg"))
+    write_page(rows.path, page(result, rows.path.stem))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -194,8 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--size", type=int, default=SIDE_MM, help="of Colin27's cube (default: %(default)s)")
     add("--runs", type=int, default=1, help="turns over all pairs (default: %(default)s)")
     add_model_option(parser)
-    add("--engines", default=DEFAULT_ENGINES, help="backend:precision,… (default: %(default)s)")
-    add("--peers", default="syn", help=f"some of {', '.join(PEERS)} (default: %(default)s)")
+    add("--methods", default=DEFAULT_METHODS, help=f"of {', '.join(JOBS)} (default: %(default)s)")
     cores = len(os.sched_getaffinity(0))
     add("--threads", type=int, default=cores, help="of every job (default: all cores)")
     add("--timeout", type=float, default=1800, metavar="S", help="of one job on one pair")

@@ -1,45 +1,58 @@
-"""The whole job from files to files, by us and by peers: read, register, warp, Dice of all, write.
+"""Registration jobs from files to files, ours and peers', each in its own process.
 
 Everyone is asked for the warped image, the warped labels, a complete displacement field and the
-mean Dice, by the means that its own users have. Run as a script, this is a peer's process.
+mean Dice, by the means that its own users have: ours is the command `paramorph-rt infer`, peers
+are in peers.py. Run as a script, this is the process that registers many pairs.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isolated import run_measured
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Mapping
 
     from paramorph.data import SubjectFiles
+    from paramorph_rt.bundle import Bundle
 
 METRICS = "metrics.json"
-MANY = "many"
+FIELD = "displacement.nii.gz"
+WARPED, WARPED_LABELS = "warped.nii.gz", "warped_labels.nii.gz"  # as `infer` calls them
 START_UP = "start-up"  # interpreter, imports, reading a bundle, the end: all beside the stages
+NETWORK_STAGES = ("network", "features")
+# What is no part of the registration itself, from images in memory to warped images and field.
+AROUND = (START_UP, "load", "load network", "metrics", "save")
 
 
 @dataclass(frozen=True)
-class Files:
-    """A pair on disk and a folder for the results; all paths absolute."""
+class Task:
+    """A pair on disk and a folder for the results; all paths absolute.
+
+    Attributes:
+        affine: What precedes the deformable registration: "affine", or "rigid" for a cut-out of a
+            larger body.
+    """
 
     moving: str
     fixed: str
     moving_labels: str
     fixed_labels: str
     out: str
+    affine: str = "affine"
 
     @classmethod
-    def of(cls, moving: SubjectFiles, fixed: SubjectFiles, out: Path) -> Files:
+    def of(
+        cls, moving: SubjectFiles, fixed: SubjectFiles, out: Path, affine: str = "affine"
+    ) -> Task:
         paths = (moving.image, fixed.image, moving.labels, fixed.labels, out)
-        return cls(*(str(path.resolve()) for path in paths))
+        return cls(*(str(path.resolve()) for path in paths), affine)
 
 
 @dataclass(frozen=True)
@@ -47,156 +60,157 @@ class Job:
     """One way to do it.
 
     Attributes:
-        title: What tables call it.
-        peer: A key of `PEERS`, or None for ours.
-        model: Bundle, for ours.
+        title: What tables and plots call it.
+        peer: A key of `peers.PEERS`, or None for ours.
+        package: That a peer needs besides our own ones.
+        model: Bundle, or "none" for no network, for ours; None is the shipped one.
+        refine: As the option of `infer`, for ours; None is the default.
         engine: `backend:precision`, for ours.
     """
 
     title: str
     peer: str | None = None
+    package: str | None = None
     model: str | None = None
+    refine: str | None = None
     engine: str = "auto:auto"
 
-    def run(self, files: Files, threads: int, timeout_s: float) -> dict[str, Any]:
+    def run(self, task: Task, threads: int, timeout_s: float) -> dict[str, Any]:
         """Do it in a process of its own.
 
         Returns:
             `seconds` from the process's start to its end, `cpu_seconds`, `peak_mb`, `stages`
             (seconds by name) and mean `dice`; or `error`.
         """
-        usage = run_measured(self._command(files, threads), threads, timeout_s)
+        usage = run_measured(self._command(task, threads), threads, timeout_s)
         if "error" in usage:
             return usage
-        told = json.loads((Path(files.out) / METRICS).read_text(encoding="utf-8"))
+        told = json.loads((Path(task.out) / METRICS).read_text(encoding="utf-8"))
         rest = usage["seconds"] - sum(told["seconds"].values())
         dice = told["dice"] if self.peer else told["dice"]["after"]["mean"]
         return {**usage, "stages": {START_UP: rest, **told["seconds"]}, "dice": dice}
 
     def run_many(
-        self, files: Files, count: int, threads: int, timeout_s: float
+        self, task: Task, count: int, threads: int, timeout_s: float
     ) -> dict[str, float] | dict[str, str]:
         """Ours on the same pair again and again, through one `Registration`; see `run_measured`."""
-        task = {"model": self.model, "engine": self.engine, "count": count, "threads": threads}
-        task["files"] = asdict(files)
-        command = [sys.executable, __file__, MANY, json.dumps(task)]
+        request = {"model": self.model, "engine": self.engine, "count": count, "threads": threads}
+        request["task"] = asdict(task)
+        command = [sys.executable, __file__, json.dumps(request)]
         return run_measured(command, threads, timeout_s)
 
-    def _command(self, files: Files, threads: int) -> list[str]:
+    def _command(self, task: Task, threads: int) -> list[str]:
         if self.peer:
-            return [sys.executable, __file__, self.peer, json.dumps(asdict(files))]
+            script = str(Path(__file__).with_name("peers.py"))
+            return [sys.executable, script, self.peer, json.dumps(asdict(task))]
         backend, _, precision = self.engine.partition(":")
         command = [sys.executable, "-m", "paramorph_rt", "infer", "--threads", str(threads)]
-        command += ["--moving", files.moving, "--fixed", files.fixed, "--out-dir", files.out]
-        command += ["--moving-labels", files.moving_labels, "--fixed-labels", files.fixed_labels]
+        command += ["--moving", task.moving, "--fixed", task.fixed, "--out-dir", task.out]
+        command += ["--moving-labels", task.moving_labels, "--fixed-labels", task.fixed_labels]
         # Of metrics, peers take the Dice alone.
         command += ["--backend", backend, "--precision", precision, "--no-surface-distances"]
+        command += ["--affine", "rigid"] if task.affine == "rigid" else []
+        command += ["--refine", self.refine] if self.refine else []
         return command + (["--model", self.model] if self.model else [])
 
 
-class Stages(dict):
-    """Seconds by name."""
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self[name] = time.perf_counter() - start
-
-
-def syn(files: Files, seconds: Stages) -> float:
-    """ANTs' symmetric normalisation by antspyx, its affine included."""
-    import ants
-
-    with seconds("load"):
-        moving, fixed = ants.image_read(files.moving), ants.image_read(files.fixed)
-        moving_labels, fixed_labels = (
-            ants.image_read(path, pixeltype="unsigned int")
-            for path in (files.moving_labels, files.fixed_labels)
-        )
-    with seconds("register"):
-        found = ants.registration(
-            fixed, moving, type_of_transform="SyN", outprefix=f"{files.out}/syn_"
-        )
-    transforms = found["fwdtransforms"]
-    with seconds("warp"):
-        labels = ants.apply_transforms(
-            fixed, moving_labels, transforms, interpolator="nearestNeighbor"
-        ).clone("unsigned int")
-    with seconds("metrics"):
-        table = ants.label_overlap_measures(labels, fixed_labels)
-    with seconds("save"):
-        ants.image_write(found["warpedmovout"], f"{files.out}/warped.nii.gz")
-        ants.image_write(labels, f"{files.out}/warped_labels.nii.gz")
-        # Both transforms as one field: syn_comp.nii.gz.
-        field = ants.apply_transforms(fixed, moving, transforms, compose=f"{files.out}/syn_")
-        Path(field).rename(f"{files.out}/displacement.nii.gz")
-    measured = table[table["Label"] != "All"]
-    return float(measured["MeanOverlap"].mean())
+#: The methods of all tables and plots; another peer or setting of ours is another entry.
+JOBS: dict[str, Job] = {
+    "nothing": Job("no registration", "nothing"),
+    "affine": Job("affine", "affine"),
+    "default": Job("ParaMorph"),
+    "no-network": Job("ParaMorph, no network", model="none"),
+    "unrefined": Job("ParaMorph, not refined", refine="off"),
+    "quick": Job("ParaMorph, 5 iterations", refine="5"),
+    "thorough": Job("ParaMorph, 40 iterations", refine="40"),
+    "onnxruntime": Job("ParaMorph, ONNX Runtime", engine="onnxruntime:fp32"),
+    "openvino": Job("ParaMorph, OpenVINO", engine="openvino:fp32"),
+    "openvino-bf16": Job("ParaMorph, OpenVINO bf16", engine="openvino:bf16"),
+    "demons": Job("diffeomorphic demons", "demons"),
+    "elastix": Job("elastix B-spline", "elastix", "itk-elastix"),
+    "syn": Job("ANTs SyN", "syn", "antspyx"),
+    "greedy": Job("greedy", "greedy", "picsl-greedy"),
+    "greedy-sv": Job("greedy, log-demons", "greedy-sv", "picsl-greedy"),
+    "convexadam": Job("ConvexAdam", "convexadam", "convexAdam"),
+    "fireants": Job("FireANTs", "fireants", "fireants"),
+}
+#: The peers whose time others are measured by.
+YARDSTICKS = {"greedy": JOBS["greedy"].title, "syn": JOBS["syn"].title}
 
 
-def elastix(files: Files, seconds: Stages) -> float:
-    """elastix by itk-elastix: translation, affine, B-splines, with default parameters."""
-    import itk
+def jobs_named(names: str, bundles: Mapping[str, Bundle]) -> list[Job]:
+    """The jobs of a command line; those with a network once per bundle.
 
-    from methods import elastix_parameters
+    Args:
+        names: Keys of `JOBS`, with commas between them.
+        bundles: By label, which goes into the title unless there is but one; see `named_bundles`.
 
-    with seconds("load"):
-        moving, fixed = itk.imread(files.moving, itk.F), itk.imread(files.fixed, itk.F)
-        moving_labels = itk.imread(files.moving_labels, itk.F)
-        fixed_labels = itk.imread(files.fixed_labels, itk.SS)
-    with seconds("register"):
-        warped, found = itk.elastix_registration_method(
-            fixed, moving, parameter_object=elastix_parameters()
-        )
-    with seconds("warp"):
-        for number in range(found.GetNumberOfParameterMaps()):
-            found.SetParameter(number, "FinalBSplineInterpolationOrder", "0")
-        labels = itk.transformix_filter(moving_labels, found)
-        labels = itk.cast_image_filter(labels, ttype=(type(labels), type(fixed_labels)))
-    with seconds("metrics"):
-        overlap = itk.LabelOverlapMeasuresImageFilter.New(
-            SourceImage=labels, TargetImage=fixed_labels
-        )
-        overlap.Update()
-        present = [
-            set(itk.array_view_from_image(image).ravel().tolist())
-            for image in (moving_labels, fixed_labels)
-        ]
-        values = [overlap.GetDiceCoefficient(int(n)) for n in set.intersection(*present) - {0}]
-    with seconds("save"):
-        itk.imwrite(warped, f"{files.out}/warped.nii.gz")
-        itk.imwrite(labels, f"{files.out}/warped_labels.nii.gz")
-        # It writes a file of its own as well, in the working folder unless told where.
-        field = itk.transformix_deformation_field(moving, found, output_directory=files.out)
-        itk.imwrite(field, f"{files.out}/displacement.nii.gz")
-    return float(sum(values) / len(values))
+    Raises:
+        BenchmarkError: A name that is unknown.
+        MissingDependencyError: A peer whose package is not installed.
+    """
+    found = []
+    for name in filter(None, names.split(",")):
+        job = _known(name)
+        if job.peer is None and job.model is None:
+            found += [
+                replace(
+                    job,
+                    title=f"{job.title}, {label}" if len(bundles) > 1 else job.title,
+                    model=str(bundle.folder),
+                )
+                for label, bundle in bundles.items()
+            ]
+        else:
+            found.append(job)
+    return found
 
 
-PEERS: dict[str, Callable[[Files, Stages], float]] = {"syn": syn, "elastix": elastix}
+def packages_of(jobs: Iterable[Job]) -> list[str]:
+    """Whose versions a result names."""
+    return sorted({job.package for job in jobs if job.package} | {"openvino"})
 
 
-def register_many(files: dict[str, str], model: str, engine: str, count: int, threads: int) -> None:
+def of_network(stages: Mapping[str, float]) -> float | None:
+    """Seconds of a job's networks; None if it has none."""
+    seconds = [stages[stage] for stage in NETWORK_STAGES if stage in stages]
+    return sum(seconds) if seconds else None
+
+
+def of_registration(stages: Mapping[str, float]) -> float:
+    """Seconds of a job's registration, from images in memory to warped images and field."""
+    return sum(seconds for stage, seconds in stages.items() if stage not in AROUND)
+
+
+def register_many(task: dict[str, str], model: str, engine: str, count: int, threads: int) -> None:
     """The process of `Job.run_many`."""
     from paramorph_rt import Registration
 
     register = Registration(model, threads, *engine.split(":"))
-    inputs = [files[role] for role in ("moving", "fixed", "moving_labels", "fixed_labels")]
+    inputs = [task[role] for role in ("moving", "fixed", "moving_labels", "fixed_labels")]
     for number in range(count):
-        register(*inputs, surfaces=False).save(Path(files["out"]) / str(number))
+        register(*inputs, surfaces=False).save(Path(task["out"]) / str(number))
 
 
-def main(what: str, task: str) -> None:
-    """Run many pairs, or do a peer's job and tell what it took."""
-    if what == MANY:
-        register_many(**json.loads(task))
-        return
-    files, seconds = Files(**json.loads(task)), Stages()
-    dice = PEERS[what](files, seconds)
-    (Path(files.out) / METRICS).write_text(
-        json.dumps({"seconds": seconds, "dice": dice}), encoding="utf-8"
-    )
+def _known(name: str) -> Job:
+    from pairs import BenchmarkError
+    from paramorph_rt.errors import MissingDependencyError
+
+    if name not in JOBS:
+        raise BenchmarkError(
+            f"--methods: expected some of {', '.join(JOBS)}, got {name}; correct the option."
+        )
+    job = JOBS[name]
+    try:
+        if job.package:
+            version(job.package)
+    except PackageNotFoundError as err:
+        raise MissingDependencyError(
+            f"{name}: expected the package {job.package}, found none; install it as "
+            "benchmarks/README.md says, or leave it out of --methods."
+        ) from err
+    return job
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    register_many(**json.loads(sys.argv[1]))

@@ -1,38 +1,43 @@
 """The shipped weights under trouble: moved, scaled, coarse, noisy, strange and unsuitable images.
 
 Pairs of labelled volumes are registered as they are, then with each of `TROUBLES` in the moving
-image. Colin27 → MNI152 is judged by grey and white matter; newborns are what nothing was trained
-on, and their T1 against another's T2 is a case that should fail.
+image, by each of `SETTINGS`. Colin27 → MNI152 is judged by grey and white matter; newborns are what
+nothing was trained on, in one contrast and across two.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
-from nilearn import datasets
 
 from evaluation import LabelledPair, load_pair
-from pairs import BenchmarkError, add_pair_options, labelled_pairs
-from paramorph.data import SubjectFiles
+from pairs import add_pair_options, labelled_pairs
 from paramorph_rt import Registration
+from paramorph_rt.bundle import NO_MODEL
 from paramorph_rt.errors import ParamorphError, exit_code
 from paramorph_rt.field import DisplacementField
-from paramorph_rt.spaces import Grid, to_sitk
-from paramorph_rt.volume import Volume, load_volume
-from record import weights_sha256, write_page, write_result
-from tables import markdown_table
+from paramorph_rt.registration import RegistrationResult
+from record import weights_sha256, write_page
+from rows import Rows
+from sets import SETS, colin_to_mni
+from tables import failures, markdown_table, measured, origin
 from troubles import TROUBLES, same_places
 
-COLIN27 = Path(__file__).parents[1] / "examples/colin27/ch2bet.nii.gz"
-GREY, WHITE = 2, 3
+# By what a page calls them: whether a network is used, and what `Registration` is asked besides.
+SETTINGS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "refined": (True, {}),
+    "not refined": (True, {"refine": 0}),
+    "no network, refined": (False, {}),
+}
+NEWBORNS = ("newborns-t1", "newborns-t2", "newborns-t1-t2")
 AS_THEY_ARE = "as they are"
 COLUMNS = (
     ("case", "case", ""),
@@ -43,20 +48,25 @@ COLUMNS = (
     ("worst pair", "dice_after_worst", ".3f"),
     ("NCC affine", "ncc_affine", ".3f"),
     ("after", "ncc_after", ".3f"),
-    ("folds, %", "nonpositive_jacobian_percent", ".3f"),
+    ("SDlogJ", "sd_log_jacobian", ".3f"),
+    ("folds, %", "nonpositive_jacobian_percent", ".4f"),
+    ("non-diffeomorphic volume, %", "nondiffeomorphic_volume_percent", ".4f"),
     ("field differs, mm", "field_difference_mm", ".3f"),
 )
 
+REGULARITY = tuple(key for _, key, _ in COLUMNS if "jacobian" in key or "diffeomorphic" in key)
+
 Row = dict[str, Any]
+Register = Callable[..., RegistrationResult]
 
 
 def measure(
-    register: Registration, case: str, pair: LabelledPair, usual: DisplacementField | None = None
+    register: Register, case: str, pair: LabelledPair, usual: DisplacementField | None = None
 ) -> tuple[Row, DisplacementField | None]:
     """Register one pair.
 
     Args:
-        register: The model.
+        register: The model, with its setting.
         case: What the table calls it.
         pair: Images and labels.
         usual: What was found without the trouble, to be compared with what is found now.
@@ -66,20 +76,20 @@ def measure(
     """
     row: Row = {"case": case, "pair": f"{pair.moving.name} → {pair.fixed.name}"}
     try:
-        result = register(pair.moving, pair.fixed, pair.moving_labels, pair.fixed_labels)
+        result = register(*vars(pair).values(), surfaces=False)
     except ParamorphError as err:
         return row | {"error": str(err)}, None
     metrics, field = result.metrics, result.displacement
     row |= {f"dice_{stage}": entry["mean"] for stage, entry in metrics["dice"].items()}
     row |= {f"ncc_{stage}": value for stage, value in metrics["ncc"].items()}
-    row["nonpositive_jacobian_percent"] = metrics["nonpositive_jacobian_percent"]
+    row |= {key: metrics[key] for key in REGULARITY}
     if usual is not None:
         distances_mm = np.linalg.norm(field.vectors_mm - usual.vectors_mm, axis=-1)
         row["field_difference_mm"] = float(distances_mm.max())
     return row, field
 
 
-def troubled(register: Registration, pair: LabelledPair) -> Iterator[Row]:
+def troubled(register: Register, pair: LabelledPair) -> Iterator[Row]:
     """One pair as it is, then with each trouble in its moving image."""
     row, usual = measure(register, AS_THEY_ARE, pair)
     yield row
@@ -88,48 +98,6 @@ def troubled(register: Registration, pair: LabelledPair) -> Iterator[Row]:
         changed = LabelledPair(moving, pair.fixed, labels, pair.fixed_labels)
         stayed = same_places(moving.grid, pair.moving.grid)
         yield measure(register, case, changed, usual if stayed else None)[0]
-
-
-def colin_to_mni() -> LabelledPair:
-    """Colin27 with the tissues that its brightness parts, MNI152 with those of its own maps."""
-    colin = load_volume(COLIN27)
-    classes = sitk.OtsuMultipleThresholds(to_sitk(colin.data, colin.grid), 3)
-    tissues = sitk.GetArrayFromImage(classes).T  # background, fluid, grey, white
-    tissues = np.where(tissues >= GREY, tissues, 0).astype(np.uint8)
-    template = datasets.load_mni152_template(resolution=1)
-    grid = Grid(template.shape, template.affine)
-    grey, white = (
-        load(resolution=1).get_fdata() > 0.5
-        for load in (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
-    )
-    mni_tissues = (GREY * grey + WHITE * (white & ~grey)).astype(np.uint8)
-    return LabelledPair(
-        colin,
-        Volume(template.get_fdata(dtype=np.float32), grid, "MNI152"),
-        Volume(tissues, colin.grid, "Colin27's tissues"),
-        Volume(mni_tissues, grid, "MNI152's tissues"),
-    )
-
-
-def newborns(folder: Path) -> Iterator[tuple[str, LabelledPair]]:
-    """Each newborn's T1 to the next one's T1, then to the next one's T2."""
-    names = sorted(path.name.split("_")[0] for path in folder.glob("*_T1w_brain.nii.gz"))
-    if len(names) < 2:
-        raise BenchmarkError(
-            f"{folder}: expected at least two NAME_T1w_brain.nii.gz, got {len(names)}; check "
-            "--neonate."
-        )
-    for contrast in ("T1", "T2"):
-        for moving, fixed in zip(names, names[1:] + names[:1], strict=True):
-            files = (
-                SubjectFiles(
-                    name,
-                    folder / f"{name}_{kind}w_brain.nii.gz",
-                    folder / f"{name}_Segmentation.nii.gz",
-                )
-                for name, kind in ((moving, "T1"), (fixed, contrast))
-            )
-            yield f"newborn's T1 → another's {contrast}", load_pair(*files)
 
 
 def summarise(rows: Iterable[Row]) -> list[Row]:
@@ -147,37 +115,43 @@ def summarise(rows: Iterable[Row]) -> list[Row]:
     return summary
 
 
+def strangers(
+    neonate: Path | None, made: Path
+) -> Iterator[tuple[str, str, Callable[[], LabelledPair]]]:
+    """Other brains: the case, the pair's name, and how to load it."""
+    cases = [("Colin27 → MNI152, tissues", case) for case in colin_to_mni(Path(), made)]
+    for name in NEWBORNS if neonate else ():
+        cases += [(SETS[name].title, case) for case in SETS[name].find(neonate, made)]
+    for title, case in cases:
+        yield title, case.name, partial(load_pair, case.moving, case.fixed)
+
+
 def run(args: argparse.Namespace) -> None:
-    """Measure every case; write the JSON and the table."""
+    """Measure every case in every setting; write the JSON and the tables."""
     pairs = labelled_pairs(args.folder, args.pairs)
-    strangers = list(newborns(args.neonate)) if args.neonate else []
-    register = Registration(args.model, args.threads)
-    rows: list[Row] = []
-
-    def note(row: Row) -> None:
-        rows.append(row)
-        print(json.dumps(row, ensure_ascii=False), flush=True)
-
-    for moving, fixed in pairs:
-        for row in troubled(register, load_pair(moving, fixed)):
-            note(row)
-    note(measure(register, "Colin27 → MNI152, tissues", colin_to_mni())[0])
-    for case, pair in strangers:
-        note(measure(register, case, pair)[0])
-    summary = summarise(rows)
-    bundle = register.bundle
-    path = write_result(
-        f"robustness-{args.name or bundle.name}",
-        {
-            "model": bundle.name,
-            "weights_sha256": weights_sha256(bundle),
-            "summary": summary,
-            "rows": rows,
-        },
-        packages=["nilearn"],
-    )
-    table = _page(json.loads(path.read_text(encoding="utf-8")), path.stem)
-    write_page(path, table)
+    with_network = Registration(args.model, args.threads)
+    without = Registration(NO_MODEL, args.threads)
+    bundle = with_network.bundle
+    content = {"model": bundle.name, "weights_sha256": weights_sha256(bundle)}
+    content |= {"models": {bundle.name: weights_sha256(bundle)}, "threads": args.threads}
+    name = f"robustness-{args.name or bundle.name}"
+    rows = Rows(name, content, ["nilearn"], args.resume)
+    with TemporaryDirectory() as made:
+        others = list(strangers(args.neonate, Path(made)))
+        for setting, (network, options) in SETTINGS.items():
+            register = partial(with_network if network else without, **options)
+            for moving, fixed in pairs:
+                of = {"setting": setting, "of": f"{moving.name} → {fixed.name}"}
+                if rows.without(**of):
+                    # All cases of a pair at once: a run that goes on does it whole or not at all.
+                    for row in list(troubled(register, load_pair(moving, fixed))):
+                        rows.note(of | row)
+            for case, pair, load in others:
+                of = {"setting": setting, "case": case, "of": pair}
+                if rows.without(**of):
+                    rows.note(of | measure(register, case, load())[0])
+    result = rows.write()
+    write_page(rows.path, page(result, rows.path.stem))
 
 
 def main() -> int:
@@ -187,27 +161,29 @@ def main() -> int:
     add("--model", type=Path, metavar="BUNDLE", help="(default: the shipped one)")
     add("--neonate", type=Path, metavar="DIR", help="NAME_T1w_brain, _T2w_brain, _Segmentation")
     add("--name", help="of the result files (default: the model's)")
+    add("--resume", action="store_true", help="measure only what the result file lacks")
     add("--threads", type=int, help="default: all cores")
     args = parser.parse_args()
     return exit_code("robustness.py", lambda: run(args))
 
 
-def _page(result: Row, name: str) -> str:
-    failures = [
-        f"- {row['case']}, {row['pair']}: {row['error']}\n"
-        for row in result["rows"]
-        if "error" in row
-    ]
-    return (
+def page(result: Mapping[str, Any], name: str) -> str:
+    """The Markdown page of a result."""
+    rows = result["rows"]
+    text = (
         f"# {name}\n\n"
-        f"Written by `benchmarks/robustness.py` from `{name}.json`: {result['model']}, commit "
-        f"{result['commit']}. Means over the pairs. The trouble is in the moving image; where it "
-        "is moved or resampled its labels are too, by nearest neighbour, so a part of the change "
-        "in Dice is theirs. The last column is the largest difference, over all voxels, from the "
-        "field of the same pair as it is, where the moving voxels stay in their places.\n\n"
-        + markdown_table(result["summary"], COLUMNS)
-        + ("\nRefused:\n\n" + "".join(failures) if failures else "")
+        f"Written by `benchmarks/robustness.py` from `{name}.json`: {result['model']}; "
+        f"{origin(result)}.\n\n"
+        "Means over the pairs. The trouble is in the moving image; where it is moved or resampled "
+        "its labels are too, by nearest neighbour, so a part of the change in Dice is theirs. The "
+        "last column is the largest difference, over all voxels, from the field of the same pair "
+        "as it is, where the moving voxels stay in their places.\n"
     )
+    for setting in dict.fromkeys(row.get("setting") for row in rows):
+        summary = summarise(row for row in rows if row.get("setting") == setting)
+        text += (f"\n## {setting.capitalize()}\n" if setting else "") + "\n"
+        text += markdown_table(summary, measured(COLUMNS, summary))
+    return text + failures(rows, "case", "pair")
 
 
 if __name__ == "__main__":

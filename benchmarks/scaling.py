@@ -21,7 +21,7 @@ from bundles import add_model_option, single_bundle
 from charts import growth_picture, stages_of
 from colin import SIDE_MM, write_colin_pair
 from isolated import empty_cache
-from jobs import START_UP, Files, Job
+from jobs import START_UP, Job, Task
 from pairs import BenchmarkError
 from paramorph_rt.errors import exit_code
 from record import weights_sha256, write_page, write_result
@@ -44,7 +44,7 @@ def job_row(job: Job, pair: Pair, threads: int) -> Row:
         BenchmarkError: It failed.
     """
     with TemporaryDirectory() as out:
-        return _checked(job.run(Files.of(*pair, Path(out)), threads, timeout_s=1800))
+        return _checked(job.run(Task.of(*pair, Path(out)), threads, timeout_s=1800))
 
 
 def pairs_row(job: Job, pair: Pair, count: int, threads: int) -> Row:
@@ -54,7 +54,7 @@ def pairs_row(job: Job, pair: Pair, count: int, threads: int) -> Row:
         BenchmarkError: It failed.
     """
     with TemporaryDirectory() as out:
-        return _checked(job.run_many(Files.of(*pair, Path(out)), count, threads, timeout_s=1800))
+        return _checked(job.run_many(Task.of(*pair, Path(out)), count, threads, timeout_s=1800))
 
 
 def median_row(rows: Sequence[Row]) -> Row:

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     Column = tuple[str, str, str]  # title, key, format
 
 
+def measured(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """The columns for which any row has a value."""
+    return [column for column in columns if any(row.get(column[1]) is not None for row in rows)]
+
+
 def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> str:
     """A Markdown table; a dash where a row has no value."""
     titles = [title for title, _, _ in columns]
@@ -23,10 +28,23 @@ def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column])
 def origin(result: Mapping[str, Any]) -> str:
     """Where a result comes from, for its page: machine, commit, versions."""
     versions = ", ".join(f"{p} {v}" for p, v in result["versions"].items() if v)
+    earlier = result.get("resumed_from")
     return (
         f"{result['cores']} cores of {result['processor']}, commit "
-        f"{result['commit'] or 'unknown'}; {versions}"
+        f"{result['commit'] or 'unknown'}"
+        + (f", and rows of earlier runs at {', '.join(earlier)}" if earlier else "")
+        + f"; {versions}"
     )
+
+
+def failures(rows: Iterable[Mapping[str, Any]], *keys: str) -> str:
+    """A list of the rows that have an `error`, for the end of a page; nothing if none has."""
+    failed = dict.fromkeys(
+        f"- {', '.join(row[key] for key in keys)}: {row['error']}\n"
+        for row in rows
+        if "error" in row
+    )
+    return "\nFailed, and left out above:\n\n" + "".join(failed) if failed else ""
 
 
 def differences(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> dict[str, float]:

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError
 
 import pytest
 
 import accuracy
-from accuracy import Contender, contenders, measure, summarise
+import jobs
+from accuracy import measure, summarise
+from bundles import named_bundles
 from evaluation import load_pair
+from jobs import JOBS, Job, jobs_named, of_network, of_registration
 from pairs import BenchmarkError, labelled_pairs
 from paramorph_rt.errors import BundleError, MissingDependencyError
 from report import accuracy_picture, accuracy_table, markdown_table
+from sets import Case
 
 FIGURES = {
-    **{"hd95_mm": 4.0, "assd_mm": 1.0, "ncc": 0.9},
+    **{"hd95_mm": 4.0, "assd_mm": 1.0, "ncc": 0.9, "nondiffeomorphic_volume_percent": 0.25},
     **{"nonpositive_jacobian_percent": 0.125, "sd_log_jacobian": 0.5},
 }
 ROWS = [
@@ -39,6 +42,7 @@ def test_summary_takes_means_and_medians_of_what_was_done():
     assert summary["ours"]["dice"] == 0.75
     assert (summary["ours"]["pairs"], summary["ours"]["failed"]) == (1, 1)
     assert summary["ours"]["seconds_over_syn"] == 0.04
+    assert summary["ours"]["seconds_over_greedy"] is None
 
 
 def test_without_syn_there_is_no_ratio_to_it():
@@ -53,100 +57,117 @@ def test_markdown_table_has_a_dash_for_nothing():
     )
 
 
-def test_page_names_figures_and_failures():
-    result = {
-        **{"summary": summarise(ROWS), "rows": ROWS, "pairs": 2, "threads": 1},
+def result_of(rows) -> dict:
+    return {
+        **{"summary": summarise(rows), "rows": rows, "pairs": 2, "threads": 1, "cores": 2},
         **{"processor": "a processor", "commit": "abc", "versions": {"numpy": "2", "torch": None}},
     }
-    page = accuracy_table(result, "accuracy-x")
-    assert "| ours | 0.750 | 4.00 | 1.00 | 0.900 | 0.125 | 0.500 | 4.0 | 1.0 | 0.04 | – |" in page
+
+
+def test_page_names_figures_and_failures():
+    page = accuracy_table(result_of(ROWS), "accuracy-x")
+    assert "| ours | 0.750 | 4.00 | 1.00 | 0.500 | 0.1250 | 0.2500 | 4.0 | 1.0 | 0.04 | – |" in page
     assert "- ours, q → p: killed by SIGKILL" in page
     assert "numpy 2." in page
     assert "torch" not in page
+    assert "error" not in page.split("|", 1)[1].split("\n", 1)[0]  # no truth, no column
 
 
-def test_picture_names_every_method_that_has_a_time(tmp_path):
-    nothing = {"pair": "p → q", "method": "nothing", "dice": 0.2, "seconds": 0.0}
-    accuracy_picture([nothing, *ROWS], tmp_path / "picture.svg")
+def test_page_of_a_known_field_shows_errors():
+    error = {"error_mean_mm": 0.625, "error_p95_mm": 1.5, "error_max_mm": 3.25}
+    page = accuracy_table(result_of([ROWS[2] | error]), "accuracy-x")
+    assert "| ours | 0.750 | 4.00 | 1.00 | 0.62 | 1.50 | 3.25 | 0.500 |" in page
+    assert "deformed by smooth noise" in page
+
+
+def test_picture_names_every_method_and_draws_what_does_not_deform_as_a_line(tmp_path):
+    still = {"pair": "p → q", "method": "affine", "dice": 0.2, "seconds": 1.0}
+    rows = [still | {"sd_log_jacobian": 1e-7}, *ROWS]
+    accuracy_picture(result_of(rows), tmp_path / "picture.svg")
     text = (tmp_path / "picture.svg").read_text(encoding="utf-8")
-    assert all(name in text for name in ("ANTs SyN", "ours", "nothing: 0.200"))
+    assert text.count("ANTs SyN") == text.count(">ours<") == 2  # in both plots
+    assert text.count("affine: 0.200") == 2
+    assert all(label in text for label in ("SDlogJ", "seconds per pair", "mean Dice"))
 
 
-def test_ours_is_asked_for_once_per_model_and_engine(bundle):
-    found = contenders(["nothing", "paramorph"], ["onnxruntime:fp32"], [str(bundle), f"{bundle}:b"])
-    assert [c.title for c in found] == [
-        "no registration",
-        "ParaMorph known-displacement, onnxruntime:fp32",
-        "ParaMorph b, onnxruntime:fp32",
-    ]
-    assert {c.model for c in found[1:]} == {str(bundle)}
+def test_seconds_of_the_registration_leave_out_what_is_around_it():
+    stages = {"start-up": 50, "load": 40, "load network": 30, "metrics": 20, "save": 10}
+    stages |= {"affine": 1, "features": 2, "network": 4, "refine": 8, "warp": 16}
+    assert of_registration(stages) == 31
+    assert of_network(stages) == 6
+    assert of_network({"register": 1}) is None
 
 
-@pytest.mark.parametrize(
-    ("methods", "engines", "models", "message"),
-    [
-        (["magic"], [], [], "--methods: expected some of nothing, affine, .*, got magic"),
-        (["paramorph"], ["abacus:fp3"], ["M"], "--ours: expected some of onnx.*, got abacus:fp3"),
-        (["paramorph"], ["onnxruntime:fp32"], ["M", "M"], "got 2; tell them apart by --model"),
-    ],
-)
-def test_what_cannot_be_run_is_said_before_anything_is(bundle, methods, engines, models, message):
-    with pytest.raises(BenchmarkError, match=message):
-        contenders(methods, engines, [str(bundle) for _ in models])
+def test_ours_is_asked_for_once_per_model_if_it_has_one(bundle):
+    found = jobs_named("nothing,default,no-network", named_bundles([f"{bundle}:a", f"{bundle}:b"]))
+    titles = ["no registration", "ParaMorph, a", "ParaMorph, b", "ParaMorph, no network"]
+    assert [job.title for job in found] == titles
+    assert [job.model for job in found[1:]] == [str(bundle), str(bundle), "none"]
+    (alone,) = jobs_named("default", named_bundles([str(bundle)]))
+    assert alone.title == "ParaMorph"
+
+
+def test_titles_are_of_one_job_each():
+    titles = [job.title for job in JOBS.values()]
+    assert len(set(titles)) == len(titles)
+
+
+def test_what_cannot_be_run_is_said_before_anything_is(bundle):
+    with pytest.raises(BenchmarkError, match=r"--methods: expected some of nothing, .*, got magic"):
+        jobs_named("nothing,magic", named_bundles([str(bundle)]))
 
 
 def test_a_model_that_is_none_is_said(tmp_path):
     with pytest.raises(BundleError, match="expected a bundle"):
-        contenders(["paramorph"], ["onnxruntime:fp32"], [f"{tmp_path / 'absent'}:label"])
+        named_bundles([f"{tmp_path / 'absent'}:label"])
 
 
 def test_a_missing_peer_is_said(monkeypatch):
-    def absent(package):
-        raise PackageNotFoundError(package)
-
-    monkeypatch.setattr(accuracy, "version", absent)
-    with pytest.raises(
-        MissingDependencyError, match=r"found none; pip install -e '\.\[benchmarks\]"
-    ):
-        contenders(["syn"], [], [])
+    monkeypatch.setitem(jobs.JOBS, "absent", Job("absent", "absent", "no-such-package-anywhere"))
+    with pytest.raises(MissingDependencyError, match="found none; install it as benchmarks/README"):
+        jobs_named("absent", {})
 
 
 def test_a_method_that_fails_is_a_row(phantoms):
-    (moving, fixed), _ = labelled_pairs(phantoms)
-    broken = Contender("ours", "paramorph", "/nowhere", "onnxruntime:fp32")
-    row = measure(broken, moving, fixed, load_pair(moving, fixed), threads=1, timeout_s=60)
+    case = Case(*labelled_pairs(phantoms)[0])
+    pair = load_pair(case.moving, case.fixed)
+    row = measure(Job("ours", model="/nowhere"), case, pair, threads=1, timeout_s=60)
     assert (row["pair"], row["method"]) == ("a → b", "ours")
     assert "expected a bundle" in row["error"]
     assert "dice" not in row
 
 
 def test_a_field_that_cannot_be_judged_is_a_row(phantoms):
-    (moving, fixed), _ = labelled_pairs(phantoms)
-    pair = load_pair(fixed, moving)  # judged on the grid of the other image
-    row = measure(Contender("x", "nothing"), moving, fixed, pair, threads=1, timeout_s=60)
+    case = Case(*labelled_pairs(phantoms)[0])
+    pair = load_pair(case.fixed, case.moving)  # judged on the grid of the other image
+    row = measure(JOBS["nothing"], case, pair, threads=1, timeout_s=60)
     assert "expected it on the grid of a_t1.nii.gz" in row["error"]
 
 
-def test_a_whole_run(phantoms, bundle, results, tmp_path, monkeypatch):
+def test_a_whole_run_goes_on_where_it_was(phantoms, bundle, results, tmp_path):
     (tmp_path / "pairs.csv").write_text("moving,fixed\na,b\n", encoding="utf-8")
     command = [str(phantoms), "--pairs", str(tmp_path / "pairs.csv"), "--name", "made-up"]
-    command += ["--methods", "nothing,paramorph", "--model", f"{bundle}:zero", "--threads", "1"]
-    monkeypatch.setattr("sys.argv", ["accuracy.py", *command])
-    assert accuracy.main() == 0
+    command += ["--model", f"{bundle}:zero", "--threads", "1", "--methods"]
+    assert accuracy.main([*command, "nothing,unrefined"]) == 0
+    assert accuracy.main([*command, "nothing,unrefined,no-network", "--resume"]) == 0
     result = json.loads((results / "accuracy-made-up.json").read_text(encoding="utf-8"))
-    nothing, ours = result["rows"]
-    assert ours["method"] == "ParaMorph zero, onnxruntime:fp32"
-    # The network does nothing, but the affine before it helps.
-    assert ours["dice"] > nothing["dice"] + 0.05
-    assert 0 <= ours["network_seconds"] < ours["seconds"]
-    assert ours["peak_mb"] > 50
+    nothing, unrefined, refined = result["rows"]
+    assert unrefined["method"] == "ParaMorph, not refined"
+    # The network does nothing, but the affine before it helps, and the refinement after it more.
+    assert refined["dice"] - 0.02 > unrefined["dice"] > nothing["dice"] + 0.05
+    assert 0 <= unrefined["network_seconds"] < unrefined["seconds"] < unrefined["job_seconds"]
+    assert refined["network_seconds"] is None
+    assert unrefined["peak_mb"] > 50
     page = (results / "accuracy-made-up.md").read_text(encoding="utf-8")
-    assert f"| ParaMorph zero, onnxruntime:fp32 | {ours['dice']:.3f} |" in page
+    assert f"| ParaMorph, not refined | {unrefined['dice']:.3f} |" in page
     assert (results / "accuracy-made-up.svg").exists()
 
 
-def test_a_wrong_folder_is_one_line(tmp_path, monkeypatch, capsys, bundle):
-    command = ["accuracy.py", str(tmp_path), "--methods", "nothing", "--model", str(bundle)]
-    monkeypatch.setattr("sys.argv", command)
-    assert accuracy.main() == 1
+def test_an_unknown_set_is_one_line(tmp_path, capsys):
+    assert accuracy.main([str(tmp_path), "--set", "moon-rocks"]) == 1
+    assert "--set: expected some of brain-t1-validation" in capsys.readouterr().err
+
+
+def test_a_wrong_folder_is_one_line(tmp_path, capsys, bundle):
+    assert accuracy.main([str(tmp_path), "--methods", "nothing", "--model", str(bundle)]) == 1
     assert capsys.readouterr().err.startswith("accuracy.py: ")

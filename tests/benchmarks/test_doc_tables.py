@@ -12,7 +12,7 @@ import record
 from pairs import BenchmarkError
 
 NAME = "accuracy-brain-t1-validation"
-FIGURES = {"dice": 0.5672, "seconds": 2.94, "network_seconds": 0.71}
+FIGURES = {"dice": 0.5672, "seconds": 2.94, "sd_log_jacobian": 0.1251}
 MARKED = f"before\n\n<!-- table: {NAME} -->\n| old |\n<!-- end -->\n\nafter\n"
 
 
@@ -42,7 +42,9 @@ def test_what_stands_between_the_marks_is_made_from_the_result(project):
     ((path, text),) = doc_tables.outdated(project)
     assert path == project / "README.md"
     assert text.startswith(f"before\n\n<!-- table: {NAME} -->\n| two cores of AMD EPYC | Dice |")
-    assert "| **ParaMorph**, OpenVINO, bf16 | 0.567 | 2.9 | 0.7 | 0.038 |\n" in text
+    assert (
+        "| **ParaMorph brain-t1-small**, OpenVINO, bf16 | 0.567 | 0.125 | 0.0381 | 2.9 | " in text
+    )
     assert text.endswith("|\n<!-- end -->\n\nafter\n")
     assert "| old |" not in text
     assert doc_tables.updated(text) == text

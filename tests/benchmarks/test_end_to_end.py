@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import end_to_end
-from jobs import Job
-from pairs import BenchmarkError, labelled_pairs
+import jobs
+from jobs import FIELD, Job
+from pairs import labelled_pairs
 from paramorph_rt.field import DisplacementField
 from paramorph_rt.transforms.itk import write_displacement
 from paramorph_rt.volume import load_volume
@@ -21,16 +22,16 @@ def quick(phantoms, bundle, monkeypatch):
     """Options for one pair, one thread, the smallest warm-up."""
     monkeypatch.setattr(end_to_end, "WARM_UP_SIZE", 24)
     options = ["--folder", str(phantoms), "--pairs", "1", "--model", f"{bundle}:zero"]
-    return [*options, "--threads", "1", "--engines", "onnxruntime:fp32"]
+    return [*options, "--threads", "1"]
 
 
 @pytest.mark.slow
 def test_jobs_are_done_judged_and_taken_apart(quick, results):
     pytest.importorskip("ants", reason="needs antspyx, of the extra benchmarks")
-    assert end_to_end.main(quick) == 0
+    assert end_to_end.main([*quick, "--methods", "unrefined,syn"]) == 0
     result = json.loads((results / "end-to-end.json").read_text(encoding="utf-8"))
     ours, theirs = result["summary"]
-    assert (ours["job"], theirs["job"]) == ("ParaMorph zero, onnxruntime:fp32", "ANTs SyN")
+    assert (ours["job"], theirs["job"]) == ("ParaMorph, not refined", "ANTs SyN")
     assert ours["n"] == theirs["n"] == 1
     for row in (ours, theirs):
         assert row["stages"]["start-up"] > 0
@@ -40,33 +41,34 @@ def test_jobs_are_done_judged_and_taken_apart(quick, results):
     assert {"load", "affine", "network", "warp", "metrics", "save"} < set(ours["stages"])
     assert set(theirs["stages"]) == {"start-up", "load", "register", "warp", "metrics", "save"}
     assert 0.3 < ours["dice"] < theirs["dice"] <= 1  # ours answers with no displacement
-    assert ours["share"] == pytest.approx(ours["seconds"] / theirs["seconds"])
-    assert theirs["share"] == 1
+    faster = theirs["seconds"] / ours["seconds"]
+    assert ours["faster_than_syn"] == pytest.approx(faster)
+    assert theirs["faster_than_syn"] == 1
+    assert "faster_than_greedy" not in ours
     page = (results / "end-to-end.md").read_text(encoding="utf-8")
     assert page == end_to_end.page(result, "end-to-end")
-    assert "| of ANTs SyN's time |" in page
+    assert "| times faster than ANTs SyN | of ANTs SyN's CPU |" in page
     assert (results / "end-to-end.svg").stat().st_size > 5000
 
 
-def test_a_job_that_fails_is_told(quick, results):
-    arguments = [*quick, "--peers", "", "--engines", "onnxruntime:fp32,onnxruntime:bf16"]
-    assert end_to_end.main(arguments) == 0
+def test_a_job_that_fails_is_told(quick, results, bundle, monkeypatch):
+    broken = Job("broken", model=str(bundle), refine="off", engine="onnxruntime:bf16")
+    monkeypatch.setitem(jobs.JOBS, "broken", broken)
+    assert end_to_end.main([*quick, "--methods", "unrefined,broken"]) == 0
     done, failed = json.loads((results / "end-to-end.json").read_text(encoding="utf-8"))["rows"]
     assert "error" not in done
     assert "onnxruntime: expected precision fp32" in failed["error"]
-    assert "- ParamorphFailed" not in (
-        page := (results / "end-to-end.md").read_text(encoding="utf-8")
-    )
-    assert "Failed:\n\n- ParaMorph zero, onnxruntime:bf16, a → b: " in page
+    page = (results / "end-to-end.md").read_text(encoding="utf-8")
+    assert "left out above:\n\n- broken, a → b: " in page
 
 
 class Boaster(Job):
     """Writes no displacement at all and says that it is perfect."""
 
-    def run(self, files, threads, timeout_s):
-        grid = load_volume(files.fixed).grid
+    def run(self, task, threads, timeout_s):
+        grid = load_volume(task.fixed).grid
         nothing = DisplacementField(grid, np.zeros((*grid.shape, 3), np.float32))
-        write_displacement(Path(files.out) / "displacement.nii.gz", nothing)
+        write_displacement(Path(task.out) / FIELD, nothing)
         return {"seconds": 1.0, "dice": 1.0}
 
 
@@ -86,14 +88,18 @@ def test_shares_are_of_the_same_pair_and_turn():
         known = {"job": job, "ours": job == "ours", "pair": "p", "turn": turn, "seconds": seconds}
         return known | figures
 
-    rows = [row("ours", 0, 2.0), row("peer", 0, 40.0), row("ours", 1, 6.0), row("peer", 1, 60.0)]
+    greedy = "greedy"
+    rows = [row("ours", 0, 2.0), row(greedy, 0, 40.0), row("ours", 1, 6.0), row(greedy, 1, 60.0)]
     rows += [{"job": "ours", "ours": True, "pair": "p", "turn": 2, "error": "killed by SIGKILL"}]
     ours, peer = end_to_end.summarise(rows)
-    assert ours["share"] == ours["cpu_share"] == pytest.approx((2 / 40 + 6 / 60) / 2)
+    share = (2 / 40 + 6 / 60) / 2
+    assert ours["faster_than_greedy"] == pytest.approx(1 / share)
+    assert ours["cpu_of_greedy"] == pytest.approx(share)
     assert (ours["n"], ours["seconds"], ours["stages"]) == (2, 4.0, {"warp": 4.0})
-    assert peer["times_faster"] == 1
+    assert peer["faster_than_greedy"] == 1
+    assert "faster_than_syn" not in ours
 
 
-def test_unknown_peer_is_one_sentence():
-    with pytest.raises(BenchmarkError, match="--peers: expected some of syn, elastix, got ants"):
-        end_to_end.jobs("ants", "onnxruntime:fp32", None)
+def test_unknown_method_is_one_sentence(capsys):
+    assert end_to_end.main(["--methods", "ants"]) == 1
+    assert "--methods: expected some of nothing" in capsys.readouterr().err

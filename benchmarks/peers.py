@@ -1,0 +1,359 @@
+"""Peers' registration jobs: read, register, warp image and labels, Dice of all labels, write.
+
+Each takes its default settings; where a package has none, the reason is beside them. Run as a
+script, this is a peer's process; it loads what that peer needs and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isolated import THREAD_VARIABLES
+from jobs import FIELD, METRICS, WARPED, WARPED_LABELS, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import SimpleITK as sitk
+
+    from paramorph_rt.field import DisplacementField
+    from paramorph_rt.volume import Volume
+
+    Find = Callable[[Volume, Volume, str], DisplacementField]
+
+DEMONS_SHRINK_FACTORS = (4, 2, 1)
+DEMONS_ITERATIONS = 50  # at each of them
+DEMONS_SMOOTHING_VOX = 1.5  # of the whole field, after every iteration
+GREEDY_METRIC = "-m NCC 2x2x2 -n 100x50x10"
+GREEDY_SMOOTHING = "-s 1.732vox 0.7071vox"  # of the force and of the field
+# The scales and iterations of FireANTs' own tutorial.
+FIREANTS_AFFINE = ([4, 2, 1], [200, 100, 50])
+FIREANTS_DEFORMABLE = ([4, 2, 1], [200, 100, 25])
+
+
+class Stages(dict):
+    """Seconds by name."""
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self[name] = time.perf_counter() - start
+
+
+def threads() -> int:
+    """How many this process shall use, as `isolated.limited_to` told it."""
+    return int(os.environ[THREAD_VARIABLES[0]])
+
+
+def syn(task: Task, seconds: Stages) -> None:
+    """ANTs' symmetric normalisation by antspyx, with its default parameters, affine included."""
+    import ants
+
+    with seconds("load"):
+        moving, fixed = ants.image_read(task.moving), ants.image_read(task.fixed)
+        labels = ants.image_read(task.moving_labels, pixeltype="unsigned int")
+    prefix = f"{task.out}/syn_"
+    with seconds("register"):
+        if task.affine == "rigid":
+            start = ants.registration(
+                fixed, moving, type_of_transform="Rigid", outprefix=f"{task.out}/rigid_"
+            )["fwdtransforms"]
+            found = ants.registration(
+                fixed,
+                moving,
+                type_of_transform="SyNOnly",
+                initial_transform=start,
+                outprefix=prefix,
+            )
+        else:
+            found = ants.registration(fixed, moving, type_of_transform="SyN", outprefix=prefix)
+    transforms = found["fwdtransforms"]
+    with seconds("warp"):
+        warped_labels = ants.apply_transforms(
+            fixed, labels, transforms, interpolator="nearestNeighbor"
+        ).clone("unsigned int")
+    with seconds("save"):
+        ants.image_write(found["warpedmovout"], f"{task.out}/{WARPED}")
+        ants.image_write(warped_labels, f"{task.out}/{WARPED_LABELS}")
+        # All transforms as one field: syn_comp.nii.gz.
+        field = ants.apply_transforms(fixed, moving, transforms, compose=prefix)
+        Path(field).rename(f"{task.out}/{FIELD}")
+
+
+def elastix(task: Task, seconds: Stages) -> None:
+    """elastix by itk-elastix: translation, affine, B-splines, with default parameters."""
+    import itk
+
+    with seconds("load"):
+        moving, fixed = itk.imread(task.moving, itk.F), itk.imread(task.fixed, itk.F)
+        labels = itk.imread(task.moving_labels, itk.F)
+    with seconds("register"):
+        warped, found = itk.elastix_registration_method(
+            fixed, moving, parameter_object=elastix_parameters(task.affine)
+        )
+    with seconds("warp"):
+        for number in range(found.GetNumberOfParameterMaps()):
+            found.SetParameter(number, "FinalBSplineInterpolationOrder", "0")
+        warped_labels = itk.transformix_filter(labels, found)
+        integer = itk.Image[itk.SS, 3]
+        warped_labels = itk.cast_image_filter(warped_labels, ttype=(type(warped_labels), integer))
+    with seconds("save"):
+        itk.imwrite(warped, f"{task.out}/{WARPED}")
+        itk.imwrite(warped_labels, f"{task.out}/{WARPED_LABELS}")
+        # It writes a file of its own as well, in the working folder unless told where.
+        field = itk.transformix_deformation_field(moving, found, output_directory=task.out)
+        itk.imwrite(field, f"{task.out}/{FIELD}")
+
+
+def elastix_parameters(kind: str):
+    """Its default parameter maps for the three transforms, one after the other."""
+    import itk
+
+    parameters = itk.ParameterObject.New()
+    for each in ("translation", kind, "bspline"):
+        parameters.AddParameterMap(parameters.GetDefaultParameterMap(each))
+    # itk-elastix 0.25 crashes when its bending energy counts in several threads at once.
+    parameters.SetParameter(2, "UseMultiThreadingForMetrics", "false")
+    return parameters
+
+
+def greedy(task: Task, seconds: Stages, options: str = "") -> None:
+    """Greedy diffeomorphic registration by picsl-greedy, its affine included.
+
+    Affine and deformable with the same metric and iterations, as its users' guide has them.
+    `-sv` in the options is its stationary velocity field, log-demons.
+
+    Source:
+        Yushkevich et al., Fast automatic segmentation of hippocampal subfields (2016).
+    """
+    from picsl_greedy import Greedy3D
+
+    program, log = Greedy3D(), io.StringIO()
+    pair = f"-i {task.fixed} {task.moving}"
+    affine, warp = f"{task.out}/affine.mat", f"{task.out}/warp.nii.gz"
+    freedom = 6 if task.affine == "rigid" else 12
+
+    def run(command: str) -> None:
+        program.execute(f"-threads {threads()} {command}", out=log, err=log)
+
+    with seconds("register"):  # it reads and writes files in between, as its command does
+        run(f"-a -dof {freedom} -ia-image-centers {GREEDY_METRIC} {pair} -o {affine}")
+        run(f"{GREEDY_METRIC} {GREEDY_SMOOTHING} {options} -it {affine} {pair} -o {warp}")
+    with seconds("warp"):
+        run(
+            f"-rf {task.fixed} -rm {task.moving} {task.out}/{WARPED} -ri NN "
+            f"-rm {task.moving_labels} {task.out}/{WARPED_LABELS} "
+            f"-rc {task.out}/{FIELD} -r {warp} {affine}"
+        )
+
+
+def fireants(task: Task, seconds: Stages) -> None:
+    """FireANTs' greedy registration after its affine, by PyTorch on the CPU.
+
+    Source:
+        Jena et al., FireANTs (2024), arXiv 2404.01249; run as its licence allows.
+    """
+    import SimpleITK as sitk
+    import torch
+    from fireants.io.image import BatchedImages, Image
+    from fireants.registration.affine import AffineRegistration
+    from fireants.registration.greedy import GreedyRegistration
+    from fireants.registration.rigid import RigidRegistration
+
+    torch.set_num_threads(threads())
+    with seconds("load"):
+        pair = [
+            BatchedImages([Image.load_file(path, device="cpu")])
+            for path in (task.fixed, task.moving)
+        ]
+    with seconds("register"):
+        rigid = task.affine == "rigid"
+        first = (RigidRegistration if rigid else AffineRegistration)(*FIREANTS_AFFINE, *pair)
+        first.optimize()
+        matrix = first.get_rigid_matrix() if rigid else first.get_affine_matrix()
+        second = GreedyRegistration(*FIREANTS_DEFORMABLE, *pair, init_affine=matrix.detach())
+        second.optimize()
+    with seconds("save"):
+        second.save_as_ants_transforms(f"{task.out}/{FIELD}")
+    with seconds("warp"):  # by ITK, through the file that it wrote
+        fixed = sitk.ReadImage(task.fixed)
+        vectors = sitk.ReadImage(f"{task.out}/{FIELD}", sitk.sitkVectorFloat64)
+        through = sitk.DisplacementFieldTransform(vectors)
+        for source, how, name in (
+            (task.moving, sitk.sitkLinear, WARPED),
+            (task.moving_labels, sitk.sitkNearestNeighbor, WARPED_LABELS),
+        ):
+            warped = sitk.Resample(sitk.ReadImage(source), fixed, through, how)
+            sitk.WriteImage(warped, f"{task.out}/{name}")
+
+
+def after_our_affine(task: Task, seconds: Stages, find: Find) -> None:
+    """A method that has no affine of its own, or no file format: it takes ours.
+
+    Args:
+        find: Moving, fixed and the kind of the affine; gives a complete field.
+    """
+    from paramorph_rt.transforms.itk import write_displacement
+    from paramorph_rt.volume import load_labels, load_volume, save_labels, save_volume
+    from paramorph_rt.warp import warp_volume
+
+    with seconds("load"):
+        moving, fixed = load_volume(task.moving), load_volume(task.fixed)
+        labels = load_labels(task.moving_labels)
+    with seconds("register"):
+        field = find(moving, fixed, task.affine)
+    with seconds("warp"):
+        warped, warped_labels = warp_volume(moving, field), warp_volume(labels, field, "nearest")
+    with seconds("save"):
+        out = Path(task.out)
+        write_displacement(out / FIELD, field)
+        save_volume(out / WARPED, warped)
+        save_labels(out / WARPED_LABELS, warped_labels)
+
+
+def nothing(_moving: Volume, fixed: Volume, _kind: str) -> DisplacementField:
+    """Both images where their headers put them."""
+    import numpy as np
+
+    from paramorph_rt.field import DisplacementField
+
+    return DisplacementField(fixed.grid, np.zeros((*fixed.grid.shape, 3), np.float32))
+
+
+def affine(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
+    """The affine alignment that precedes our refinement."""
+    return nothing(moving, fixed, kind).composed_with_affine(_our_affine(moving, fixed, kind))
+
+
+def demons(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
+    """SimpleITK's diffeomorphic demons from coarse to fine.
+
+    They have no settings of use by default; these are common ones, not tuned to any data. Demons
+    compare intensities as they are, so the moving image's histogram is matched to the fixed one's
+    first, with the settings of SimpleITK's example DemonsRegistration2.
+    """
+    import SimpleITK as sitk
+
+    from paramorph_rt.field import DisplacementField
+    from paramorph_rt.preprocess import resample_to_grid
+    from paramorph_rt.spaces import from_sitk, to_sitk
+
+    to_moving = _our_affine(moving, fixed, kind)
+    aligned = to_sitk(resample_to_grid(moving, fixed.grid, to_moving), fixed.grid)
+    target = to_sitk(fixed.data, fixed.grid)
+    matched = sitk.HistogramMatching(aligned, target, 1024, 7, True)
+    vectors, _ = from_sitk(_demons_field(matched, target))
+    return DisplacementField(fixed.grid, vectors).composed_with_affine(to_moving)
+
+
+def _demons_field(moving: sitk.Image, fixed: sitk.Image) -> sitk.Image:
+    import SimpleITK as sitk
+
+    method = sitk.DiffeomorphicDemonsRegistrationFilter()
+    method.SetNumberOfIterations(DEMONS_ITERATIONS)
+    method.SetStandardDeviations(DEMONS_SMOOTHING_VOX)
+    field = None
+    for factor in DEMONS_SHRINK_FACTORS:
+        small_moving, small_fixed = (_shrunk(image, factor) for image in (moving, fixed))
+        if field is None:
+            field = method.Execute(small_fixed, small_moving)
+        else:
+            # By the nearest where the coarser grid ends half a voxel short of the finer one.
+            field = sitk.Resample(field, small_fixed, useNearestNeighborExtrapolator=True)
+            field = method.Execute(small_fixed, small_moving, field)
+    return sitk.Cast(field, sitk.sitkVectorFloat32)
+
+
+def _shrunk(image: sitk.Image, factor: int) -> sitk.Image:
+    import SimpleITK as sitk
+
+    if factor == 1:
+        return image
+    sigma = [factor / 2 * spacing for spacing in image.GetSpacing()]
+    return sitk.Shrink(sitk.SmoothingRecursiveGaussian(image, sigma), [factor] * 3)
+
+
+def convexadam(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
+    """ConvexAdam with MIND features and its default settings, by PyTorch on the CPU.
+
+    Source:
+        Siebert et al., ConvexAdam (2024), doi:10.1109/TMI.2024.3462248; Apache-2.0.
+    """
+    import numpy as np
+    import torch
+    from convexAdam.convex_adam_MIND import convex_adam_pt
+
+    from paramorph_rt.field import field_from_network
+    from paramorph_rt.preprocess import resample_to_grid
+
+    torch.set_num_threads(threads())
+    to_moving = _our_affine(moving, fixed, kind)
+    aligned = resample_to_grid(moving, fixed.grid, to_moving)
+    pair = (torch.from_numpy(np.ascontiguousarray(data)) for data in (fixed.data, aligned))
+    found = convex_adam_pt(*pair)  # voxels of the fixed grid, components last
+    field = field_from_network(np.moveaxis(found, -1, 0), fixed.grid)
+    return field.composed_with_affine(to_moving)
+
+
+def _our_affine(moving: Volume, fixed: Volume, kind: str):
+    from paramorph_rt.affine import align_affine
+
+    return align_affine(moving, fixed, "rigid" if kind == "rigid" else "auto").affine
+
+
+PEERS: dict[str, Callable[[Task, Stages], None]] = {
+    "nothing": partial(after_our_affine, find=nothing),
+    "affine": partial(after_our_affine, find=affine),
+    "demons": partial(after_our_affine, find=demons),
+    "convexadam": partial(after_our_affine, find=convexadam),
+    "syn": syn,
+    "elastix": elastix,
+    "greedy": greedy,
+    "greedy-sv": partial(greedy, options="-sv"),
+    "fireants": fireants,
+}
+
+
+def mean_dice(task: Task) -> float:
+    """Over the labels that both maps have, of the labels that a peer warped and wrote itself."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    def read(path: str) -> sitk.Image:
+        return sitk.Cast(sitk.ReadImage(path), sitk.sitkInt32)
+
+    fixed, warped = read(task.fixed_labels), read(f"{task.out}/{WARPED_LABELS}")
+    warped.CopyInformation(fixed)  # some write rounded headers
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
+    overlap.Execute(fixed, warped)
+    present = (
+        set(np.unique(sitk.GetArrayViewFromImage(image)).tolist())
+        for image in (fixed, read(task.moving_labels))
+    )
+    common = set.intersection(*present) - {0}
+    lost = common - set(np.unique(sitk.GetArrayViewFromImage(warped)).tolist())
+    return sum(overlap.GetDiceCoefficient(label) for label in common - lost) / len(common)
+
+
+def main(peer: str, text: str) -> None:
+    """Do a peer's job and tell what it took."""
+    task, seconds = Task(**json.loads(text)), Stages()
+    PEERS[peer](task, seconds)
+    with seconds("metrics"):
+        dice = mean_dice(task)
+    (Path(task.out) / METRICS).write_text(
+        json.dumps({"seconds": seconds, "dice": dice}), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,296 @@
+"""The sets of pairs that accuracy.py knows, each by a small description.
+
+None of their data is part of this project. A set's folder lies below the one that is named on the
+command line; what is made, such as deformed brains, goes into a folder of the run's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from pairs import BenchmarkError
+from paramorph.data import SubjectFiles
+from paramorph_rt.field import DisplacementField
+from paramorph_rt.spaces import Grid, to_sitk
+from paramorph_rt.transforms.itk import write_displacement
+from paramorph_rt.volume import Volume, load_labels, load_volume, save_labels, save_volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Float, Integer
+
+COLIN27 = Path(__file__).parents[1] / "examples/colin27/ch2bet.nii.gz"
+GREY, WHITE = 2, 3
+SEED = 20
+FIELD_SIGMA_MM = 14.0  # of the Gaussian that smooths noise into a deformation
+FIELD_MEAN_MM = 3.0  # length of its vectors
+NOISE = 0.02  # of the bright intensities
+MARGIN_VOX = 14  # about the original grid, for what the deformation moves out of it
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair to register.
+
+    Attributes:
+        moving: Image and labels.
+        fixed: Image and labels.
+        true_field: File of the displacement field that is to be found, where it is known.
+    """
+
+    moving: SubjectFiles
+    fixed: SubjectFiles
+    true_field: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.moving.name} → {self.fixed.name}"
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs of one kind.
+
+    Attributes:
+        title: What they are, for the page.
+        folder: Below the folder of all sets.
+        find: The pairs, from the set's folder and a folder for what is made.
+        affine: What precedes the deformable registration: "affine" or "rigid".
+    """
+
+    title: str
+    folder: str
+    find: Callable[[Path, Path], list[Case]]
+    affine: str = "affine"
+
+    def cases(self, data: Path, made: Path) -> list[Case]:
+        """All pairs.
+
+        Raises:
+            BenchmarkError: The folder does not hold two subjects.
+        """
+        return self.find(data / self.folder, made)
+
+
+def ring(
+    folder: Path, _made: Path, moving: str, fixed: str | None = None, labels: str = "*_labels"
+) -> list[Case]:
+    """Each subject to the next one, and the last to the first.
+
+    Args:
+        folder: Holds the files.
+        moving: Name of the moving image, with * for the subject's name, without .nii.gz.
+        fixed: The same of the fixed image; None is as of the moving one.
+        labels: The same of the label map, on the voxels of both.
+    """
+
+    def path(pattern: str, name: str) -> Path:
+        return folder / f"{pattern.replace('*', name)}.nii.gz"
+
+    suffix = labels.removeprefix("*")
+    names = sorted(p.name.removesuffix(f"{suffix}.nii.gz") for p in folder.glob(f"{labels}.nii.gz"))
+    names = [name for name in names if path(moving, name).exists()]
+    if len(names) < 2:
+        raise BenchmarkError(
+            f"{folder}: expected at least two subjects with {moving}.nii.gz and {labels}.nii.gz, "
+            f"got {len(names)}; check the folder."
+        )
+
+    def subject(pattern: str, name: str) -> SubjectFiles:
+        return SubjectFiles(name, path(pattern, name), path(labels, name))
+
+    return [
+        Case(subject(moving, one), subject(fixed or moving, other))
+        for one, other in pairwise([*names, names[0]])
+    ]
+
+
+def rings(folder: Path, made: Path, collections: tuple[str, ...], **files: str) -> list[Case]:
+    """A ring in each of some folders."""
+    return [case for name in collections for case in ring(folder / name, made, **files)]
+
+
+def newborns(moving: str, fixed: str) -> Callable[[Path, Path], list[Case]]:
+    """Newborns of which each has a T1 and a T2 on the same voxels."""
+    files = {"moving": f"*_{moving}w_brain", "fixed": f"*_{fixed}w_brain"}
+    return partial(ring, **files, labels="*_Segmentation")
+
+
+def colin_to_mni(_folder: Path, made: Path) -> list[Case]:
+    """Colin27 with the tissues that its brightness parts, MNI152 with those of its own maps."""
+    from nilearn import datasets
+
+    colin = load_volume(COLIN27)
+    template = datasets.load_mni152_template(resolution=1)
+    grid = Grid(template.shape, template.affine)
+    grey, white = (
+        load(resolution=1).get_fdata() > 0.5
+        for load in (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
+    )
+    mni = Volume(template.get_fdata(dtype=np.float32), grid, "MNI152")
+    mni_tissues = (GREY * grey + WHITE * (white & ~grey)).astype(np.uint8)
+    return [
+        Case(
+            _written(made, "Colin27", colin, tissues_of(colin)),
+            _written(made, "MNI152", mni, mni_tissues),
+        )
+    ]
+
+
+def tissues_of(t1: Volume) -> Integer[np.ndarray, "i j k"]:
+    """Grey and white matter of a skull-stripped T1 by Otsu's thresholds."""
+    classes = sitk.OtsuMultipleThresholds(to_sitk(t1.data, t1.grid), 3)
+    tissues = sitk.GetArrayFromImage(classes).T  # background, fluid, grey, white
+    return np.where(tissues >= GREY, tissues, 0).astype(np.uint8)
+
+
+def across_contrasts(folder: Path, made: Path, contrast: str) -> list[Case]:
+    """A patient's T1 to another's other contrast, and back; both with the tissues of their T1."""
+    patients = sorted(path.parent.name for path in folder.glob("*/t1.nii.gz"))
+    if len(patients) < 2:
+        raise BenchmarkError(
+            f"{folder}: expected at least two folders with t1.nii.gz, got {len(patients)}; check "
+            "the folder."
+        )
+    t1, other = {}, {}
+    for name in patients:
+        image = load_volume(folder / name / "t1.nii.gz")
+        t1[name] = _written(made, f"{name}_t1", image, tissues_of(image))
+        there = folder / name / f"{contrast}.nii.gz"
+        other[name] = SubjectFiles(f"{name}_{contrast}", there, t1[name].labels)
+    around = pairwise([*patients, patients[0]])
+    return [Case(t1[one], other[another]) for one, another in around]
+
+
+def known_fields(folder: Path, made: Path, count: int = 2) -> list[Case]:
+    """Brains to themselves, deformed by a known field, with noise."""
+    each = [case.moving for case in ring(folder, made, "*_t1")[:count]]
+    return [deformed(files, files.image, SEED + n, made) for n, files in enumerate(each)]
+
+
+def known_fields_across(folder: Path, made: Path, contrast: str) -> list[Case]:
+    """Brains to another contrast of themselves, deformed by a known field, with noise."""
+    return [
+        deformed(case.moving, folder / case.moving.name[:-3] / f"{contrast}.nii.gz", SEED + n, made)
+        for n, case in enumerate(across_contrasts(folder, made, contrast))
+    ]
+
+
+def deformed(moving: SubjectFiles, image: Path, seed: int, made: Path) -> Case:
+    """A brain, and itself deformed, as the fixed image; the field between them is the truth.
+
+    Fixed is ``image(x + u(x))``, which needs no inverse: u is what a registration has to find.
+
+    Args:
+        moving: Image and labels.
+        image: On the voxels of `moving`: what is deformed.
+        seed: Of the field and of the noise.
+        made: Where the files go.
+    """
+    source, labels = load_volume(image), load_labels(moving.labels)
+    grid = _padded(source.grid, MARGIN_VOX)
+    truth = smooth_field(grid, source, seed)
+    voxels = np.indices(grid.shape).reshape(3, -1).T
+    points = grid.world(voxels) + truth.vectors_mm.reshape(-1, 3)
+    to_index = np.linalg.inv(source.grid.affine)
+    at = (points @ to_index[:3, :3].T + to_index[:3, 3]).T.reshape(3, *grid.shape)
+
+    brain = map_coordinates((source.data > 0).astype(np.float32), at, order=1) > 0.5
+    data = map_coordinates(source.data.astype(np.float32), at, order=3)
+    bright = np.percentile(data[brain], 99)
+    data += np.random.default_rng(seed).normal(0, NOISE * bright, data.shape)
+    data = np.where(brain, np.maximum(data, 1e-3 * bright), 0).astype(np.float32)
+    moved = map_coordinates(labels.data, at, order=0).astype(labels.data.dtype)
+
+    name = f"{moving.name}-deformed-{seed}"
+    path = made / f"{name}_field.nii.gz"
+    write_displacement(path, truth)
+    return Case(moving, _written(made, name, Volume(data, grid, name), moved), path)
+
+
+def smooth_field(grid: Grid, brain: Volume, seed: int) -> DisplacementField:
+    """Smooth noise of a few millimetres, then an affine about the brain's middle."""
+    random = np.random.default_rng(seed)
+    noise = [random.normal(size=grid.shape).astype(np.float32) for _ in range(3)]
+    smooth = np.stack([gaussian_filter(n, FIELD_SIGMA_MM / grid.spacing) for n in noise], axis=-1)
+    smooth *= FIELD_MEAN_MM / np.linalg.norm(smooth, axis=-1).mean()
+    turn = 0.08 * random.normal(size=(3, 3))  # radians and shares: about 5 degrees, 8 %
+    matrix = np.eye(4)
+    matrix[:3, :3] += turn
+    middle = brain.grid.world(np.argwhere(brain.data > 0).mean(axis=0))
+    matrix[:3, 3] = middle - matrix[:3, :3] @ middle + random.normal(0, 3, 3)
+    return DisplacementField(grid, smooth).composed_with_affine(matrix)
+
+
+def _padded(grid: Grid, margin: int) -> Grid:
+    affine = grid.affine.copy()
+    affine[:3, 3] = grid.world(np.full(3, -margin))
+    return Grid(tuple(size + 2 * margin for size in grid.shape), affine, grid.world_code)
+
+
+def _written(
+    folder: Path, name: str, image: Volume, labels: Float[np.ndarray, "i j k"]
+) -> SubjectFiles:
+    files = SubjectFiles(name, folder / f"{name}.nii.gz", folder / f"{name}_labels.nii.gz")
+    save_volume(files.image, image)
+    save_labels(files.labels, Volume(labels, image.grid, f"{name}'s labels"))
+    return files
+
+
+SETS: dict[str, PairSet] = {
+    "brain-t1-validation": PairSet(
+        "adult T1 brains (OASIS-1, MICCAI 2012 labels)",
+        "brain_t1/validation",
+        partial(ring, moving="*_t1"),
+    ),
+    "newborns-t1": PairSet("newborns' T1 → another's T1", "neonate", newborns("T1", "T1")),
+    "newborns-t2": PairSet("newborns' T2 → another's T2", "neonate", newborns("T2", "T2")),
+    "newborns-t1-t2": PairSet("newborns' T1 → another's T2", "neonate", newborns("T1", "T2")),
+    "promise12-glands": PairSet(
+        "prostates in T2 (PROMISE12), the gland, rigid first",
+        "prostate_t2/validation",
+        partial(ring, moving="*_t2"),
+        affine="rigid",
+    ),
+    "prostates-native": PairSet(
+        "prostates in T2 at native spacing (PROSTATE-DIAGNOSIS, ProstateX), the gland, rigid first",
+        "prostate_native",
+        partial(rings, collections=("prostate_dx", "prostatex"), moving="*_t2"),
+        affine="rigid",
+    ),
+    "colin27-mni152": PairSet("Colin27 → MNI152, grey and white matter", "", colin_to_mni),
+    "hippocampus": PairSet(
+        "hippocampi in T1 (Medical Segmentation Decathlon)",
+        "hippocampus/validation",
+        partial(ring, moving="*_t1"),
+    ),
+    "contrasts-t1-t2": PairSet(
+        "T1 → another patient's T2, grey and white matter",
+        "contrasts",
+        partial(across_contrasts, contrast="t2"),
+    ),
+    "contrasts-t1-flair": PairSet(
+        "T1 → another patient's FLAIR, grey and white matter",
+        "contrasts",
+        partial(across_contrasts, contrast="flair"),
+    ),
+    "known-field": PairSet(
+        "adult T1 brains to themselves, deformed by a known field",
+        "brain_t1/validation",
+        known_fields,
+    ),
+    "known-field-t1-t2": PairSet(
+        "T1 to the same patient's T2, deformed by a known field",
+        "contrasts",
+        partial(known_fields_across, contrast="t2"),
+    ),
+}
