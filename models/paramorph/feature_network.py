@@ -1,8 +1,8 @@
 """The feature network: one volume in; per voxel some channels that are alike where anatomy is.
 
-A U-Net tells how probable each label is. Every label has a fixed code of a few numbers, and a voxel's
-features are the code that it is expected to have. The refinement compares them in both images, beside
-the intensities.
+A U-Net tells how probable each label is. Every label has a fixed code of a few numbers, and the
+features of a voxel are the code that it is expected to have. The refinement compares them in both
+images, beside the intensities.
 
 Source:
     Çiçek et al., 3D U-Net (2016). Registration by what a segmentation network knows: Siebert et

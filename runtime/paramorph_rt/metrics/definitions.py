@@ -130,7 +130,7 @@ METRICS: Mapping[str, Metric] = {
         "better, 0 is none",
     ),
     "nondiffeomorphic_volume_percent": Metric(
-        "Folded volume",
+        "Non-diffeomorphic volume",
         "volume of the tetrahedra between voxels that are turned inside out (NDV, Liu et al. 2024)",
         unit="%",
         digits=4,
