@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUNDLE := runtime/paramorph_rt/bundles/brain-t1-small
 WEIGHTS ?= $(BUNDLE)/weights.safetensors
+FEATURES ?= $(BUNDLE)/features.safetensors
 ENGINE_BUNDLE := build/bundles/brain-t1-small
 
 .PHONY: demo bundle test installed lint docs engine plugin cpp niivue clean
@@ -41,9 +42,10 @@ $(VENV)/docs-ready: $(VENV)/ready
 	touch $@
 
 # The model that comes with the package, which is tracked: its own weights traced again, or others
-# (make bundle WEIGHTS=runs/NAME/weights.safetensors).
+# (make bundle WEIGHTS=runs/NAME/weights.safetensors FEATURES=runs/OTHER/weights.safetensors).
 bundle: $(VENV)/ready
-	$(BIN)/python export/to_onnx.py --weights $(WEIGHTS) --out-dir $(BUNDLE) --force
+	$(BIN)/python export/to_onnx.py --weights $(WEIGHTS) --features $(FEATURES) \
+	    --out-dir $(BUNDLE) --force
 
 # The FP16 engine for RTX 3080-class cards; no GPU is needed.
 engine: $(VENV)/engine-ready $(ENGINE_BUNDLE)/manifest.json
@@ -51,8 +53,8 @@ engine: $(VENV)/engine-ready $(ENGINE_BUNDLE)/manifest.json
 
 $(ENGINE_BUNDLE)/manifest.json: $(WEIGHTS) $(VENV)/ready
 	mkdir -p $(dir $(ENGINE_BUNDLE))
-	$(BIN)/python export/to_onnx.py --weights $(WEIGHTS) --precision fp32 fp16 \
-	    --out-dir $(ENGINE_BUNDLE) --force
+	$(BIN)/python export/to_onnx.py --weights $(WEIGHTS) --features $(FEATURES) \
+	    --precision fp32 fp16 --out-dir $(ENGINE_BUNDLE) --force
 
 $(VENV)/engine-ready: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --editable '.[tensorrt-rtx]'

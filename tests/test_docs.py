@@ -162,12 +162,12 @@ def volumes(tmp_path_factory) -> Path:
                 *("moving", "m", "M", "t2", "sub-01_T1w", "subjects/a", "examples/colin27/ch2bet"),
                 "BIDS_DIR/sub-01/anat/sub-01_T1w",
             ),
-            ("moving_labels", "ml", "ML", "examples/colin27/aal"),
+            ("moving_labels", "moving_mask", "ml", "ML", "examples/colin27/aal"),
         ),
         (
             fixed,
             ("fixed", "f", "F", "mni", "tpl-MNI152_T1w", "subjects/b", "demo/mni152"),
-            ("fixed_labels", "fl", "FL"),
+            ("fixed_labels", "fixed_mask", "fl", "FL"),
         ),
     ):
         for name in images:
