@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 STAGES = ("before", "affine", "after")
 # A change smaller than what the third digit shows is none.
 LEAST_FALL = 0.0005
-# How much coarser the network's grid may be than in training: a voxel more in six is what heads of
+# How much coarser the network's grid may be than in training: up to a quarter is what heads of
 # different size ask for.
-MOST_GROWTH = 1.2
+MOST_GROWTH = 1.25
 # Dice of a label that overlapped so that it can be lost: less is chance, or a few voxels.
 LEAST_OVERLAP = 0.1
 MOST_NAMED = 12
