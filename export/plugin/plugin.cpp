@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdarg>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -123,6 +124,15 @@ bool accepts(const nvinfer1::Dims& volume, const nvinfer1::Dims& displacement) {
         report("%s: expected a volume and a displacement of 5 dimensions, got %d and %d", kName,
                volume.nbDims, displacement.nbDims);
         return false;
+    }
+    for (const nvinfer1::Dims* dims : {&volume, &displacement}) {
+        for (int axis = 0; axis < 5; ++axis) {
+            if (dims->d[axis] > INT32_MAX) {  // the kernel's own sizes have 32 bits
+                report("%s: expected axes of up to %d, got one of %lld", kName, INT32_MAX,
+                       static_cast<long long>(dims->d[axis]));
+                return false;
+            }
+        }
     }
     if (!fits(displacement.d[1], 3)) {
         report("%s: expected a displacement of 3 channels, got %lld", kName,

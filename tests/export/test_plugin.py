@@ -206,7 +206,7 @@ def test_shapes_that_cannot_be_sampled_are_refused(answers):
     assert shapes.pop("good") == [0, 0, ""]
     assert shapes.pop("other size") == [0, 0, ""]
     assert shapes.pop("wildcards")[0] == 0  # known later, when it runs
-    knowable_early = {"rank 4", "two components", "batches differ"}
+    knowable_early = {"rank 4", "two components", "batches differ", "long axis"}
     for name, (configured, changed, message) in shapes.items():
         assert configured == (name in knowable_early), name
         assert changed == 1, name
