@@ -68,10 +68,11 @@ def accuracy_table(result: Mapping[str, Any], name: str) -> str:
         + (f"{result['set']}; " if result.get("set") else "")
         + f"{result['pairs']} pairs, {result['threads']} threads; {origin(result)}.\n\n"
         "Means over the pairs; seconds, their ratio and memory are of medians. Seconds are those "
-        "of the registration alone, affine included, without reading files and loading models; "
-        "memory is the whole process's, packages and images included. Folds are voxels whose "
-        "Jacobian determinant is not positive by central differences; the non-diffeomorphic volume "
-        "sees between voxels, too (Liu et al. 2024).\n\n"
+        "of the registration alone, affine included, without reading files and loading models "
+        "(greedy's include its own files, between its steps); memory is the whole process's, "
+        "packages and images included. Folds are voxels whose Jacobian determinant is not positive "
+        "by central differences; the non-diffeomorphic volume sees between voxels, too (Liu et al. "
+        "2024).\n\n"
         + (KNOWN_FIELD if known else "")
         + markdown_table(summary, columns)
         + failures(result["rows"], "method", "pair")
