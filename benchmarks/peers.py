@@ -34,9 +34,10 @@ DEMONS_ITERATIONS = 50  # at each of them
 DEMONS_SMOOTHING_VOX = 1.5  # of the whole field, after every iteration
 GREEDY_METRIC = "-m NCC 2x2x2 -n 100x50x10"
 GREEDY_SMOOTHING = "-s 1.732vox 0.7071vox"  # of the force and of the field
-# The scales and iterations of FireANTs' own tutorial.
-FIREANTS_AFFINE = ([4, 2, 1], [200, 100, 50])
-FIREANTS_DEFORMABLE = ([4, 2, 1], [200, 100, 25])
+# As FireANTs' quickstart has them; it has no defaults for scales and iterations.
+FIREANTS_AFFINE = {"scales": [4, 2, 1], "iterations": [200, 100, 50], "optimizer_lr": 3e-3}
+FIREANTS_DEFORMABLE = {"scales": [4, 2, 1], "iterations": [200, 100, 25]}
+FIREANTS_WINDOW_VOX = 5
 
 
 class Stages(dict):
@@ -171,16 +172,18 @@ def fireants(task: Task, seconds: Stages) -> None:
 
     torch.set_num_threads(threads())
     with seconds("load"):
-        pair = [
+        images = [
             BatchedImages([Image.load_file(path, device="cpu")])
             for path in (task.fixed, task.moving)
         ]
     with seconds("register"):
         rigid = task.affine == "rigid"
-        first = (RigidRegistration if rigid else AffineRegistration)(*FIREANTS_AFFINE, *pair)
+        pair = {"fixed_images": images[0], "moving_images": images[1]}
+        pair["cc_kernel_size"] = FIREANTS_WINDOW_VOX
+        first = (RigidRegistration if rigid else AffineRegistration)(**FIREANTS_AFFINE, **pair)
         first.optimize()
         matrix = first.get_rigid_matrix() if rigid else first.get_affine_matrix()
-        second = GreedyRegistration(*FIREANTS_DEFORMABLE, *pair, init_affine=matrix.detach())
+        second = GreedyRegistration(**FIREANTS_DEFORMABLE, **pair, init_affine=matrix.detach())
         second.optimize()
     with seconds("save"):
         second.save_as_ants_transforms(f"{task.out}/{FIELD}")

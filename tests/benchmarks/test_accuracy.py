@@ -80,7 +80,7 @@ def test_page_of_a_known_field_shows_errors():
     assert "deformed by smooth noise" in page
 
 
-def test_picture_names_every_method_and_draws_what_does_not_deform_as_a_line(tmp_path):
+def test_picture_names_every_method_and_says_what_does_not_deform(tmp_path):
     still = {"pair": "p → q", "method": "affine", "dice": 0.2, "seconds": 1.0}
     rows = [still | {"sd_log_jacobian": 1e-7}, *ROWS]
     accuracy_picture(result_of(rows), tmp_path / "picture.svg")
