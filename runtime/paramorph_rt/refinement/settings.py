@@ -25,7 +25,7 @@ class Level:
     step: float = 1.2
     force_sigma: float = 1.7
     field_sigma: float = 0.7
-    features: float = 1.0
+    features: float = 3.0
 
     def __post_init__(self) -> None:
         if self.iterations < 0 or min(self.spacing_mm, self.step) <= 0:
