@@ -23,6 +23,7 @@ from paramorph_export.errors import ExportError
 from paramorph_rt.backends.gpu import Gpu
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.errors import BundleError, MissingDependencyError
+from schedule import schedule_of
 
 from ..runtime.phantoms import read_manifest, replace_file, write_bundle, write_manifest
 
@@ -112,6 +113,7 @@ class Builder:
             return None
         self.logger.log(ILogger.Severity.VERBOSE, "Total Activation Memory: 4096 bytes")
         self.logger.log(ILogger.Severity.INFO, "Total Weights Memory: 512 bytes")
+        seen["aux_streams"] = config.max_aux_streams
         if "SEEN" in os.environ:
             with open(os.environ["SEEN"], "w") as f: json.dump(seen, f)
         return os.environ.get("FAKE_ENGINE", "an engine").encode()
@@ -194,6 +196,7 @@ def test_an_engine_joins_the_bundle(folder, fake):
     assert after["registration.onnx"] == before["registration.onnx"]
     seen = json.loads((fake / "seen.json").read_text(encoding="utf-8"))
     assert (seen["capabilities"], seen["cleared"], entry["tf32"]) == (["8.6"], ["TF32"], False)
+    assert seen["aux_streams"] == 0
 
 
 def test_one_engine_for_all_cards(folder, fake):
@@ -391,6 +394,9 @@ def test_the_real_library_builds_without_a_gpu(bundle, tmp_path, monkeypatch, ca
     (entry,) = loaded.manifest["engines"]
     assert loaded.verified_path(entry["file"]).stat().st_size > 100_000
     assert entry["device_memory_bytes"] > 0
+    schedule = schedule_of(loaded.verified_bytes(entry["file"]))
+    assert schedule.waits == 0  # all in one stream
+    assert {"convolution", "linear"} <= {launch.group for launch in schedule.launches}
 
 
 def test_the_real_parser_is_asked_how_it_samples(bundle, tmp_path):
