@@ -185,7 +185,7 @@ class Registration:
             request = self.bundle, backend, precision, threads
             self._backend = Later(lambda: at_once(lambda: choose_backend(*request)))
             self._features = Later(lambda: at_once(lambda: choose_features(*request)))
-        self.ready()
+            self.ready()
 
     @property
     def backend(self) -> Backend:
