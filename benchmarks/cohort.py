@@ -8,9 +8,9 @@ that a few pairs cannot. Each measurement has a process of its own.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +25,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+<<<<<<< HEAD
+=======
+from isolated import peak_mb, run_measured
+from pairs import BenchmarkError
+>>>>>>> helper-e
 from paramorph_rt.cohort.images import images_with_labels
 from paramorph_rt.cohort.pairs import Pair, pairs_of_all
 from paramorph_rt.cohort.run import run_cohort
@@ -70,7 +75,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _rates(args: argparse.Namespace, pairs: Sequence[Pair], scratch: Path) -> dict[str, Any]:
-    single = _isolated(_single, pairs[: args.single], args.backend, scratch / "single")
+    single = _single(pairs[: args.single], args.backend, scratch / "single")
     cohort = {
         str(n): _isolated(_cohort, pairs, args.backend, n, scratch / f"cohort-{n}")
         for n in args.at_once
@@ -86,20 +91,19 @@ def _isolated(function: Any, *arguments: Any) -> dict[str, Any]:
 
 def _single(pairs: Sequence[Pair], backend: str, out: Path) -> dict[str, Any]:
     """`paramorph-rt infer` for each pair, a process each."""
-    seconds = []
+    calls = []
     for pair in pairs:
         files = {f"--{role.replace('_', '-')}": path for role, path in pair.files().items()}
         words = [word for option in files.items() for word in option]
         words += ["--out-dir", out / PAIRS / pair.name, "--backend", backend]
-        start = time.perf_counter()
         command = [sys.executable, "-m", "paramorph_rt", "infer", *map(str, words)]
-        subprocess.run(command, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - start)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        calls.append(run_measured(command, os.cpu_count(), timeout_s=1800))
+        if "error" in calls[-1]:
+            raise BenchmarkError(f"{pair.name}: expected a registration, got {calls[-1]['error']}.")
     return {
-        "seconds": seconds,
-        "cpu_seconds_per_pair": (used.ru_utime + used.ru_stime) / len(pairs),
-        "peak_mb": used.ru_maxrss / 1024,
+        "seconds": [call["seconds"] for call in calls],
+        "cpu_seconds_per_pair": statistics.mean(call["cpu_seconds"] for call in calls),
+        "peak_mb": max(call["peak_mb"] for call in calls),
     }
 
 
@@ -124,7 +128,7 @@ def _cohort(pairs: Sequence[Pair], backend: str, at_once: int, out: Path) -> dic
         "cpu_seconds_per_pair": (used.ru_utime + used.ru_stime) / len(pairs),
         "resident_mb": memory,
         "growth_mb_per_100_pairs": _growth(memory),
-        "peak_mb": used.ru_maxrss / 1024,
+        "peak_mb": peak_mb(),
     }
 
 

@@ -351,7 +351,7 @@ def test_binding_that_is_none(monkeypatch):
 
 
 def test_neither_binding(monkeypatch):
-    for name in ("pycuda", "pycuda.driver", "cuda.bindings"):
+    for name in ("pycuda", "pycuda.driver", "cuda.bindings", "cuda.bindings.driver"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match=r"expected cuda-python or PyCUDA .* pip"):
         open_device()

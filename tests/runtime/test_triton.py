@@ -267,6 +267,6 @@ def test_client_of_the_readme_registers(address, bundle_folder, tmp_path, monkey
     code = code.replace("localhost:8001", address).replace('"BUNDLE"', repr(str(bundle_folder)))
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    here = Registration(bundle_folder, 1, "onnxruntime")("moving.nii.gz", "fixed.nii.gz", refine=0)
+    here = Registration(bundle_folder, 1, "onnxruntime")("moving.nii.gz", "fixed.nii.gz")
     served = nib.load(tmp_path / "OUT/warped.nii.gz").get_fdata(dtype=np.float32)
     np.testing.assert_allclose(served, here.warped.data, atol=1e-4)

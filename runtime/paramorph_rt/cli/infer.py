@@ -140,7 +140,9 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--initial-transform-format",
         choices=FORMATS,
-        help="of the initial transform (default: the file tells; FSL's and NiftyReg's cannot)",
+        metavar="FORMAT",
+        help=f"of the initial transform: {', '.join(FORMATS)} (default: the file tells; FSL's and "
+        "NiftyReg's cannot)",
     )
     add(
         "--inverse",
