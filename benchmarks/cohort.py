@@ -25,11 +25,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-<<<<<<< HEAD
-=======
 from isolated import peak_mb, run_measured
 from pairs import BenchmarkError
->>>>>>> helper-e
 from paramorph_rt.cohort.images import images_with_labels
 from paramorph_rt.cohort.pairs import Pair, pairs_of_all
 from paramorph_rt.cohort.run import run_cohort
