@@ -27,6 +27,7 @@ include_patterns = [
     "README.md",
     "docs/*.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "models/README.md",
     "models/weights/*.md",
     "export/plugin/README.md",
