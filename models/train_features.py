@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from paramorph.augmentation import Augmentation
-from paramorph.checkpoint import FeatureInfo
+from paramorph.checkpoint import FeatureInfo, load_feature_weights, sha256_of
 from paramorph.data import DataConfig, load_split, prepare_subjects
 from paramorph.feature_network import FeatureConfig
 from paramorph.feature_training import FeatureTrainer, FeatureTrainingConfig
@@ -91,6 +91,10 @@ def run(args: argparse.Namespace) -> None:
         )
     intensity = IntensitySpec(grid.lower_percentile, grid.upper_percentile)
     spec = InputSpec(GridSpec(grid.shape, grid.spacing_mm, grid.orientation), intensity)
+    origin = {}
+    if run.init:
+        _, theirs = load_feature_weights(run.init)
+        origin = {"started_from": {"sha256": sha256_of(run.init), **theirs.provenance}}
     info = FeatureInfo(
         run.name,
         network,
@@ -99,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
         grid.orientation,
         grid.lower_percentile,
         grid.upper_percentile,
+        origin,
     )
     split = load_split(data)
     subjects = prepare_subjects(
@@ -114,6 +119,8 @@ def run(args: argparse.Namespace) -> None:
     trainer = FeatureTrainer(out, info, c["training"], training, validation, c["augmentation"])
     if args.resume and trainer.resume():
         print(f"resumed at step {trainer.step}")
+    elif run.init:
+        trainer.start_from(run.init)
     (out / "config.toml").write_text(toml_text(c), encoding="utf-8")
     trainer.run()
     print(f"weights: {trainer.folder.weights}")

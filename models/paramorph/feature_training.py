@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from paramorph.augmentation import Augmentation
-from paramorph.checkpoint import FeatureInfo, save_weights
+from paramorph.checkpoint import FeatureInfo, load_feature_weights, save_weights
 from paramorph.feature_network import FeatureNetwork
 from paramorph.options import option
 from paramorph.run_folder import RunFolder
@@ -96,6 +96,22 @@ class FeatureTrainer:
         )
         self.step, self.best = 0, -math.inf
         self.schedule = [[0, config.steps]]  # from which step on, towards which last step
+
+    def start_from(self, path: str | Path) -> None:
+        """Take over weights of another training of the same labels, on this grid or another.
+
+        Raises:
+            CheckpointError: Not weights of a feature network.
+            TrainingError: Of another network.
+        """
+        network, info = load_feature_weights(path)
+        if info.network != self.info.network:
+            raise TrainingError(
+                f"{path}: expected weights of {self.info.network}, got {info.network}; change "
+                "[features], or start without [run] init."
+            )
+        for model in (self.model, self.averaged.module):
+            model.load_state_dict(network.state_dict())
 
     def run(self) -> None:
         """Train to the last step."""

@@ -124,6 +124,16 @@ def test_a_training_can_be_prolonged(tmp_path):
     assert info.provenance["schedule"] in ([[0, 10]], [[0, 10], [10, 30]])
 
 
+def test_a_training_starts_from_another_ones_weights(tmp_path):
+    first = trainer(tmp_path / "first", 60)
+    first.run()
+    second = trainer(tmp_path / "second", 10)
+    before = second.validate()
+    second.start_from(tmp_path / "first" / "weights.safetensors")
+    assert second.validate() > before + 0.1
+    assert second.validate() == pytest.approx(first.validate(), abs=0.02)
+
+
 def test_other_settings_do_not_resume(tmp_path):
     trainer(tmp_path / "run", 10).run()
     other = trainer(tmp_path / "run", 10, augmentation=Augmentation(flip_probability=0.0))
