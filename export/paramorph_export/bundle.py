@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from paramorph.checkpoint import sha256_of
+from paramorph.config import check_shape
 from paramorph.warp import SAMPLING
 from paramorph_export.errors import ExportError
 from paramorph_export.features import write_features
@@ -184,6 +185,7 @@ def _write_networks(
 ) -> Iterator[dict[str, Any]]:
     """The graphs of one shape, in float32 and in halves; their entries in the manifest."""
     stem = "registration" if is_first else f"registration.{'x'.join(map(str, shape))}"
+    check_shape(shape)
     log.info("%s: tracing the network at %s …", stem, "×".join(map(str, shape)))
     traced = onnx_from_network(network, shape)
     reference = folder / f"{stem}.onnx"
