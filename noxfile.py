@@ -6,6 +6,7 @@ and there, far from the source, registers Colin27 to a deformed copy (tests/inst
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -38,12 +39,13 @@ nox.options.error_on_missing_interpreters = False
 
 def built(session: nox.Session, kind: str) -> Path:
     """The package as `kind` ("wheel" or "sdist"), built of the source as it is, once in a run."""
-    folder = Path(session.cache_dir) / "dist"
+    folder = Path(session.cache_dir).absolute() / "dist"
     if not _built:
         shutil.rmtree(folder, ignore_errors=True)
-        builder = Path(session.create_tmp()) / "builder"  # which the package's environment lacks
+        builder = Path(session.create_tmp()).absolute() / "builder"  # the package lacks tools
         session.run("python", "-m", "venv", "--clear", str(builder))
-        python = str(next(builder.glob("*/python*")))
+        programs = builder / ("Scripts" if os.name == "nt" else "bin")
+        python = str(programs / "python")
         session.run(python, "-m", "pip", "install", "--quiet", "build", external=True)
         # An sdist first and the wheel from it, in which a file that the sdist lacks is missing too.
         command = [python, "-m", "build", "--outdir", str(folder), str(ROOT)]
@@ -61,7 +63,7 @@ def install(session: nox.Session, package: Path, extra: str = "", *more: str) ->
 
 def run_outside(session: nox.Session, *command: str) -> None:
     """Run in an empty folder, with an empty home and without whatever was set for developers."""
-    work = Path(session.create_tmp())
+    work = Path(session.create_tmp()).absolute()
     with session.chdir(work):
         session.run(
             *command,
@@ -71,7 +73,7 @@ def run_outside(session: nox.Session, *command: str) -> None:
 
 def register(session: nox.Session, backend: str = "auto") -> None:
     """Register as a user does."""
-    work = Path(session.create_tmp()) / "work"
+    work = Path(session.create_tmp()).absolute() / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     script = str(INSTALLED / "register.py")
