@@ -56,6 +56,7 @@ def accuracy(result: Result) -> str:
         ("folds, %", "nonpositive_jacobian_percent", ".4f"),
         ("folded volume, %", "nondiffeomorphic_volume_percent", ".4f"),
         ("seconds", "seconds", ".1f"),
+        ("files to files, s", "job_seconds", ".1f"),
         ("peak MB", "peak_mb", ".0f"),
     )
     return markdown_table(rows, measured(columns, rows))
