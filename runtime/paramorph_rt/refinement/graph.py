@@ -26,7 +26,7 @@ FILES = {False: "refine.onnx", True: "refine-features.onnx"}
 def iterate(
     images: LevelImages, level: Level, displacement_vox: Field, threads: int | None = None
 ) -> Field:
-    """As `compiled.iterate`, which takes a tenth of the time.
+    """As `compiled.iterate`, which is much faster.
 
     Raises:
         BackendError: ONNX Runtime failed.
