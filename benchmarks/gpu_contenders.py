@@ -214,7 +214,7 @@ def memory_used_mb() -> float | None:
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    found = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    found = subprocess.run(query, capture_output=True, encoding="utf-8", check=False).stdout
     return float(found.split()[0]) * 1.048576 if found.strip() else None
 
 

@@ -62,7 +62,7 @@ def run_isolated(command: Sequence[str], threads: int, timeout_s: float) -> str 
             env=limited_to(threads),
             timeout=timeout_s,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             check=False,
         )

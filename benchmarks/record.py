@@ -88,7 +88,7 @@ def _commit() -> str:
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     ).stdout.strip()
 

@@ -50,7 +50,11 @@ def run_python(arguments: Sequence[str], environment: Mapping[str, str]) -> tupl
     """
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *arguments],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     seconds = time.perf_counter() - start
     if done.returncode:

@@ -40,7 +40,7 @@ def test_shipped_graph_names_no_folder_of_whoever_exported_it():
 
 def test_tracked_files_stay_small():
     listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
     )
     if listed.returncode:
         pytest.skip("needs a git clone")

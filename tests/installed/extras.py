@@ -41,7 +41,7 @@ def gpu(backend: str, module: str | None, images: list[str]) -> None:
     if module is not None:
         import_module(module)
     command = [PROGRAM, "infer", *images, "--out-dir", "never", "--backend", backend]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if done.returncode == 0:
         return
     last = done.stderr.strip().splitlines()[-1]

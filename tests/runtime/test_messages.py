@@ -257,7 +257,9 @@ def test_a_signal_that_is_ignored_stays_so():
 @pytest.mark.parametrize("seconds", [0.06, 0.12, 0.2, 0.3])
 def test_an_early_ctrl_c_is_one_line(words, tmp_path, seconds):
     command = [sys.executable, "-m", "paramorph_rt", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    )
     # The interpreter itself must have started, or the default traceback is Python's.
     status = Path(f"/proc/{process.pid}/status")
     if not status.exists():
@@ -392,5 +394,5 @@ sys.exit(cli.console())
 def test_program_ends_when_all_has_run(end, gpu, code, said):
     program = ENDING.replace("{end}", end).replace("{gpu}", str(gpu))
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     assert (done.returncode, done.stdout.split()) == (code, said.split())

@@ -52,7 +52,7 @@ def run_without(blocked: tuple[str, ...], program: str, **variables: str):
         [sys.executable, "-c", BLOCKER.format(blocked=blocked) + program],
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
 

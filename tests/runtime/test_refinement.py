@@ -272,7 +272,7 @@ def test_without_compiled_passes_onnxruntime_refines(tmp_path):
         cwd=tmp_path,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     engine, ncc = done.stdout.split()
