@@ -848,8 +848,12 @@ def random_raw(folder: Path, shape: tuple[int, ...]) -> list[Path]:
 def test_example_registers_on_the_cpu(example, bundle_path, onnxruntime_library, tmp_path):
     """A bundle of ONNX files, without TensorRT, a driver or a GPU."""
     paths = random_raw(tmp_path, NETWORK_SHAPE)
-    done = call(example, bundle_path, *paths, "onnxruntime", onnxruntime_library)
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"HOME": str(home)}
+    done = call(example, bundle_path, *paths, "onnxruntime", onnxruntime_library, env=environment)
     assert done.returncode == 0, done.stderr
+    assert not list(home.iterdir())  # no telemetry
     version = onnxruntime.__version__
     assert done.stderr.startswith(
         f"known-displacement, fp32 on CPU, onnxruntime {version}: 20 x 24"

@@ -68,7 +68,7 @@ typedef struct paramorph_info {
     int64_t device_memory;          /* bytes: activations and buffers, without the weights */
 } paramorph_info;
 
-/* Version of this library, such as "0.1.0". */
+/* Version of this library, such as "0.2.0". */
 const char* paramorph_version(void);
 
 /* The TensorRT whose headers it was compiled with, such as "tensorrt-rtx 1.7". */

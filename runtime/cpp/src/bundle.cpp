@@ -101,8 +101,15 @@ FileEntry file_entry(const json& name, const json& files) {
 NetworkEntry network_entry(const json& entry, const json& files) {
     const std::string precision = one_of({"fp32", "fp16", "bf16"}, entry.at("precision"));
     const json device = precision == "fp32" ? "cpu" : "gpu";  // where older bundles do not say
-    return {file_entry(entry.at("file"), files), precision, three<int32_t>(entry.at("shape")),
-            one_of({"cpu", "gpu"}, entry.value("device", device))};
+    NetworkEntry network{file_entry(entry.at("file"), files),
+                         precision,
+                         three<int32_t>(entry.at("shape")),
+                         one_of({"cpu", "gpu"}, entry.value("device", device)),
+                         {}};
+    if (const auto weights = entry.find("weights"); weights != entry.end() && !weights->is_null()) {
+        network.weights = file_entry(*weights, files);
+    }
+    return network;
 }
 
 EngineEntry engine_entry(const json& entry, const json& files) {
@@ -219,6 +226,14 @@ std::vector<char> read_verified(const Bundle& bundle, const FileEntry& entry) {
             "…: the file was altered; copy the bundle again from a source that you trust.");
     }
     return data;
+}
+
+fs::path verified_network(const Bundle& bundle, const NetworkEntry& entry) {
+    read_verified(bundle, entry);
+    if (entry.weights) {
+        read_verified(bundle, *entry.weights);
+    }
+    return bundle.folder / entry.file;
 }
 
 std::size_t voxels(const Shape& shape) {

@@ -22,6 +22,7 @@ struct NetworkEntry : FileEntry {
     std::string precision;
     Shape shape;
     std::string device;  // "cpu" or "gpu", for which the graph was rewritten
+    std::optional<FileEntry> weights;  // which the graph reads, if they are not inside it
 };
 
 struct EngineEntry : FileEntry {
@@ -52,6 +53,10 @@ Bundle load_bundle(const std::filesystem::path& folder);
 // The bytes of a file, hashed as they are returned.
 // Throws PARAMORPH_BUNDLE_ERROR: it is missing, outside the bundle, or was altered.
 std::vector<char> read_verified(const Bundle& bundle, const FileEntry& entry);
+
+// A network's ONNX file, hashed right before it is opened, as its weights are.
+// Throws PARAMORPH_BUNDLE_ERROR: as read_verified.
+std::filesystem::path verified_network(const Bundle& bundle, const NetworkEntry& entry);
 
 std::size_t voxels(const Shape& shape);
 

@@ -35,7 +35,7 @@ CpuEngine::CpuEngine(const char* folder, const paramorph_options& options)
     : bundle_(load_bundle(folder)),
       entry_(chosen(bundle_, options)),
       library_(options.library),
-      session_(library_.session(read_verified(bundle_, entry_), entry_, options.threads)) {}
+      session_(library_.session(verified_network(bundle_, entry_), entry_, options.threads)) {}
 
 paramorph_info CpuEngine::info() const {
     paramorph_info info = info_of(bundle_, entry_.shape);

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 
 #include "library.h"
 
@@ -32,9 +33,9 @@ struct OnnxRuntime::Table {
     void* to_2[2];
     const char* (*get_error_message)(Status);
     Status (*create_environment)(int log_level, const char* name, Handle* environment);
-    void* to_8[4];
-    Status (*create_session)(Handle environment, const void* content, std::size_t bytes,
-                             Handle options, Handle* session);
+    void* to_7[3];
+    Status (*create_session)(Handle environment, const char* path, Handle options, Handle* session);
+    void* to_9[1];
     Status (*run)(Handle session, Handle options, const char* const* input_names,
                   const Handle* inputs, std::size_t input_count, const char* const* output_names,
                   std::size_t output_count, Handle* outputs);
@@ -60,6 +61,8 @@ struct OnnxRuntime::Table {
 
 OnnxRuntime::OnnxRuntime(const char* path) {
     const std::string name = path != nullptr ? path : kSoname;
+    // Else it writes a device id into the user's cache; who set the variable has decided otherwise.
+    setenv("ORT_DISABLE_TELEMETRY", "1", /*overwrite=*/0);
     const Library library(name, "ONNX Runtime",
                           "install it, or say where it lies in options.library");
     const Base* const base = library.symbol<const Base* (*)()>("OrtGetApiBase")();
@@ -75,7 +78,7 @@ OnnxRuntime::OnnxRuntime(const char* path) {
 
 OnnxRuntime::~OnnxRuntime() { table_->release_environment(environment_); }
 
-OnnxRuntime::Session OnnxRuntime::session(const std::vector<char>& content,
+OnnxRuntime::Session OnnxRuntime::session(const std::filesystem::path& path,
                                           const NetworkEntry& entry, int32_t threads) const {
     Handle made = nullptr;
     check(table_->create_session_options(&made), entry.file, "options");
@@ -83,8 +86,7 @@ OnnxRuntime::Session OnnxRuntime::session(const std::vector<char>& content,
     check(table_->set_log_level(options.get(), kErrors), entry.file, "options");
     check(table_->set_threads(options.get(), threads), entry.file, "that number of threads");
     Handle session = nullptr;
-    check(table_->create_session(environment_, content.data(), content.size(), options.get(),
-                                 &session),
+    check(table_->create_session(environment_, path.c_str(), options.get(), &session),
           entry.file, "a network that it loads");
     return {*this, entry, Session::Handle(session, table_->release_session)};
 }

@@ -4,6 +4,7 @@
 // The table is declared in onnxruntime.cpp, as far as it is used: no header has to be found.
 #pragma once
 
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -41,10 +42,10 @@ public:
         Handle handle_;
     };
 
-    // content: of the network's file, not needed afterwards.
+    // path: of the network's file, verified, as what it reads is: its weights lie beside it.
     // threads: within one operator; 0 is all cores.
     // Throws PARAMORPH_BACKEND_ERROR: ONNX Runtime refuses it.
-    Session session(const std::vector<char>& content, const NetworkEntry& entry,
+    Session session(const std::filesystem::path& path, const NetworkEntry& entry,
                     int32_t threads) const;
 
     std::string version;  // in full, such as "1.31.1"
