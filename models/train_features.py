@@ -5,20 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from paramorph.augmentation import Augmentation
 from paramorph.checkpoint import FeatureInfo, load_feature_weights, sha256_of
 from paramorph.data import DataConfig, load_split, prepare_subjects
+from paramorph.data.label_maps import LabelMapConfig, load_label_maps
+from paramorph.examples import Imaged, Painted, check_labelled, common_labels
 from paramorph.feature_network import FeatureConfig
 from paramorph.feature_training import FeatureTrainer, FeatureTrainingConfig
 from paramorph.options import from_table, option, read_table, toml_text
 from paramorph.run_config import GridOptions, RunOptions
+from paramorph.synthesis import Painter, Synthesis
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
 from paramorph_rt.errors import ParamorphError, exit_code
+
+if TYPE_CHECKING:
+    from paramorph.data import Subject
+    from paramorph.examples import Source
 
 
 @dataclass(frozen=True)
@@ -33,17 +42,20 @@ class FeatureOptions:
 SECTIONS = {
     "run": RunOptions,
     "data": DataConfig,
+    "label_maps": LabelMapConfig,
     "grid": GridOptions,
     "features": FeatureOptions,
     "training": FeatureTrainingConfig,
     "augmentation": Augmentation,
+    "synthesis": Synthesis,
 }
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Train a network whose features are alike where two images show the same "
-        "structure, from volumes with label maps. The refinement of a pair compares them.",
+        "structure, from volumes with label maps, or from label maps alone. The refinement of a "
+        "pair compares them.",
     )
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", type=Path, metavar="FILE", help="TOML file of options")
@@ -73,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
             f"{', '.join(sorted(unknown))}; see --options."
         )
     c = {name: from_table(kind, name, table.get(name, {})) for name, kind in SECTIONS.items()}
-    run, data, grid = c["run"], c["data"], c["grid"]
+    run, grid = c["run"], c["grid"]
     if not run.out:
         raise ParamorphError("[run] out: expected a folder, got none; set it or pass --out.")
     out = Path(run.out).expanduser()
@@ -105,6 +117,53 @@ def run(args: argparse.Namespace) -> None:
         grid.upper_percentile,
         origin,
     )
+    learned, training, validation = sources(c, spec, out)
+    trainer = FeatureTrainer(
+        out,
+        info,
+        c["training"],
+        learned,
+        training,
+        validation,
+        {name: asdict(c[name]) for name in ("augmentation", "synthesis")},
+    )
+    if args.resume and trainer.resume():
+        print(f"resumed at step {trainer.step}")
+    elif run.init:
+        trainer.start_from(run.init)
+    (out / "config.toml").write_text(toml_text(c), encoding="utf-8")
+    trainer.run()
+    print(f"weights: {trainer.folder.weights}")
+
+
+def sources(
+    c: dict[str, Any], spec: InputSpec, out: Path
+) -> tuple[list[int], list[Source], list[Source]]:
+    """What is learned, and whom from: labelled images, label maps that are painted, or both."""
+    images = ([], [])
+    if c["data"].root:
+        images = prepared(c["data"], spec, out)
+    maps = load_label_maps(c["label_maps"], spec.grid, c["training"].labels)
+    if not (images[0] or maps[0]):
+        raise ParamorphError(
+            "training data: expected [data] root, [label_maps] root or both, got neither; set one."
+        )
+    every = sorted({0}.union(*(np.unique(m.labels).tolist() for part in maps for m in part)))
+    chosen = c["training"].labels
+    known = [subject.labels for subject in images[0]] + [m.labels for m in maps[0]]
+    learned = sorted({0, *chosen}) if chosen else common_labels(known)
+    painter = Painter(c["synthesis"], every, learned)
+    change, shape = c["augmentation"], spec.grid.shape
+    training, validation = (
+        [Imaged(subject, learned, change) for subject in images[part]]
+        + [Painted(m, every, learned, painter, change, shape) for m in maps[part]]
+        for part in (0, 1)
+    )
+    return learned, training, validation
+
+
+def prepared(data: DataConfig, spec: InputSpec, out: Path) -> tuple[list[Subject], list[Subject]]:
+    """Labelled images on the network grid, to train and to validate on."""
     split = load_split(data)
     subjects = prepare_subjects(
         [*split.training, *split.validation],
@@ -114,16 +173,10 @@ def run(args: argparse.Namespace) -> None:
         data.workers,
         affine=data.affine,
     )
+    for subject in subjects:
+        check_labelled(subject)
     count = len(split.training)
-    training, validation = subjects[:count], subjects[count:]
-    trainer = FeatureTrainer(out, info, c["training"], training, validation, c["augmentation"])
-    if args.resume and trainer.resume():
-        print(f"resumed at step {trainer.step}")
-    elif run.init:
-        trainer.start_from(run.init)
-    (out / "config.toml").write_text(toml_text(c), encoding="utf-8")
-    trainer.run()
-    print(f"weights: {trainer.folder.weights}")
+    return subjects[:count], subjects[count:]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,16 +31,30 @@ class Change:
 
     def image(self, volume: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b 1 d h w"]:
         """The volume moved, and in other intensities of [0, 1]; what is exactly 0 stays so."""
-        moved = self._moved(volume, "bilinear").clamp(0, 1) ** self.gamma * self.gain
-        return (moved + self.noise * (moved > 0)).clamp(0, 1)
+        return self.intensities(self._moved(volume, "bilinear"))
 
-    def labels(self, labels: Shaped[Tensor, "b 1 d h w"]) -> Shaped[Tensor, "b 1 d h w"]:
-        """The label map moved as the image is; each voxel takes its nearest label."""
-        return self._moved(labels.float(), "nearest").to(labels.dtype)
+    def intensities(self, volume: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b 1 d h w"]:
+        """The volume where it is, in the other intensities."""
+        changed = volume.clamp(0, 1) ** self.gamma * self.gain
+        return (changed + self.noise * (changed > 0)).clamp(0, 1)
 
-    def _moved(self, volume: Tensor, mode: str) -> Tensor:
+    def labels(
+        self, labels: Shaped[Tensor, "b 1 i j k"], extent: Float[Tensor, " 3"] | None = None
+    ) -> Shaped[Tensor, "b 1 d h w"]:
+        """The label map moved as the image is; each voxel takes its nearest label.
+
+        Args:
+            labels: On the voxels that the change was drawn for, unless `extent` is given.
+            extent: Of the change's grid along D, H and W, as a share of the label map's: for a map
+                that is larger or finer, about the same middle.
+        """
+        return self._moved(labels.float(), "nearest", extent).to(labels.dtype)
+
+    def _moved(self, volume: Tensor, mode: str, extent: Tensor | None = None) -> Tensor:
         """Beyond the volume lies its border."""
         grid = self.grid.expand(volume.shape[0], -1, -1, -1, -1)
+        if extent is not None:
+            grid = grid * extent.flip(0).to(grid)
         return F.grid_sample(volume, grid, mode, padding_mode="border", align_corners=True)
 
 
@@ -115,7 +129,7 @@ class Augmentation:
         gamma = math.exp(self.gamma * _uniform(rng))
         gain, noise = torch.ones(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1)
         if self.bias:
-            gain = torch.exp(self.bias * _smooth_noise(rng, 1, shape, 4, device))
+            gain = torch.exp(self.bias * smooth_noise(rng, 1, shape, 4, device))
         if self.noise:
             deviation = self.noise * torch.rand((), generator=rng).item()
             noise = deviation * torch.randn(1, 1, *shape, generator=rng)
@@ -131,7 +145,7 @@ class Augmentation:
         """Smooth random displacement in voxels, or a single 0 for all."""
         if not largest_vox:
             return torch.zeros(1, 3, 1, 1, 1, device=device)
-        return largest_vox * _smooth_noise(rng, 3, shape, self.elastic_knots, device)
+        return largest_vox * smooth_noise(rng, 3, shape, self.elastic_knots, device)
 
 
 def _uniform(rng: torch.Generator, *size: int) -> Tensor:
@@ -155,12 +169,12 @@ def _random_affine(
     return matrix
 
 
-def _smooth_noise(
+def smooth_noise(
     rng: torch.Generator,
     channels: int,
     shape: torch.Size,
     knots: int,
-    device: torch.device | str,
+    device: torch.device | str = "cpu",
 ) -> Float[Tensor, "1 c d h w"]:
     """Random values in [-1, 1] at `knots` points per axis, smoothly interpolated."""
     noise = _uniform(rng, 1, channels, knots, knots, knots).to(device)

@@ -9,18 +9,15 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from paramorph.augmentation import Augmentation
 from paramorph.checkpoint import FeatureInfo, load_feature_weights, save_weights
 from paramorph.feature_network import FeatureNetwork
 from paramorph.options import option
@@ -33,11 +30,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from paramorph.data import Subject
-
-#: Of the training subjects that must have a label for it to be learned.
-LEAST_SHARE = 0.3
-_IGNORED = -1
+    from paramorph.examples import Source
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,9 @@ class FeatureTrainingConfig:
     warmup_steps: int = option(50, "linear rise to the peak")
     decay_power: float = option(0.9, "polynomial decay to zero at the last step")
     weight_decay: float = option(1e-5, "of AdamW")
+    labels: tuple[int, ...] = option(
+        (), "what is learned beside the background; [] is what enough of the subjects have"
+    )
     voxels: int = option(110_000, "drawn from each subject for the loss, most of them labelled")
     gradient_clip: float = option(5.0, "largest norm of all gradients together")
     ema: float = option(0.99, "share of the averaged weights that each step keeps")
@@ -63,11 +59,14 @@ class FeatureTrainer:
     Args:
         folder: Written to; created if it does not exist.
         info: The network, its grid, and what is to be recorded with its weights.
-        training: Subjects with label maps, on that grid.
+        labels: What is learned: the label of each number in the examples, 0 the first.
+        training: Subjects to train on.
         validation: Subjects of which the labels are predicted, to see how far the training is.
+        settings: Of the subjects' examples, recorded with the weights; another training goes on
+            only from those of equal settings.
 
     Raises:
-        TrainingError: No subjects, or one without labels.
+        TrainingError: No subjects.
     """
 
     def __init__(
@@ -75,17 +74,17 @@ class FeatureTrainer:
         folder: str | Path,
         info: FeatureInfo,
         config: FeatureTrainingConfig,
-        training: Sequence[Subject],
-        validation: Sequence[Subject] = (),
-        augmentation: Augmentation | None = None,
+        labels: Sequence[int],
+        training: Sequence[Source],
+        validation: Sequence[Source] = (),
+        settings: dict[str, Any] | None = None,
     ) -> None:
-        self.config = config
-        self.augmentation = augmentation or Augmentation(flip_probability=0.0)
-        _check_subjects([*training, *validation])
-        self.labels = common_labels(training)
+        if not training:
+            raise TrainingError("training data: expected a subject, got none; add volumes.")
+        self.config, self.labels = config, list(labels)
+        self.training, self.validation = training, validation
+        self.settings = settings or {}
         self.info = replace(info, network=replace(info.network, labels=len(self.labels)))
-        self.training = [(s.name, *self._tensors(s)) for s in training]
-        self.validation = [(s.name, *self._tensors(s)) for s in validation]
         self.folder = RunFolder(folder)
         torch.manual_seed(config.seed)
         network = FeatureNetwork(self.info.network)
@@ -155,21 +154,21 @@ class FeatureTrainer:
         """Mean Dice of the labels predicted by the averaged weights, over labels and subjects."""
         network = self.averaged.module
         scores = []
-        for _, image, labels in self.validation:
+        for image, numbers in (source.unchanged() for source in self.validation):
             with torch.no_grad(), self._autocast():
                 found = _per_voxel(network.embedding(_channels_last(image)))
             predicted = torch.cat(
                 [network.classifier(part).argmax(1) for part in found.split(200_000)]
             )
-            scores.append(_mean_dice(predicted, labels.flatten(), len(self.labels)))
-        return float(np.mean(scores)) if scores else None
+            scores.append(_mean_dice(predicted, numbers.flatten(), len(self.labels)))
+        return sum(scores) / len(scores) if scores else None
 
     def _train_step(self) -> dict[str, float]:
         rng = random.Random(f"{self.config.seed} {self.step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        name, image, labels = rng.choice(self.training)
-        change, _ = self.augmentation.draw(image.shape[2:], generator)
-        image, labels = change.image(image), change.labels(labels).flatten()
+        source = rng.choice(self.training)
+        image, labels = source.changed(generator)
+        labels = labels.flatten()
         chosen = _drawn(labels, self.config.voxels, generator)
         with self._autocast():
             found = _per_voxel(self.model.embedding(_channels_last(image)))
@@ -178,8 +177,8 @@ class FeatureTrainer:
         loss = cross_entropy + 1 - dice
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"step {self.step + 1}, {name}: expected a finite loss, got {loss.item()}; look at "
-                "this volume, or lower the learning rate."
+                f"step {self.step + 1}, {source.name}: expected a finite loss, got {loss.item()}; "
+                "look at this volume, or lower the learning rate."
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -194,15 +193,6 @@ class FeatureTrainer:
         warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
         decay = (1 - self.step / self.config.steps) ** self.config.decay_power
         return self.config.learning_rate * warmup * decay
-
-    def _tensors(self, subject: Subject) -> tuple[Tensor, Tensor]:
-        """Image, and its labels as numbers of `self.labels`."""
-        numbers = np.full(int(subject.labels.max()) + 1, _IGNORED)
-        for number, label in enumerate(self.labels):
-            if label < len(numbers):
-                numbers[label] = number
-        image, labels = torch.from_numpy(subject.image), torch.from_numpy(numbers[subject.labels])
-        return image[None, None], labels[None, None]
 
     def _validate_and_keep(self) -> None:
         dice = self.validate()
@@ -234,8 +224,8 @@ class FeatureTrainer:
         return {
             "features": self.info.network.as_dict(),
             "training": asdict(self.config),
-            "augmentation": asdict(self.augmentation),
-            "subjects": [name for name, *_ in self.training],
+            **self.settings,
+            "subjects": [source.name for source in self.training],
             "labels": self.labels,
         }
 
@@ -248,23 +238,6 @@ def _same_but_for_steps(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     free = dict.fromkeys(("steps", "validate_every", "checkpoint_every"))
     without = [{**s, "training": {**s["training"], **free}} for s in (ours, theirs)]
     return without[0] == without[1]
-
-
-def common_labels(subjects: Sequence[Subject]) -> list[int]:
-    """0 and the labels of at least `LEAST_SHARE` of the subjects, ascending."""
-    counts = Counter(label for s in subjects for label in np.unique(s.labels).tolist())
-    return sorted({0, *(x for x, n in counts.items() if n >= LEAST_SHARE * len(subjects))})
-
-
-def _check_subjects(subjects: Sequence[Subject]) -> None:
-    if not subjects:
-        raise TrainingError("training data: expected a subject, got none; add volumes.")
-    for subject in subjects:
-        if subject.labels is None:
-            raise TrainingError(
-                f"{subject.name}: expected labels, from which features are learned, got none; add "
-                "its label map."
-            )
 
 
 def _drawn(labels: Int[Tensor, " n"], count: int, rng: torch.Generator) -> Int[Tensor, " m"]:

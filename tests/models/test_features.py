@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -15,9 +16,10 @@ from paramorph import feature_network
 from paramorph.augmentation import Augmentation
 from paramorph.checkpoint import CheckpointError, FeatureInfo, load_feature_weights, load_weights
 from paramorph.config import ConfigError
-from paramorph.data import Subject
+from paramorph.data import DataError, Subject
+from paramorph.examples import Imaged, common_labels
 from paramorph.feature_network import FeatureConfig, FeatureNetwork
-from paramorph.feature_training import FeatureTrainer, FeatureTrainingConfig, common_labels
+from paramorph.feature_training import FeatureTrainer, FeatureTrainingConfig
 from paramorph.training import TrainingError
 
 SHAPE = (16, 24, 20)
@@ -43,14 +45,16 @@ def subject(name: str, seed: int, numbers=(0, 4, 17, 300)) -> Subject:
     return Subject(name, image.astype(np.float32), labels)
 
 
-def trainer(folder: Path, steps: int = 60, **options) -> FeatureTrainer:
+def trainer(folder: Path, steps: int = 60, augmentation: Augmentation = STILL) -> FeatureTrainer:
     config = FeatureTrainingConfig(
         steps, warmup_steps=5, voxels=2000, ema=0.9, validate_every=steps, checkpoint_every=10
     )
     info = FeatureInfo("tiny", TINY, SHAPE)
-    training = [subject(str(seed), seed) for seed in range(3)]
-    options = {"validation": [subject("validation", 9)], "augmentation": STILL} | options
-    return FeatureTrainer(folder, info, config, training, **options)
+    labels = [0, 4, 17, 300]
+    training = [Imaged(subject(str(seed), seed), labels, augmentation) for seed in range(3)]
+    validation = [Imaged(subject("validation", 9), labels, augmentation)]
+    settings = {"augmentation": asdict(augmentation)}
+    return FeatureTrainer(folder, info, config, labels, training, validation, settings)
 
 
 def test_features_are_the_expected_codes(monkeypatch):
@@ -87,7 +91,7 @@ def test_labels_are_learned(tmp_path):
     assert info.network == TINY
     assert info.provenance["labels"] == [0, 4, 17, 300]
     assert info.provenance["validation_dice"] == pytest.approx(trained.best)
-    volume = torch.from_numpy(trained.training[0][1].numpy())
+    volume = trained.training[0].image
     with torch.no_grad():
         assert network(volume).isfinite().all()
 
@@ -142,14 +146,14 @@ def test_other_settings_do_not_resume(tmp_path):
 
 
 def test_rare_labels_are_left_out():
-    subjects = [subject("a", 0), subject("b", 1, (0, 4, 17)), subject("c", 2, (0, 4))]
-    assert common_labels([*subjects, subject("d", 3, (0, 4, 17))]) == [0, 4, 17]
+    present = [(0, 4, 17, 300), (0, 4, 17), (0, 4), (0, 4, 17)]
+    assert common_labels([subject("s", 0, labels).labels for labels in present]) == [0, 4, 17]
 
 
-def test_subjects_without_labels_are_refused(tmp_path):
+def test_subjects_without_labels_are_refused():
     bare = Subject("bare", np.zeros(SHAPE, np.float32), None)
-    with pytest.raises(TrainingError, match="bare: expected labels"):
-        trainer(tmp_path, validation=[bare])
+    with pytest.raises(DataError, match="bare: expected labels"):
+        Imaged(bare, [0, 1], STILL)
 
 
 def test_configs_that_cannot_be():
