@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from paramorph.augmentation import Augmentation
 from paramorph.checkpoint import FeatureInfo, load_feature_weights, sha256_of
 from paramorph.data import DataConfig, load_split, prepare_subjects
 from paramorph.data.label_maps import LabelMapConfig, load_label_maps
-from paramorph.examples import Imaged, Painted, check_labelled, common_labels
+from paramorph.examples import Imaged, Painted, check_labelled, common_labels, numbered
 from paramorph.feature_network import FeatureConfig
 from paramorph.feature_training import FeatureTrainer, FeatureTrainingConfig
 from paramorph.options import from_table, option, read_table, toml_text
@@ -138,8 +139,11 @@ def run(args: argparse.Namespace) -> None:
 
 def sources(
     c: dict[str, Any], spec: InputSpec, out: Path
-) -> tuple[list[int], list[Source], list[Source]]:
-    """What is learned, and whom from: labelled images, label maps that are painted, or both."""
+) -> tuple[dict[int, int], list[Source], list[Source]]:
+    """The number of each label that is learned, and what it is learned from.
+
+    Labelled images, label maps of which images are painted, or both; to train and to validate on.
+    """
     images = ([], [])
     if c["data"].root:
         images = prepared(c["data"], spec, out)
@@ -151,7 +155,7 @@ def sources(
     every = sorted({0}.union(*(np.unique(m.labels).tolist() for part in maps for m in part)))
     chosen = c["training"].labels
     known = [subject.labels for subject in images[0]] + [m.labels for m in maps[0]]
-    learned = sorted({0, *chosen}) if chosen else common_labels(known)
+    learned = numbered({0, *chosen} if chosen else common_labels(known), c["training"].merged)
     painter = Painter(c["synthesis"], every, learned)
     change, shape = c["augmentation"], spec.grid.shape
     training, validation = (
@@ -165,14 +169,13 @@ def sources(
 def prepared(data: DataConfig, spec: InputSpec, out: Path) -> tuple[list[Subject], list[Subject]]:
     """Labelled images on the network grid, to train and to validate on."""
     split = load_split(data)
-    subjects = prepare_subjects(
-        [*split.training, *split.validation],
-        split.reference,
-        spec,
-        Path(data.cache).expanduser() if data.cache else out / "cache",
-        data.workers,
-        affine=data.affine,
-    )
+    cache = Path(data.cache).expanduser() if data.cache else out / "cache"
+    files = [*split.training, *split.validation]
+    prepare = partial(prepare_subjects, spec=spec, cache=cache)
+    if data.affine:
+        subjects = prepare(files, split.reference, workers=data.workers)
+    else:  # no two images meet, so each has the grid over its own foreground
+        subjects = [prepare([one], one, affine=False)[0] for one in files]
     for subject in subjects:
         check_labelled(subject)
     count = len(split.training)

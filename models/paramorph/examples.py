@@ -11,7 +11,7 @@ import torch
 from paramorph.data.subjects import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jaxtyping import Float, Int, Integer
     from torch import Tensor
@@ -38,6 +38,7 @@ class Source(Protocol):
     """Where examples of one subject come from."""
 
     name: str
+    imaged: bool  # or painted from a label map
 
     def changed(self, rng: torch.Generator) -> Example:
         """An example to train on; `rng` decides everything."""
@@ -51,15 +52,17 @@ class Imaged:
 
     Args:
         subject: With labels.
-        learned: Label of each number.
+        learned: Number of each label that is learned; 0 stays 0.
         augmentation: Of what is trained on.
 
     Raises:
         DataError: No labels.
     """
 
+    imaged = True
+
     def __init__(
-        self, subject: Subject, learned: Sequence[int], augmentation: Augmentation
+        self, subject: Subject, learned: Mapping[int, int], augmentation: Augmentation
     ) -> None:
         check_labelled(subject)
         self.name, self.augmentation = subject.name, augmentation
@@ -80,24 +83,28 @@ class Painted:
     Args:
         label_map: What is painted.
         every: All labels of all maps; those of `painter`.
-        learned: Label of each number of the examples; all other labels are background in them.
+        learned: Number of each label that is learned; all others are background.
         painter: Draws the images.
         augmentation: Moves the map, and changes the images' intensities.
         shape: Of the network grid.
     """
 
+    imaged = False
+
     def __init__(
         self,
         label_map: LabelMap,
         every: Sequence[int],
-        learned: Sequence[int],
+        learned: Mapping[int, int],
         painter: Painter,
         augmentation: Augmentation,
         shape: tuple[int, int, int],
     ) -> None:
         self.name, self.painter, self.augmentation = label_map.name, painter, augmentation
         # Both kinds of numbers fit into bytes, which 250 maps in memory are glad of.
-        self.every = _numbers(label_map.labels, every, 0).to(torch.uint8)
+        self.every = _numbers(label_map.labels, {x: n for n, x in enumerate(every)}, 0).to(
+            torch.uint8
+        )
         self.learned = _numbers(np.array(every), learned, 0).flatten()
         self.extent, self.shape = torch.tensor(label_map.extent), torch.Size(shape)
 
@@ -126,8 +133,16 @@ def common_labels(maps: Sequence[Integer[np.ndarray, "i j k"]]) -> list[int]:
     return sorted({0, *(x for x, n in counts.items() if n >= LEAST_SHARE * len(maps))})
 
 
-def _numbers(labels: np.ndarray, known: Sequence[int], other: int) -> Tensor:
-    """Position in `known` of each label, `other` for those that are not in it."""
-    numbers = np.full(int(max(labels.max(), *known)) + 1, other)
-    numbers[list(known)] = np.arange(len(known))
-    return torch.from_numpy(numbers[labels])[None, None]
+def numbered(labels: Sequence[int], merged: Sequence[Sequence[int]] = ()) -> dict[int, int]:
+    """A number for each label, from 0 on; the labels of a group share that of its first."""
+    first = {label: group[0] for group in merged for label in group}
+    kept = sorted({first.get(label, label) for label in labels})
+    number = {label: n for n, label in enumerate(kept)}
+    return number | {label: number[one] for label, one in first.items() if one in number}
+
+
+def _numbers(labels: np.ndarray, number: Mapping[int, int], other: int) -> Tensor:
+    """Each label's number, `other` for those that have none."""
+    table = np.full(int(max(labels.max(), *number)) + 1, other)
+    table[list(number)] = list(number.values())
+    return torch.from_numpy(table[labels])[None, None]

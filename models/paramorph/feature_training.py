@@ -25,7 +25,7 @@ from paramorph.run_folder import RunFolder
 from paramorph.training import TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jaxtyping import Float, Int
     from torch import Tensor
@@ -45,6 +45,12 @@ class FeatureTrainingConfig:
     labels: tuple[int, ...] = option(
         (), "what is learned beside the background; [] is what enough of the subjects have"
     )
+    merged: tuple[tuple[int, ...], ...] = option(
+        (), "groups of labels that are learned as one, such as the zones of one organ"
+    )
+    image_share: float = option(
+        0.5, "of the steps that see an image, where there are label maps without images too"
+    )
     voxels: int = option(110_000, "drawn from each subject for the loss, most of them labelled")
     gradient_clip: float = option(5.0, "largest norm of all gradients together")
     ema: float = option(0.99, "share of the averaged weights that each step keeps")
@@ -59,7 +65,7 @@ class FeatureTrainer:
     Args:
         folder: Written to; created if it does not exist.
         info: The network, its grid, and what is to be recorded with its weights.
-        labels: What is learned: the label of each number in the examples, 0 the first.
+        labels: What is learned: number of each label in the examples, 0 of 0.
         training: Subjects to train on.
         validation: Subjects of which the labels are predicted, to see how far the training is.
         settings: Of the subjects' examples, recorded with the weights; another training goes on
@@ -74,17 +80,18 @@ class FeatureTrainer:
         folder: str | Path,
         info: FeatureInfo,
         config: FeatureTrainingConfig,
-        labels: Sequence[int],
+        labels: Mapping[int, int],
         training: Sequence[Source],
         validation: Sequence[Source] = (),
         settings: dict[str, Any] | None = None,
     ) -> None:
         if not training:
             raise TrainingError("training data: expected a subject, got none; add volumes.")
-        self.config, self.labels = config, list(labels)
+        self.config, self.labels = config, dict(labels)
         self.training, self.validation = training, validation
         self.settings = settings or {}
-        self.info = replace(info, network=replace(info.network, labels=len(self.labels)))
+        self.count = max(self.labels.values()) + 1
+        self.info = replace(info, network=replace(info.network, labels=self.count))
         self.folder = RunFolder(folder)
         torch.manual_seed(config.seed)
         network = FeatureNetwork(self.info.network)
@@ -160,13 +167,13 @@ class FeatureTrainer:
             predicted = torch.cat(
                 [network.classifier(part).argmax(1) for part in found.split(200_000)]
             )
-            scores.append(_mean_dice(predicted, numbers.flatten(), len(self.labels)))
+            scores.append(_mean_dice(predicted, numbers.flatten(), self.count))
         return sum(scores) / len(scores) if scores else None
 
     def _train_step(self) -> dict[str, float]:
         rng = random.Random(f"{self.config.seed} {self.step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        source = rng.choice(self.training)
+        source = rng.choice(self._drawn_kind(rng))
         image, labels = source.changed(generator)
         labels = labels.flatten()
         chosen = _drawn(labels, self.config.voxels, generator)
@@ -188,6 +195,13 @@ class FeatureTrainer:
         self.optimizer.step()
         self.averaged.update_parameters(self.model)
         return {"cross_entropy": cross_entropy.item(), "dice": dice.item()}
+
+    def _drawn_kind(self, rng: random.Random) -> Sequence[Source]:
+        """The subjects with an image, or those without."""
+        kinds = [[s for s in self.training if s.imaged == imaged] for imaged in (True, False)]
+        if not all(kinds):
+            return self.training
+        return kinds[rng.random() >= self.config.image_share]
 
     def _learning_rate(self) -> float:
         warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
@@ -226,7 +240,7 @@ class FeatureTrainer:
             "training": asdict(self.config),
             **self.settings,
             "subjects": [source.name for source in self.training],
-            "labels": self.labels,
+            "labels": sorted(self.labels),
         }
 
     @staticmethod

@@ -17,7 +17,7 @@ from paramorph.augmentation import Augmentation
 from paramorph.checkpoint import CheckpointError, FeatureInfo, load_feature_weights, load_weights
 from paramorph.config import ConfigError
 from paramorph.data import DataError, Subject
-from paramorph.examples import Imaged, common_labels
+from paramorph.examples import Imaged, common_labels, numbered
 from paramorph.feature_network import FeatureConfig, FeatureNetwork
 from paramorph.feature_training import FeatureTrainer, FeatureTrainingConfig
 from paramorph.training import TrainingError
@@ -50,7 +50,7 @@ def trainer(folder: Path, steps: int = 60, augmentation: Augmentation = STILL) -
         steps, warmup_steps=5, voxels=2000, ema=0.9, validate_every=steps, checkpoint_every=10
     )
     info = FeatureInfo("tiny", TINY, SHAPE)
-    labels = [0, 4, 17, 300]
+    labels = numbered([0, 4, 17, 300])
     training = [Imaged(subject(str(seed), seed), labels, augmentation) for seed in range(3)]
     validation = [Imaged(subject("validation", 9), labels, augmentation)]
     settings = {"augmentation": asdict(augmentation)}
@@ -153,7 +153,7 @@ def test_rare_labels_are_left_out():
 def test_subjects_without_labels_are_refused():
     bare = Subject("bare", np.zeros(SHAPE, np.float32), None)
     with pytest.raises(DataError, match="bare: expected labels"):
-        Imaged(bare, [0, 1], STILL)
+        Imaged(bare, {0: 0, 1: 1}, STILL)
 
 
 def test_configs_that_cannot_be():

@@ -15,7 +15,7 @@ import torch
 from paramorph.augmentation import Augmentation
 from paramorph.data import DataError
 from paramorph.data.label_maps import LabelMapConfig, load_label_maps
-from paramorph.examples import Painted
+from paramorph.examples import Painted, numbered
 from paramorph.options import OptionError
 from paramorph.synthesis import Painter, Synthesis
 from paramorph_rt.bundle import GridSpec
@@ -110,6 +110,11 @@ def test_regions_fill_the_background():
     assert 2 <= len(background) <= 5
 
 
+def test_merged_labels_share_a_number():
+    assert numbered([0, 1, 2, 7], [(1, 2)]) == {0: 0, 1: 1, 2: 1, 7: 2}
+    assert numbered([0, 1], [(1, 2)]) == {0: 0, 1: 1, 2: 1}
+
+
 def test_a_label_in_two_groups_is_refused():
     with pytest.raises(OptionError, match="alike: expected each label in one group, got 2"):
         painted(alike=((2, 41), (2, 3)))
@@ -135,7 +140,9 @@ def test_maps_are_centred_on_what_is_learned(tmp_path):
     training, validation = load_label_maps(config, grid, [2, 3, 41])
     assert [m.name for m in (*training, *validation)] == ["map0", "map1", "map2"]
     sources = [
-        Painted(m, LABELS, [0, 2, 3, 41], Painter(PLAIN, LABELS, [2, 3, 41]), STILL, SHAPE)
+        Painted(
+            m, LABELS, numbered([0, 2, 3, 41]), Painter(PLAIN, LABELS, [2, 3, 41]), STILL, SHAPE
+        )
         for m in training
     ]
     first, second = (source.unchanged().numbers for source in sources)
