@@ -80,11 +80,17 @@ def register(session: nox.Session, backend: str = "auto") -> None:
     run_outside(session, "python", script, str(COLIN27), str(work), backend)
 
 
+def use(session: nox.Session, extra: str) -> None:
+    """Do what an extra is for."""
+    run_outside(session, "python", str(INSTALLED / "extras.py"), extra, str(COLIN27), str(ROOT))
+
+
 @nox.session(python=PYTHONS)
 def base_wheel(session: nox.Session) -> None:
     """`pip install paramorph-rt`: registers with the model that comes along."""
     install(session, built(session, "wheel"))
     register(session, "onnxruntime")
+    use(session, "base")
 
 
 @nox.session(python=PYTHONS)
@@ -103,7 +109,7 @@ def extra(session: nox.Session, name: str) -> None:
     if name == "openvino":
         register(session, "openvino")
     else:
-        run_outside(session, "python", str(INSTALLED / "extras.py"), name, str(COLIN27), str(ROOT))
+        use(session, name)
 
 
 @nox.session(python=False)

@@ -9,19 +9,22 @@ import argparse
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import SimpleITK as sitk
-from nilearn.datasets import load_mni152_template
 
 from paramorph_rt.cli import main as paramorph_rt
+from paramorph_rt.errors import imports_of
 from paramorph_rt.preprocess import foreground_box, resample_to_grid
 from paramorph_rt.spaces import to_sitk
 from paramorph_rt.transforms.itk import read_affine
 from paramorph_rt.volume import Volume, load_volume
+
+with imports_of("demo", "demo"):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from nilearn.datasets import load_mni152_template
 
 COLIN27 = Path(__file__).parent / "colin27"
 

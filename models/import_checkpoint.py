@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_code("import_checkpoint", lambda: run(args))
+    return exit_code("import_checkpoint", lambda: run(args), extra="train")
 
 
 if __name__ == "__main__":

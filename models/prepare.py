@@ -63,7 +63,7 @@ def _by(numbers: tuple[float, ...]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_code("prepare", lambda: run(args))
+    return exit_code("prepare", lambda: run(args), extra="train")
 
 
 if __name__ == "__main__":

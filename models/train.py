@@ -11,13 +11,15 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-from lightning_fabric import Fabric
+from paramorph_rt.errors import ParamorphError, exit_code, imports_of
 
-from paramorph.data import load_split, prepare_subjects
-from paramorph.run_config import RunConfig, all_options, load_run_config
-from paramorph.training import PRECISIONS, Trainer
-from paramorph_rt.errors import ParamorphError, exit_code
+with imports_of("train", "train"):
+    import torch
+    from lightning_fabric import Fabric
+
+    from paramorph.data import load_split, prepare_subjects
+    from paramorph.run_config import RunConfig, all_options, load_run_config
+    from paramorph.training import PRECISIONS, Trainer
 
 EPILOG = """
 examples:

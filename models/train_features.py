@@ -8,27 +8,25 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
-
-from paramorph.augmentation import Augmentation
-from paramorph.checkpoint import FeatureInfo, load_feature_weights, sha256_of
-from paramorph.data import DataConfig, load_split, prepare_subjects
-from paramorph.data.label_maps import LabelMapConfig, load_label_maps
-from paramorph.examples import Imaged, Painted, check_labelled, common_labels, numbered
-from paramorph.feature_network import FeatureConfig
-from paramorph.feature_training import FeatureTrainer, FeatureTrainingConfig
-from paramorph.options import from_table, option, read_table, toml_text
-from paramorph.run_config import GridOptions, RunOptions
-from paramorph.synthesis import Painter, Synthesis
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
-from paramorph_rt.errors import ParamorphError, exit_code
+from paramorph_rt.errors import ParamorphError, exit_code, imports_of
 
-if TYPE_CHECKING:
-    from paramorph.data import Subject
-    from paramorph.examples import Source
+with imports_of("train_features", "train"):
+    import numpy as np
+    import torch
+
+    from paramorph.augmentation import Augmentation
+    from paramorph.checkpoint import FeatureInfo, load_feature_weights, sha256_of
+    from paramorph.data import DataConfig, Subject, load_split, prepare_subjects
+    from paramorph.data.label_maps import LabelMapConfig, load_label_maps
+    from paramorph.examples import Imaged, Painted, Source, check_labelled, common_labels, numbered
+    from paramorph.feature_network import FeatureConfig
+    from paramorph.feature_training import FeatureTrainer, FeatureTrainingConfig
+    from paramorph.options import from_table, option, read_table, toml_text
+    from paramorph.run_config import GridOptions, RunOptions
+    from paramorph.synthesis import Painter, Synthesis
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ A message is one sentence: *subject: expected …, got …; do …*.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class ParamorphError(Exception):
@@ -30,6 +31,18 @@ def exit_code(program: str, command: Callable[[], object], extra: str | None = N
         print(f"{program}: {err}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def imports_of(program: str, extra: str) -> Iterator[None]:
+    """Imports of a script that an extra brings; without them it ends in one line, exit code 1."""
+    from .optional import needs
+
+    try:
+        with needs(extra, "imports"):
+            yield
+    except ParamorphError as err:
+        sys.exit(f"{program}: {err}")
 
 
 class VolumeError(ParamorphError, ValueError):

@@ -8,7 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .backends import AUTO, Backend, check_request, choose_backend, choose_features
+from .backends import (
+    AUTO,
+    Backend,
+    check_no_request,
+    check_request,
+    choose_backend,
+    choose_features,
+)
 from .bundle import NO_MODEL, default_bundle_path, load_bundle
 from .errors import ParamorphError
 from .refinement.settings import DEFAULT_LEVELS
@@ -77,6 +84,7 @@ def _load(
     model: Path | str | None, threads: int | None, backend: str, precision: str
 ) -> Registration:
     if model == NO_MODEL:
+        check_no_request(backend, precision)
         return Registration(NO_MODEL, threads)
     bundle = load_bundle(default_bundle_path() if model is None else model)
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")

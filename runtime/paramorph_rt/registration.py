@@ -17,7 +17,7 @@ import numpy as np
 
 from . import outputs
 from .affine import AffineKind, Alignment, align_affine
-from .backends import AUTO, Backend, choose_backend, choose_features
+from .backends import AUTO, Backend, check_no_request, choose_backend, choose_features
 from .bundle import NO_MODEL, Bundle, IntensitySpec, default_bundle_path, load_bundle
 from .errors import OutputError, VolumeError
 from .field import DisplacementField, field_from_network
@@ -181,7 +181,9 @@ class Registration:
         self._features = features
         if not isinstance(backend, str):
             self._backend = backend
-        elif self.bundle is not None:
+        elif self.bundle is None:
+            check_no_request(backend, precision)
+        else:
             request = self.bundle, backend, precision, threads
             self._backend = Later(lambda: at_once(lambda: choose_backend(*request)))
             self._features = Later(lambda: at_once(lambda: choose_features(*request)))

@@ -1,7 +1,7 @@
 """What an extra does for its user, alone on top of the base: its command, run once.
 
-`python extras.py EXTRA COLIN27_FOLDER CLONE`, in an empty folder. Engines for GPUs say what they
-lack where there is none.
+`python extras.py EXTRA COLIN27_FOLDER CLONE`, in an empty folder; EXTRA is base for scripts that
+lack theirs. Engines for GPUs say what they lack where there is none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,27 @@ from pathlib import Path
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 PROGRAM = str(SCRIPTS / "paramorph-rt")
+
+
+def base(images: list[str], clone: Path) -> None:
+    """Scripts of the clone say which extra they need, in one sentence."""
+    out = ["--out", "never"]
+    for line in (
+        ["models/train.py", "--options"],
+        ["models/train_features.py", "--options"],
+        ["models/prepare.py", "--config", "mine.toml"],
+        ["models/import_checkpoint.py", "any.pth.tar", *out, "--window", "5", "5", "3"],
+        ["export/to_onnx.py", "--weights", "any.safetensors", "--out-dir", "never"],
+        ["export/build_engine.py", "--bundle", "any"],
+        ["examples/demo.py", "--out-dir", "never"],
+    ):
+        command = [sys.executable, "-P", str(clone / line[0]), *line[1:]]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+        print(done.stderr, end="")
+        assert done.returncode == 1, line
+        assert done.stderr.count("\n") == 1, line
+        assert 'run `python -m pip install "paramorph-rt[' in done.stderr, line
+    assert not Path("never").exists()
 
 
 def report(images: list[str], clone: Path) -> None:
@@ -81,9 +102,8 @@ def main() -> int:
     if extra in gpus:
         gpu(*gpus[extra], images)
     else:
-        {"report": report, "cluster": cluster, "export": export, "train": train}[extra](
-            images, clone
-        )
+        known = (base, report, cluster, export, train)
+        {each.__name__: each for each in known}[extra](images, clone)
     return 0
 
 

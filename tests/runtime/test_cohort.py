@@ -146,19 +146,21 @@ BAD_TABLES = {
 
 
 @pytest.mark.parametrize("case", BAD_TABLES)
-def test_bad_table_is_one_sentence_before_anything_runs(subjects, tmp_path, capsys, case):
+def test_bad_table_is_one_sentence_before_anything_runs(
+    subjects, zero_bundle_path, tmp_path, capsys, case
+):
     text, match = BAD_TABLES[case]
     with pytest.raises(CohortError, match=match):
         pairs_of_table(write_table(subjects, text))
-    assert cohort(tmp_path / "no bundle", tmp_path / "out", subjects / "pairs.csv") == 1
+    assert cohort(zero_bundle_path, tmp_path / "out", subjects / "pairs.csv") == 1
     error = capsys.readouterr().err
     assert error.startswith("paramorph-rt: ")
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_table_that_is_not_there(tmp_path, capsys):
-    assert cohort(tmp_path, tmp_path / "out", tmp_path / "none.csv") == 1
+def test_table_that_is_not_there(zero_bundle_path, tmp_path, capsys):
+    assert cohort(zero_bundle_path, tmp_path / "out", tmp_path / "none.csv") == 1
     assert "none.csv: expected a CSV table, got No such file" in capsys.readouterr().err
 
 
@@ -909,8 +911,28 @@ def test_progress_tells_rate_and_time_left(subjects, zero_bundle_path, tmp_path,
 )
 def test_wrong_usage_is_exit_code_two(words, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["cohort", *words, "--out-dir", "out"])
+        main(["cohort", *words, "-o", "out"])
     assert "see paramorph-rt cohort --help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--precision", "fp16", "--backend", "openvino"], "openvino: expected precision fp32"),
+        (["--model", "none", "--backend", "cuda"], "model none: expected no backend"),
+        (["--model", "nowhere"], "nowhere: expected a bundle"),
+        (["--label-names", "nowhere.csv"], "nowhere.csv: expected"),
+    ],
+)
+@pytest.mark.parametrize("command", [["cohort", "no.csv"], ["bids", "no", "out", "participant"]])
+def test_what_cannot_be_met_is_told_before_files_are_read(
+    words, sentence, command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    of_command = ["-o", "out"] if command[0] == "cohort" else ["--template", "no.nii"]
+    assert main([*command, *of_command, *words]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_out_dir_that_is_a_file(subjects, tmp_path, capsys):

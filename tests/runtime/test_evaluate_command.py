@@ -229,6 +229,10 @@ def test_landmarks_of_two_spaces(evaluate, tmp_path, capsys):
         ("--transform start.tfm", "on whose grid to measure it, as it is an affine"),
         ("--fixed fixed.nii.gz --moving-landmarks m.csv", "got none of the fixed one"),
         (IMAGES + "--csv labels.csv", "CSV: expected label maps"),
+        # what no file could make right is told before any is read
+        ("--warped no.nii.gz", "no.nii.gz: expected a fixed image or label map to compare"),
+        ("--fixed no.nii.gz --fixed-landmarks no.csv", "got none of the moving one"),
+        ("--fixed no.nii.gz --moving no.nii.gz --csv labels.csv", "CSV: expected label maps"),
         (IMAGES + "--csv - --json -", "expected one table on stdout"),
         (IMAGES + "--json start.tfm", "start.tfm: expected no earlier result"),
         (IMAGES + "--json nowhere/m.json", "expected a folder to write into"),

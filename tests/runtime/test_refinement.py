@@ -15,6 +15,7 @@ from scipy import ndimage
 import paramorph_rt
 from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL
+from paramorph_rt.errors import BackendError
 from paramorph_rt.field import field_from_network
 from paramorph_rt.metrics.deformation import regularity
 from paramorph_rt.preprocess import prepare_pair
@@ -189,6 +190,13 @@ def test_known_deformation_is_found_without_a_model(orientation):
         1.5,
         1,
     ]
+
+
+@pytest.mark.parametrize("request_", [{"backend": "onnxruntime"}, {"precision": "fp16"}])
+def test_without_a_model_nothing_is_asked_of_engines(request_):
+    (what,) = request_
+    with pytest.raises(BackendError, match=f"model none: expected no {what}, .*; leave --{what} "):
+        Registration(NO_MODEL, **request_)
 
 
 def test_an_image_is_not_moved_against_itself():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
+from ..bundle import NO_MODEL
 from ..errors import BackendError, MissingDependencyError, ParamorphError
 from ..optional import import_optional, needs
 
@@ -223,6 +224,20 @@ def check_request(bundle: Bundle, name: str, precision: str, threads: int | None
     skipped: dict[Way, ParamorphError] = {}
     if not any(_prepared(bundle, name, precision, threads, skipped)):
         raise _reason(name, skipped)
+
+
+def check_no_request(name: str, precision: str) -> None:
+    """Refuse an engine or a precision of a network where there is none, as without a model.
+
+    Raises:
+        BackendError: One was named.
+    """
+    for what, given in (("backend", name), ("precision", precision)):
+        if given != AUTO:
+            raise BackendError(
+                f"model {NO_MODEL}: expected no {what}, as no network runs, got {given}; "
+                f"leave --{what} out, or choose a model."
+            )
 
 
 def _prepared(

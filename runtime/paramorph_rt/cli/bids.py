@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cohort import add_running_options, register_all, summary_table
+from .cohort import add_running_options, checked_settings, register_all, summary_table
 from .infer import settings_of
 
 if TYPE_CHECKING:
-    from ..pair import Pair
+    from ..pair import Pair, Settings
 
 LEVELS = ("participant", "group")
 
@@ -79,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     from ..cohort.dataset import pairs_of_dataset
 
     args.out_dir = args.out_dir.absolute()
+    group = args.level == "group"
+    settings = settings_of(args) if group else checked_settings(args)
     pairs = pairs_of_dataset(
         args.bids_dir.absolute(),
         args.template.absolute(),
@@ -89,15 +91,14 @@ def run(args: argparse.Namespace) -> int:
         label_folders=[path.absolute() for path in args.derivatives],
         out_dir=args.out_dir,
     )
-    return _summarise(args, pairs) if args.level == "group" else register_all(args, pairs)
+    return (_summarise if group else register_all)(args, settings, pairs)
 
 
-def _summarise(args: argparse.Namespace, pairs: list[Pair]) -> int:
+def _summarise(args: argparse.Namespace, settings: Settings, pairs: list[Pair]) -> int:
     from ..cohort.dataset import finished
     from ..cohort.summary import HTML, write_summary
     from ..errors import CohortError
 
-    settings = settings_of(args)
     outcomes = finished(pairs, settings, args.out_dir)
     if not outcomes:
         raise CohortError(

@@ -23,8 +23,8 @@ from .infer import (
 from .messages import INTERRUPTED
 
 if TYPE_CHECKING:
-    from ..cohort.pairs import Pair
     from ..cohort.work import Outcome
+    from ..pair import Pair, Settings
 
 _EPILOG = """
 The table has a pair on each line and the names of its columns in the first: moving and fixed, and
@@ -70,7 +70,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "NAME_anything.nii.gz",
     )
     add("--template-labels", type=Path, metavar="NII", help="label map of the template")
-    add("--out-dir", type=Path, required=True, metavar="DIR", help="folder for all results")
+    needed: dict[str, Any] = {"type": Path, "required": True}
+    add("-o", "--out-dir", metavar="DIR", help="folder for all results", **needed)
     add(
         "--strict",
         action="store_true",
@@ -110,18 +111,28 @@ def run(args: argparse.Namespace) -> int:
     """Find the pairs, register them all."""
     if bool(args.template) != bool(args.images) or (args.template_labels and not args.template):
         args.usage_error("--template and --images belong together; --template-labels to them")
-    return register_all(args, _pairs(args))
+    settings = checked_settings(args)
+    return register_all(args, settings, _pairs(args))
 
 
-def register_all(args: argparse.Namespace, pairs: list[Pair]) -> int:
-    """Register all pairs, summarise, print; returns the exit code."""
-    from ..cohort.run import run_cohort
-    from ..cohort.summary import HTML, write_summary
-    from ..errors import CohortError
+def checked_settings(args: argparse.Namespace) -> Settings:
+    """What is asked of all pairs; what cannot be met here is refused before files are read."""
     from ..outputs import check_outputs
 
     settings = settings_of(args)
     check_outputs(args.out_dir, force=True)
+    if args.scheduler is None:
+        settings.check()
+        settings.registration(wait=False)
+    return settings
+
+
+def register_all(args: argparse.Namespace, settings: Settings, pairs: list[Pair]) -> int:
+    """Register all pairs, summarise, print; returns the exit code."""
+    from ..cohort.run import run_cohort
+    from ..cohort.summary import HTML, write_summary
+    from ..errors import CohortError
+
     outcomes: dict[str, Outcome] = {}
     start = time.monotonic()
     with _progress(len(pairs), args.quiet) as show, _first_ctrl_c(args.scheduler is None) as stop:

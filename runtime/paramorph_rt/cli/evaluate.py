@@ -117,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     files = [path for path in (args.csv, args.json) if path and path not in to_stdout]
     for path in files:
         check_file(path, args.force)
+    _check(args)
     with itk_threads(args.threads):
         metrics = _metrics(args)
     texts = {}
@@ -129,6 +130,30 @@ def run(args: argparse.Namespace) -> int:
             staging.write_text(texts[path], encoding="utf-8")
     print(texts[to_stdout[0]].rstrip("\n") if to_stdout else "\n".join(_lines(metrics, files)))
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what no content of the files could make right."""
+    from ..errors import EvaluationError
+    from ..evaluation import label_table
+
+    for role, other in (("fixed", "moving"), ("moving", "fixed")):
+        if getattr(args, f"{role}_landmarks") and not getattr(args, f"{other}_landmarks"):
+            raise EvaluationError(
+                f"landmarks: expected those of both images, got none of the {other} one; pass "
+                f"--{other}-landmarks."
+            )
+    for path, fixed in (
+        (args.warped, args.fixed),
+        (args.warped_labels, args.fixed_labels),
+    ):
+        if path and not fixed:
+            raise EvaluationError(
+                f"{path.name}: expected a fixed image or label map to compare it with, got none; "
+                "pass --fixed or --fixed-labels."
+            )
+    if args.csv and not (args.fixed_labels and (args.moving_labels or args.warped_labels)):
+        label_table({})  # says what it lacks
 
 
 def _metrics(args: argparse.Namespace) -> dict[str, Any]:
@@ -153,18 +178,12 @@ def _metrics(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _landmarks(args: argparse.Namespace) -> tuple[Landmarks, Landmarks] | None:
-    from ..errors import EvaluationError
     from ..landmarks import load_landmarks
     from ..volume import load_grid
 
     files = {"fixed": args.fixed_landmarks, "moving": args.moving_landmarks}
     if not any(files.values()):
         return None
-    if missing := [role for role, path in files.items() if path is None]:
-        raise EvaluationError(
-            f"landmarks: expected those of both images, got none of the {missing[0]} one; pass "
-            f"--{missing[0]}-landmarks."
-        )
     found = []
     for role, path in files.items():
         image = getattr(args, role) or getattr(args, f"{role}_labels")

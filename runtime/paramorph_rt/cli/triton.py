@@ -33,7 +33,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="model bundle (default: the shipped one)",
     )
     add(
-        "--out-dir", type=Path, required=True, metavar="REPO", help="folder of the model repository"
+        *("-o", "--out-dir"),
+        type=Path,
+        required=True,
+        metavar="REPO",
+        help="folder of the model repository",
     )
     add("--force", action="store_true", help="replace models of the same names")
     parser.set_defaults(run=run)

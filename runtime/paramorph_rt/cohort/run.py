@@ -71,7 +71,11 @@ def run_cohort(
     out_dir = Path(out_dir).absolute()
     home = out_dir if settings.bids_names else out_dir / PAIRS
     _check_places(pairs, settings, out_dir)
-    settings.names_of_labels()  # a table that cannot be used is one error, too
+    if scheduler is None:
+        settings.check()
+        settings.registration()  # a model that cannot be loaded is one error, not one of each pair
+    else:
+        settings.names_of_labels()  # a table that cannot be used is one error, too
     home.mkdir(parents=True, exist_ok=True)
     _sweep(home)
     for pair in pairs:  # one after the other, so that each links to the datasets of those before
@@ -80,8 +84,6 @@ def run_cohort(
     if scheduler is not None:
         yield from _on_cluster(pairs, task, scheduler)
         return
-    settings.check()
-    settings.registration()  # a model that cannot be loaded is one error, not one of each pair
     yield from _in_threads(pairs, task, at_once, stop or threading.Event())
 
 
