@@ -6,7 +6,8 @@
 #       infer --moving moving.nii.gz --fixed fixed.nii.gz --out-dir OUT
 #
 # tests/clean_machine.sh takes the same steps in a minimal Debian.
-FROM python:3.12-slim AS build
+# The whole image has the compiler that the refinement's passes need.
+FROM python:3.12 AS build
 COPY . /source
 RUN python -m venv /opt/paramorph \
     && /opt/paramorph/bin/python -m pip install --no-cache-dir "/source[openvino]"

@@ -33,6 +33,14 @@ def test_container_recipes_take_what_the_package_is_built_of():
     licences = [f for f in setup["metadata"]["license_files"].split("\n") if f and "*" not in f]
     kept = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.M)
     copied = re.findall(r"^    (\S+) /source", (ROOT / "paramorph-rt.def").read_text(), re.M)
-    for needed in ("setup.cfg", "pyproject.toml", "README.md", "MANIFEST.in", *folders, *licences):
+    for needed in (
+        "setup.cfg",
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "MANIFEST.in",
+        *folders,
+        *licences,
+    ):
         for recipe in (kept, copied):
             assert any(needed == each or needed.startswith(f"{each}/") for each in recipe), needed
