@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from paramorph.checkpoint import FeatureInfo, load_feature_weights, save_weights
 from paramorph.feature_network import FeatureNetwork
-from paramorph.options import option
+from paramorph.options import OptionError, option
 from paramorph.run_folder import RunFolder
 from paramorph.training import TrainingError
 
@@ -51,12 +51,20 @@ class FeatureTrainingConfig:
     image_share: float = option(
         0.5, "of the steps that see an image, where there are label maps without images too"
     )
-    voxels: int = option(110_000, "drawn from each subject for the loss, most of them labelled")
+    voxels: int = option(110_000, "drawn from each subject for the loss")
+    labelled_share: float = option(
+        0.8, "of them that have a label; the fewer labelled voxels there are, the less should it be"
+    )
     gradient_clip: float = option(5.0, "largest norm of all gradients together")
     ema: float = option(0.99, "share of the averaged weights that each step keeps")
     seed: int = option(0, "of everything random: subjects, augmentation, voxels, first weights")
     validate_every: int = option(300, "steps")
     checkpoint_every: int = option(50, "steps")
+
+    def __post_init__(self) -> None:
+        for name in ("image_share", "labelled_share"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise OptionError(f"{name}: expected 0 to 1, got {share}.")
 
 
 class FeatureTrainer:
@@ -176,7 +184,7 @@ class FeatureTrainer:
         source = rng.choice(self._drawn_kind(rng))
         image, labels = source.changed(generator)
         labels = labels.flatten()
-        chosen = _drawn(labels, self.config.voxels, generator)
+        chosen = _drawn(labels, self.config.voxels, self.config.labelled_share, generator)
         with self._autocast():
             found = _per_voxel(self.model.embedding(_channels_last(image)))
         logits, truth = self.model.classifier(found[chosen]), labels[chosen]
@@ -254,14 +262,16 @@ def _same_but_for_steps(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     return without[0] == without[1]
 
 
-def _drawn(labels: Int[Tensor, " n"], count: int, rng: torch.Generator) -> Int[Tensor, " m"]:
-    """Voxels for the loss: most of them labelled, a fifth anywhere; none whose label is ignored."""
+def _drawn(
+    labels: Int[Tensor, " n"], count: int, labelled_share: float, rng: torch.Generator
+) -> Int[Tensor, " m"]:
+    """Voxels for the loss, some labelled and the others anywhere; none whose label is ignored."""
     labelled, known = (labels > 0).nonzero()[:, 0], (labels >= 0).nonzero()[:, 0]
-    anywhere = known[torch.randint(len(known), (count // 5,), generator=rng)]
-    if not len(labelled):
+    inside = round(labelled_share * count) if len(labelled) else 0
+    anywhere = known[torch.randint(len(known), (count - inside,), generator=rng)]
+    if not inside:
         return anywhere
-    inside = labelled[torch.randint(len(labelled), (count - count // 5,), generator=rng)]
-    return torch.cat([inside, anywhere])
+    return torch.cat([labelled[torch.randint(len(labelled), (inside,), generator=rng)], anywhere])
 
 
 def _soft_dice(logits: Float[Tensor, "n labels"], truth: Int[Tensor, " n"]) -> Tensor:
