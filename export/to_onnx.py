@@ -16,8 +16,13 @@ def parser() -> argparse.ArgumentParser:
         description="Trace trained weights to ONNX, verify the files against PyTorch and write a "
         "bundle that paramorph-rt runs."
     )
-    p.add_argument("--weights", type=Path, required=True, help=".safetensors of this toolkit")
-    p.add_argument("--features", type=Path, help="weights of a feature network, for the refinement")
+    p.add_argument("--weights", type=Path, help=".safetensors of a registration network")
+    p.add_argument(
+        "--features",
+        type=Path,
+        help="weights of a feature network, for the refinement; alone, they make a model of which "
+        "the refinement finds the whole field",
+    )
     p.add_argument("--out-dir", type=Path, required=True, help="the bundle's folder")
     p.add_argument(
         "--shape",
@@ -53,11 +58,23 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a wrong option do not wait for torch.
-    from paramorph.checkpoint import load_weights
+    from paramorph.checkpoint import load_feature_weights, load_weights
     from paramorph_export.bundle import check_replaceable, write_bundle
+    from paramorph_export.errors import ExportError
 
+    halves = [p for p in dict.fromkeys(args.precision) if p != "fp32"]
+    if not args.weights and not args.features:
+        raise ExportError("expected --weights, --features or both, got neither; pass one.")
+    if not args.weights and (halves or args.fp32_for_gpus):
+        raise ExportError(
+            "expected --weights of a registration network for graphs for GPUs, got --features "
+            "alone, which run on the CPU; leave --precision and --fp32-for-gpus out."
+        )
     check_replaceable(args.out_dir, args.force)
-    network, info = load_weights(args.weights)
+    if args.weights:
+        network, info = load_weights(args.weights)
+    else:
+        network, (_, info) = None, load_feature_weights(args.features)
     manifest = write_bundle(
         args.out_dir,
         network,
@@ -65,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         args.weights,
         [tuple(shape) for shape in args.shape] if args.shape else [info.shape],
         args.force,
-        halves=[p for p in dict.fromkeys(args.precision) if p != "fp32"],
+        halves=halves,
         fp32_for_gpus=args.fp32_for_gpus,
         real_pairs=args.verify_on,
         features=args.features,
@@ -74,6 +91,13 @@ def run(args: argparse.Namespace) -> None:
         f"{args.out_dir}: {manifest['name']}, exported and verified in "
         f"{manifest['provenance']['export_seconds']} s"
     )
+    for entry in manifest.get("features", {}).get("networks", []):
+        measured = entry["verification"]
+        print(
+            f"{entry['file']}: {entry['precision']} at {'×'.join(map(str, entry['shape']))}, "
+            f"{entry['nodes']} nodes; features differ from {measured['reference']} by "
+            f"{measured['max_difference']:.1e} at most"
+        )
     for entry in manifest["networks"]:
         measured = entry["verification"]
         print(

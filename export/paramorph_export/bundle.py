@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from paramorph.checkpoint import sha256_of
+from paramorph.checkpoint import WeightsInfo, sha256_of
 from paramorph.config import check_shape
 from paramorph.warp import SAMPLING
 from paramorph_export.errors import ExportError
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from paramorph.checkpoint import WeightsInfo
+    from paramorph.checkpoint import FeatureInfo
     from paramorph.network import ParaMorph
     from paramorph_export.pairs import Pair
 
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 
 def write_bundle(
     out_dir: str | Path,
-    network: ParaMorph,
-    info: WeightsInfo,
-    weights: Path,
+    network: ParaMorph | None,
+    info: WeightsInfo | FeatureInfo,
+    weights: Path | None,
     shapes: Sequence[Shape],
     force: bool = False,
     *,
@@ -67,8 +67,8 @@ def write_bundle(
 
     Args:
         out_dir: The bundle's folder.
-        network: In float32.
-        info: What is recorded about its weights.
+        network: In float32; None makes a bundle of features alone.
+        info: What is recorded about its weights, or else about the features'.
         weights: The file they came from; it may be that of the bundle that is replaced.
         shapes: Volume sizes (D, H, W), a graph for each; the first is that of the manifest's grid.
         force: Replace an existing bundle.
@@ -88,25 +88,30 @@ def write_bundle(
     staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
     try:
         started = time.perf_counter()
-        shutil.copyfile(weights, staging / WEIGHTS)
-        networks = [
-            entry
-            for shape in dict.fromkeys(shapes)
-            for entry in _write_networks(
-                *(staging, network, info, shape, shape == shapes[0]),
-                *(halves, fp32_for_gpus, real_pairs),
-            )
-        ]
+        networks = []
+        if isinstance(info, WeightsInfo) and network is not None and weights is not None:
+            shutil.copyfile(weights, staging / WEIGHTS)
+            networks = [
+                entry
+                for shape in dict.fromkeys(shapes)
+                for entry in _write_networks(
+                    *(staging, network, info, shape, shape == shapes[0]),
+                    *(halves, fp32_for_gpus, real_pairs),
+                )
+            ]
         of_features = write_features(staging, features, info, shapes) if features else None
         for name, graph in REFINEMENT_GRAPHS.items():
             onnx.save(graph(), staging / name)
         seconds = time.perf_counter() - started
         files = sorted(staging.iterdir())
+        sampling = info.network.sampling if isinstance(info, WeightsInfo) else "exact"
+        source = weights or features
+        assert source is not None
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "name": info.name,
-            "network": info.network.as_dict(),
+            "network": info.network.as_dict() if networks else None,
             "grid": {
                 "shape": list(shapes[0]),
                 "spacing_mm": list(info.spacing_mm),
@@ -125,7 +130,7 @@ def write_bundle(
                 "channel_order": "axis",
                 "direction": "fixed-to-moving",
             },
-            "sampling": {"convention": info.network.sampling, **SAMPLING[info.network.sampling]},
+            "sampling": {"convention": sampling, **SAMPLING[sampling]},
             "opset": STANDARD_OPSET,
             "networks": networks,
             "engines": [],
@@ -136,8 +141,8 @@ def write_bundle(
                 for path in files
             },
             "provenance": {
-                "weights": weights.name,
-                "weights_sha256": sha256_of(weights),
+                "weights": source.name,
+                "weights_sha256": sha256_of(source),
                 "export_seconds": round(seconds, 1),
                 **info.provenance,
             },

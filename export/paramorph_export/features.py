@@ -43,7 +43,7 @@ class FeatureGraph(nn.Module):
 
 
 def write_features(
-    folder: Path, weights: Path, registration: WeightsInfo, shapes: Sequence[Shape]
+    folder: Path, weights: Path, registration: WeightsInfo | FeatureInfo, shapes: Sequence[Shape]
 ) -> dict[str, Any]:
     """Write the graphs of all shapes and their weights; returns what the manifest says of them.
 
@@ -108,7 +108,9 @@ def verify_features(path: Path, network: FeatureNetwork, shape: Shape) -> dict[s
     return {"reference": f"PyTorch {torch.__version__}, float32", "max_difference": largest}
 
 
-def _check_same_input(features: FeatureInfo, registration: WeightsInfo, path: Path) -> None:
+def _check_same_input(
+    features: FeatureInfo, registration: WeightsInfo | FeatureInfo, path: Path
+) -> None:
     for name in ("spacing_mm", "orientation", "lower_percentile", "upper_percentile"):
         ours, theirs = getattr(features, name), getattr(registration, name)
         if ours != theirs:

@@ -98,7 +98,8 @@ class Bundle:
         folder: Where it lies.
         inputs: Grid and intensities that the network expects.
         sampling: "exact" (a zero displacement is the identity), or "reference" (see `field`).
-        networks: ONNX files that give `output`, of the grid's shape and perhaps of others.
+        networks: ONNX files that give `output`, of the grid's shape and perhaps of others; none
+            if the model consists of features alone.
         engines: What was built from them.
         manifest: Everything else, as written by the export.
         feature_networks: ONNX files that give features of both images, for the refinement.
@@ -120,6 +121,11 @@ class Bundle:
     def of_features(self) -> Bundle:
         """The feature networks as a bundle of their own."""
         return replace(self, networks=self.feature_networks, engines=(), output="features")
+
+    @property
+    def main(self) -> Bundle:
+        """The bundle whose networks a request for an engine is about; see `of_features`."""
+        return self if self.networks else self.of_features
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int], ...]:

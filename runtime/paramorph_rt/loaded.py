@@ -94,5 +94,5 @@ def _load(
         return Later(lambda: thread.submit(lambda: _InItsThread(choose(*request), thread)))
 
     if (backend, precision) != (AUTO, AUTO):
-        check_request(*request)
+        check_request(bundle.main, *request[1:])
     return Registration(bundle, threads, load(choose_backend), features=load(choose_features))

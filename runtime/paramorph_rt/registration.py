@@ -19,7 +19,7 @@ from . import outputs
 from .affine import AffineKind, Alignment, align_affine
 from .backends import AUTO, Backend, check_no_request, choose_backend, choose_features
 from .bundle import NO_MODEL, Bundle, IntensitySpec, default_bundle_path, load_bundle
-from .errors import OutputError, VolumeError
+from .errors import BundleError, OutputError, VolumeError
 from .field import DisplacementField, field_from_network
 from .inverse import consistency_mm, invert_field
 from .label_names import names_of_labels
@@ -213,8 +213,14 @@ class Registration:
         return any(level.features and level.iterations for level in levels)
 
     def _needed(self, levels: Sequence[Level]) -> list[Backend | Later[Backend]]:
-        engine = self._features if self.has_features(levels) else self._backend
-        return [] if engine is None else [engine]
+        if self.has_features(levels):
+            return [self._features] if self._features else []
+        if self.bundle is not None and not self.bundle.networks:
+            raise BundleError(
+                f"{self.bundle.name}: expected a refinement that compares its features, got none; "
+                "leave --refine off out, or choose a model that has a registration network."
+            )
+        return [self._backend] if self._backend else []
 
     def __call__(
         self,

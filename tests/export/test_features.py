@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from paramorph_export.refinement import REFINEMENT_GRAPHS
 from paramorph_rt import Registration
 from paramorph_rt.backends import choose_features
 from paramorph_rt.bundle import load_bundle
+from paramorph_rt.cli import main
+from paramorph_rt.errors import BundleError
 from paramorph_rt.refinement import graph
 from paramorph_rt.spaces import Grid
-from paramorph_rt.volume import Volume
+from paramorph_rt.volume import Volume, save_volume
 
 from .conftest import SHAPE
 
@@ -62,12 +65,7 @@ def test_engines_give_the_networks_features(with_features, engine):
 
 def test_a_registration_compares_features_and_needs_no_displacement(with_features):
     register = Registration(with_features, 2, "onnxruntime")
-    grid = Grid((40, 60, 70), np.diag([2.0, 2.0, 2.0, 1.0]))
-    i, j, k = np.indices(grid.shape)
-    inside = ((i - 20) / 16) ** 2 + ((j - 30) / 24) ** 2 + ((k - 35) / 28) ** 2 < 1
-    image = np.where(inside, 60 + 20 * np.sin(i / 3) * np.cos(j / 4 + k / 5), 0)
-    fixed = Volume(image.astype(np.float32), grid, "fixed")
-    moving = Volume(np.roll(image, 1, 1).astype(np.float32), grid, "moving")
+    moving, fixed = a_pair()
     found = register(moving, fixed, affine=False, refine=6)
     assert found.metrics["refinement"]["features"] is True
     assert "features" in found.metrics["seconds"]
@@ -75,6 +73,16 @@ def test_a_registration_compares_features_and_needs_no_displacement(with_feature
     assert found.metrics["ncc"]["after"] > found.metrics["ncc"]["before"]
     plain = register(moving, fixed, affine=False, refine=0)
     assert "network" in plain.metrics["seconds"]
+
+
+def a_pair() -> tuple[Volume, Volume]:
+    grid = Grid((40, 60, 70), np.diag([2.0, 2.0, 2.0, 1.0]))
+    i, j, k = np.indices(grid.shape)
+    inside = ((i - 20) / 16) ** 2 + ((j - 30) / 24) ** 2 + ((k - 35) / 28) ** 2 < 1
+    image = np.where(inside, 60 + 20 * np.sin(i / 3) * np.cos(j / 4 + k / 5), 0)
+    fixed = Volume(image.astype(np.float32), grid, "fixed")
+    moving = Volume(np.roll(image, 1, 1).astype(np.float32), grid, "moving")
+    return moving, fixed
 
 
 def test_an_altered_file_of_features_is_refused(with_features, tmp_path):
@@ -111,3 +119,49 @@ def test_the_runtimes_graphs_are_those_of_this_source(name):
     written = Path(graph.__file__).with_name(name).read_bytes()
     wanted = REFINEMENT_GRAPHS[name]().SerializeToString()
     assert onnx.load_from_string(written) == onnx.load_from_string(wanted)
+
+
+@pytest.fixture(scope="module")
+def features_alone(tmp_path_factory) -> Path:
+    sys.path.insert(0, str(Path(__file__).parents[2] / "export"))
+    try:
+        import to_onnx
+    finally:
+        sys.path.pop(0)
+    folder = tmp_path_factory.mktemp("alone")
+    features = write_features(folder / "features.safetensors")
+    words = ["--features", str(features), "--out-dir", str(folder / "bundle")]
+    assert to_onnx.main(words) == 0
+    assert to_onnx.main([*words, "--precision", "fp16", "--force"]) == 1
+    assert to_onnx.main(["--out-dir", str(folder / "nothing")]) == 1
+    return folder / "bundle"
+
+
+def test_a_model_may_consist_of_features_alone(features_alone, with_features):
+    moving, fixed = a_pair()
+    alone, both = (
+        Registration(folder, 2, "onnxruntime")(moving, fixed, affine=False, refine=2)
+        for folder in (features_alone, with_features)
+    )
+    assert alone.metrics["model"] == "tiny-features"
+    np.testing.assert_allclose(
+        alone.displacement.vectors_mm, both.displacement.vectors_mm, atol=1e-5
+    )
+    with pytest.raises(BundleError, match="expected a refinement that compares its features"):
+        Registration(features_alone, 2)(moving, fixed, refine=0)
+
+
+def test_commands_run_a_model_of_features_alone(features_alone, tmp_path, capsys):
+    moving, fixed = a_pair()
+    for name, volume in (("moving", moving), ("fixed", fixed)):
+        save_volume(tmp_path / f"{name}.nii.gz", volume)
+    words = ["infer", "--moving", tmp_path / "moving.nii.gz", "--fixed", tmp_path / "fixed.nii.gz"]
+    words += ["--model", features_alone, "--no-affine", "--out-dir"]
+    assert main([*map(str, words), str(tmp_path / "off"), "--refine", "off"]) == 1
+    assert "expected a refinement that compares its features" in capsys.readouterr().err
+    request = [str(tmp_path / "out"), "--refine", "1", "--backend", "onnxruntime"]
+    assert main([*map(str, words), *request]) == 0
+    assert main(["info", "--json", "--model", str(features_alone)]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [network["file"] for network in found["model"]["feature_networks"]] == ["features.onnx"]
+    assert any(way["precisions"] for way in found["backends"])

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         found["model"] = str(err)  # there is enough to tell without one
     else:
         found["model"] = _model(bundle)
-        found["backends"] = _backends(bundle, args.load)
+        found["backends"] = _backends(bundle.main, args.load)
     print(json.dumps(found) if args.json else _table(found))
     return 0
 
@@ -116,6 +116,7 @@ def _model(bundle: Bundle) -> dict[str, Any]:
         "name": bundle.name,
         "folder": str(bundle.folder),
         "networks": [asdict(network) for network in bundle.networks],
+        "feature_networks": [asdict(network) for network in bundle.feature_networks],
         "engines": [
             {**asdict(engine), "why_not": _why_not(bundle, engine)} for engine in bundle.engines
         ],
@@ -193,6 +194,7 @@ def _table(found: dict[str, Any]) -> str:
         ("network", f"{_entry_line(network)}, for the {network['device'].upper()}")
         for network in model["networks"]
     ]
+    rows += [("features", _entry_line(network)) for network in model["feature_networks"]]
     for engine in model["engines"]:
         built = f"{engine['flavour']} {engine['version']} for {engine['compute_capability']}"
         rows.append(("engine", f"{_entry_line(engine)}, {built}"))
