@@ -5,9 +5,12 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-import onnx
+from paramorph_rt.errors import imports_of
 
-from paramorph_export.refinement import REFINEMENT_GRAPHS
+with imports_of("write_refinement", "export"):
+    import onnx
+
+    from paramorph_export.refinement import REFINEMENT_GRAPHS
 
 
 def main() -> None:

@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from paramorph.data import load_split, prepare_subjects
-from paramorph_rt.errors import exit_code
+from paramorph_rt.errors import exit_code, imports_of
+
+with imports_of("prepare", "train"):
+    from paramorph.data import load_split, prepare_subjects
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,7 +65,7 @@ def _by(numbers: tuple[float, ...]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_code("prepare", lambda: run(args), extra="train")
+    return exit_code("prepare", lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def base(images: list[str], clone: Path) -> None:
         ["models/prepare.py", "--config", "mine.toml"],
         ["models/import_checkpoint.py", "any.pth.tar", *out, "--window", "5", "5", "3"],
         ["export/to_onnx.py", "--weights", "any.safetensors", "--out-dir", "never"],
-        ["export/build_engine.py", "--bundle", "any"],
+        ["export/write_refinement.py"],
         ["examples/demo.py", "--out-dir", "never"],
     ):
         command = [sys.executable, "-P", str(clone / line[0]), *line[1:]]
