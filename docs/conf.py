@@ -26,6 +26,7 @@ root_doc = "docs/index"
 include_patterns = [
     "README.md",
     "docs/*.md",
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
     "models/README.md",
