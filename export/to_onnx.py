@@ -25,6 +25,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out-dir", type=Path, required=True, help="the bundle's folder")
     p.add_argument(
+        "--domain",
+        type=Path,
+        metavar="BUNDLE",
+        help="take over from this bundle what images the model was made for (describe_domain.py)",
+    )
+    p.add_argument(
         "--shape",
         type=int,
         nargs=3,
@@ -86,6 +92,7 @@ def run(args: argparse.Namespace) -> None:
         fp32_for_gpus=args.fp32_for_gpus,
         real_pairs=args.verify_on,
         features=args.features,
+        domain=args.domain,
     )
     print(
         f"{args.out_dir}: {manifest['name']}, exported and verified in "

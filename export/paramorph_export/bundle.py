@@ -58,6 +58,7 @@ def write_bundle(
     fp32_for_gpus: bool = False,
     real_pairs: Path | None = None,
     features: Path | None = None,
+    domain: Path | None = None,
 ) -> dict[str, Any]:
     """Trace, verify and write the networks and `manifest.json`; returns the manifest.
 
@@ -77,6 +78,7 @@ def write_bundle(
             TensorRT takes up to ten times the memory.
         real_pairs: Folder of labelled volumes on which these are measured as well.
         features: Weights of a feature network for the refinement.
+        domain: A bundle whose domain is this one's, too; it may be the one that is replaced.
 
     Raises:
         ExportError: The folder exists and `force` is not given, or it is no bundle, or an ONNX
@@ -102,6 +104,15 @@ def write_bundle(
         of_features = write_features(staging, features, info, shapes) if features else None
         for name, graph in REFINEMENT_GRAPHS.items():
             onnx.save(graph(), staging / name)
+        of_domain: dict[str, Any] = {}
+        if domain is not None:
+            # Imported here: it needs what reads images, and nothing else of an export does.
+            from paramorph_export.domain import MAP, domain_in
+
+            of_domain["domain"], content = domain_in(domain)
+            if content is not None:
+                of_domain["domain"]["map"] = MAP
+                (staging / MAP).write_bytes(content)
         seconds = time.perf_counter() - started
         files = sorted(staging.iterdir())
         sampling = info.network.sampling if isinstance(info, WeightsInfo) else "exact"
@@ -136,6 +147,7 @@ def write_bundle(
             "engines": [],
             "refinement": list(REFINEMENT_GRAPHS),
             **({"features": of_features} if of_features else {}),
+            **of_domain,
             "files": {
                 path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
                 for path in files

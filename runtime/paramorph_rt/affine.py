@@ -19,6 +19,7 @@ from .preprocess import (
     masked,
     resample_to_grid,
 )
+from .quality.flags import Flag
 from .spaces import Grid, affine_from_itk, flip_vectors, from_sitk, itk_affine, to_sitk
 from .threads import itk_threads
 from .volume import Volume
@@ -30,6 +31,8 @@ AffineKind = Literal["auto", "rigid", "similarity", "affine"]
 
 log = logging.getLogger(__name__)
 
+# Names of what the search warns of, which it logs itself.
+FLAGS = ("astray", "overlap", "unlike")
 # Voxels across the foreground at the levels: 10, 6 and 3 mm for an adult brain, and as fine in
 # proportion for a mouse's. The first has the capture range, the last the accuracy; a finer one
 # takes longer and aligned brains no better.
@@ -61,7 +64,7 @@ class Alignment:
         information_after: The same with `affine`.
         told: Share of all information on the fixed image that the moving one tells, where both are.
         overlap: Share of the smaller foreground that lies upon the other.
-        warnings: What looks wrong, a sentence each.
+        flags: What looks wrong.
     """
 
     affine: Float[np.ndarray, "4 4"]
@@ -70,7 +73,12 @@ class Alignment:
     information_after: float
     told: float
     overlap: float
-    warnings: tuple[str, ...] = ()
+    flags: tuple[Flag, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What looks wrong, a sentence each."""
+        return tuple(flag.sentence for flag in self.flags)
 
     def as_metrics(self) -> dict[str, Any]:
         """For metrics.json."""
@@ -156,6 +164,30 @@ def align_affine(
     # Where the images lay well, the search ends beside that by less than its last step.
     went_astray = drifted or copies.information(found) < 0.98 * copies.information(chosen)
     return copies.judged(chosen, lay, kind, least_told, went_astray)
+
+
+def agreement(warped: Volume, fixed: Volume) -> tuple[float, float]:
+    """How far two images that lie upon each other agree, seen on small copies.
+
+    Args:
+        warped: Image in the place of `fixed`.
+        fixed: Image on its own grid.
+
+    Returns:
+        The share of all information on the fixed image that the other one tells, 0 to 1, whatever
+        the two contrasts, and the Dice overlap of both foregrounds.
+    """
+    fixed_side = _Side(fixed)
+    spacing_mm = fixed_side.size_mm / FINE_VOXELS
+    target, image = fixed_side.shrunk(spacing_mm), _Side(warped).shrunk(spacing_mm / 2)
+    told = _information(image, target).share(np.eye(4))
+    mask = Volume(image.foreground.astype(np.uint8), image.image.grid)
+    there = resample_to_grid(mask, target.image.grid, None, "nearest") != 0
+    common = np.count_nonzero(there & target.foreground)
+    whole = np.count_nonzero(target.foreground) + image.foreground_mm3 / float(
+        np.prod(target.image.grid.spacing)
+    )
+    return told, float(2 * common / whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,21 +351,39 @@ class _Copies:
         """The chosen affine with what it is worth; logs what looks wrong."""
         moving, fixed = (side.image.name for side in self.fine)
         overlap, told = self.overlap(chosen), self.information.share(chosen)
-        doubts = {
-            f"the affine search went astray (less like {fixed} than before, or off it), so that "
-            "the better of how it started and how the images lay is kept": went_astray,
-            f"only {100 * overlap:.0f} % of its foreground lies upon that of {fixed} after the "
-            "affine alignment": overlap < SMALLEST_OVERLAP,
-            f"after the affine alignment it is hardly like {fixed} (it tells {100 * told:.1f} % of "
-            f"what there is to tell, usually at least {100 * least_told:g} %)": told < least_told,
-        }
-        warnings = tuple(
-            f"{moving}: {doubt}; check the result." for doubt, applies in doubts.items() if applies
+        doubts = (
+            (
+                FLAGS[0],
+                went_astray,
+                f"the affine search went astray (less like {fixed} than before, or off it), so "
+                "that the better of how it started and how the images lay is kept",
+                (None, None),
+            ),
+            (
+                FLAGS[1],
+                overlap < SMALLEST_OVERLAP,
+                f"only {100 * overlap:.0f} % of its foreground lies upon that of {fixed} after the "
+                "affine alignment",
+                (overlap, SMALLEST_OVERLAP),
+            ),
+            (
+                FLAGS[2],
+                told < least_told,
+                f"after the affine alignment it is hardly like {fixed} (it tells "
+                f"{100 * told:.1f} % of what there is to tell, usually at least "
+                f"{100 * least_told:g} %)",
+                (told, least_told),
+            ),
         )
-        for warning in warnings:
-            log.warning("%s", warning)
+        flags = tuple(
+            Flag(name, "pair", f"{moving}: {doubt}; check the result.", *numbers)
+            for name, applies, doubt, numbers in doubts
+            if applies
+        )
+        for flag in flags:
+            log.warning("%s", flag.sentence)
         before, after = self.information(lay), self.information(chosen)
-        return Alignment(chosen, kind, before, after, told, overlap, warnings)
+        return Alignment(chosen, kind, before, after, told, overlap, flags)
 
 
 def _is_cut_out(volume: Volume) -> bool:

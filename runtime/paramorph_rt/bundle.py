@@ -21,6 +21,8 @@ FORMAT_VERSION = 2
 DEFAULT_NAME = "brain-t1-small"
 #: Stands for a model where none is wanted: the refinement alone.
 NO_MODEL = "none"
+#: Stands for the first of the shipped models that was made for a pair, or none.
+AUTO_MODEL = "auto"
 SAMPLING_CONVENTIONS = ("exact", "reference")
 PRECISIONS = ("fp32", "fp16", "bf16")
 DEVICES = ("cpu", "gpu")
@@ -229,6 +231,26 @@ def default_bundle_path() -> Path:
             "`python -m pip install --force-reinstall paramorph-rt`, or pass --model."
         )
     return path
+
+
+def candidates() -> list[Path]:
+    """What "auto" chooses from: $PARAMORPH_MODEL alone, or the models of this package.
+
+    Raises:
+        BundleError: There is none.
+    """
+    first = default_bundle_path()
+    if first.parent != _SHIPPED:
+        return [first]
+    others = sorted(path.parent for path in _SHIPPED.glob(f"*/{MANIFEST}"))
+    return [first, *(path for path in others if path != first)]
+
+
+def bundle_path(model: str | Path) -> Path:
+    """The folder of a bundle that is given by its path, or by the name of a shipped model."""
+    path, shipped = Path(model), _SHIPPED / Path(model).name
+    by_name = len(path.parts) == 1 and not path.exists() and (shipped / MANIFEST).is_file()
+    return shipped if by_name else path
 
 
 def load_bundle(path: str | Path) -> Bundle:

@@ -16,8 +16,9 @@ from .backends import (
     choose_backend,
     choose_features,
 )
-from .bundle import NO_MODEL, default_bundle_path, load_bundle
+from .bundle import AUTO_MODEL, NO_MODEL, Bundle, bundle_path, candidates, load_bundle
 from .errors import ParamorphError
+from .model import Model
 from .refinement.settings import DEFAULT_LEVELS
 from .registration import Registration
 from .threads import Later
@@ -86,13 +87,19 @@ def _load(
     if model == NO_MODEL:
         check_no_request(backend, precision)
         return Registration(NO_MODEL, threads)
-    bundle = load_bundle(default_bundle_path() if model is None else model)
+    is_free = model in (None, AUTO_MODEL)
+    paths = candidates() if is_free else [bundle_path(model or "")]
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
-    request = bundle, backend, precision, threads
 
-    def load(choose: Callable[..., Backend]) -> Later[Backend]:
-        return Later(lambda: thread.submit(lambda: _InItsThread(choose(*request), thread)))
+    def ready(bundle: Bundle) -> Model:
+        request = bundle, backend, precision, threads
 
-    if (backend, precision) != (AUTO, AUTO):
-        check_request(bundle.main, *request[1:])
-    return Registration(bundle, threads, load(choose_backend), features=load(choose_features))
+        def load(choose: Callable[..., Backend]) -> Later[Backend]:
+            return Later(lambda: thread.submit(lambda: _InItsThread(choose(*request), thread)))
+
+        if (backend, precision) != (AUTO, AUTO):
+            check_request(bundle.main, *request[1:])
+        return Model(bundle, load(choose_backend), load(choose_features))
+
+    models = [ready(load_bundle(path)) for path in paths]
+    return Registration.with_models(models, threads, is_free=is_free)

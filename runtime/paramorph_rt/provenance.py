@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bundle import NO_MODEL
+from .bundle import AUTO_MODEL, NO_MODEL
 from .refinement.settings import levels_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def facts_of(pair: Pair, settings: Settings, register: Registration) -> dict[str
     """
     return {
         "software": installed_versions(),
-        "options": _options(settings),
+        "options": _options(settings) | {"model": AUTO_MODEL if register.is_free else None},
         "inputs": {role: content_hash(path) for role, path in files_of(pair, settings).items()},
         "model": _model(settings, register),
     }
@@ -155,16 +155,21 @@ def _options(settings: Settings) -> dict[str, Any]:
 
 
 def _model(settings: Settings, register: Registration) -> dict[str, Any]:
-    if register.bundle is None:
-        return {"name": NO_MODEL}
+    """Of those that may run; which one did, the metrics say."""
     levels = levels_of(settings.refine)
-    with_features = register.has_features(levels)
-    bundle = register.bundle.of_features if with_features else register.bundle
-    engine = register.features if with_features else register.backend
-    used = bundle.engines if engine.name.startswith("tensorrt") else bundle.networks
+    models = [m for m in register.models if m.serves(levels) or not register.is_free]
+    if not models:
+        return {"name": NO_MODEL}
+    engine = models[0].engine(levels)
+    files: dict[str, str] = {}
+    for model in models:
+        bundle = model.bundle.of_features if model.has_features(levels) else model.bundle
+        used = bundle.engines if engine.name.startswith("tensorrt") else bundle.networks
+        within = "" if len(models) == 1 else f"{bundle.name}/"
+        files |= {f"{within}{f}": bundle.sha256(f) for entry in used for f in entry.files}
     return {
-        "name": bundle.name,
-        "sha256": {file: bundle.sha256(file) for entry in used for file in entry.files},
+        "name": ", ".join(model.bundle.name for model in models),
+        "sha256": files,
         "backend": engine.name,
         "precision": engine.precision,
     }

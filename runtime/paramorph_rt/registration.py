@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as dataclass_field
@@ -16,20 +17,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import outputs
+from .affine import FLAGS as SAID_BY_AFFINE
 from .affine import AffineKind, Alignment, align_affine
-from .backends import AUTO, Backend, check_no_request, choose_backend, choose_features
-from .bundle import NO_MODEL, Bundle, IntensitySpec, default_bundle_path, load_bundle
-from .errors import BundleError, OutputError, VolumeError
-from .field import DisplacementField, field_from_network
+from .backends import AUTO, Backend, check_no_request
+from .bundle import (
+    AUTO_MODEL,
+    NO_MODEL,
+    Bundle,
+    IntensitySpec,
+    bundle_path,
+    candidates,
+    load_bundle,
+)
+from .errors import OutputError, VolumeError
+from .field import DisplacementField
 from .inverse import consistency_mm, invert_field
 from .label_names import names_of_labels
 from .metrics.definitions import definitions_of
 from .metrics.deformation import regularity
-from .metrics.doubts import doubts_of
+from .metrics.doubts import flags_of
 from .metrics.overlap import present_labels
 from .metrics.summary import compare_images, compare_labels
 from .metrics.surface import NSD_TOLERANCE_MM
-from .preprocess import Interpolation, prepare_pair, resample_to_grid, share_outside
+from .model import Model
+from .preprocess import Interpolation, masked, prepare_pair, resample_to_grid, share_outside
+from .quality import checks
+from .quality.choice import choose
+from .quality.flags import Flag
+from .quality.looks import look_of
+from .quality.score import evidence_of, score_of
 from .refinement.coarse_to_fine import engine as refinement_engine
 from .refinement.coarse_to_fine import refine as refined
 from .refinement.coarse_to_fine import view_over
@@ -37,7 +53,7 @@ from .refinement.images import Features
 from .refinement.settings import DEFAULT_LEVELS, Level, levels_of
 from .schemas import METRICS
 from .spaces import Grid
-from .threads import Later, at_once, in_parallel, itk_threads, mapped
+from .threads import Later, in_parallel, itk_threads, mapped
 from .transforms.itk import write_affine, write_displacement
 from .volume import (
     Volume,
@@ -56,6 +72,8 @@ from .warp import warp_volume, warp_volumes
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
+
+    from .quality.looks import Look
 
 log = logging.getLogger(__name__)
 
@@ -149,13 +167,18 @@ class Registration:
     can go wrong; `RegistrationResult` what comes back.
 
     Args:
-        bundle: A bundle, or the path of one; None is the default bundle, "none" is no model: pairs
-            are refined from their affine alone.
+        bundle: A bundle, its path, or the name of a shipped one; "none" is no model: pairs are
+            refined from their affine alone; None or "auto" is for each pair the first shipped model
+            that was made for such images, or none (`quality.choice`).
         threads: For networks, refinement and resampling; None uses all cores.
         backend: Name of an inference engine, see `choose_backend`, or one that is loaded already,
             or `Later`: from when the images have been read.
         precision: Of the networks, see there too; a loaded engine has its own.
         features: The engine of the feature networks, where `backend` is no name.
+
+    Attributes:
+        models: From which each pair gets the first that suits; empty is none.
+        is_free: Whether a pair may get none of them; else it gets the first in any case.
 
     Raises:
         BundleError: The bundle is missing, altered or of an unknown format.
@@ -171,56 +194,39 @@ class Registration:
         precision: str = AUTO,
         features: Backend | Later[Backend] | None = None,
     ) -> None:
-        self.bundle: Bundle | None = None
-        if isinstance(bundle, Bundle):
-            self.bundle = bundle
-        elif bundle != NO_MODEL:
-            self.bundle = load_bundle(default_bundle_path() if bundle is None else bundle)
         self.threads = threads
-        self._backend: Backend | Later[Backend] | None = None
-        self._features = features
-        if not isinstance(backend, str):
-            self._backend = backend
-        elif self.bundle is None:
+        self.is_free = bundle in (None, AUTO_MODEL)
+        if bundle == NO_MODEL and isinstance(backend, str):
             check_no_request(backend, precision)
-        else:
-            request = self.bundle, backend, precision, threads
-            self._backend = Later(lambda: at_once(lambda: choose_backend(*request)))
-            self._features = Later(lambda: at_once(lambda: choose_features(*request)))
+        if isinstance(backend, str):
+            self.models = [Model.of(b, backend, precision, threads) for b in _bundles(bundle)]
             self.ready()
+        else:
+            self.models = [Model(b, backend, features) for b in _bundles(bundle)]
+
+    @classmethod
+    def with_models(
+        cls, models: Sequence[Model], threads: int | None = None, *, is_free: bool = False
+    ) -> Registration:
+        """A registration with models that somebody else loads."""
+        register = cls(NO_MODEL, threads)
+        register.models, register.is_free = list(models), is_free
+        return register
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """Of the first model."""
+        return self.models[0].bundle if self.models else None
 
     @property
     def backend(self) -> Backend:
-        """The engine of the network; one that is still loading is waited for."""
-        assert self._backend is not None, "a registration without a model"
-        return _loaded(self._backend)
-
-    @property
-    def features(self) -> Backend:
-        """The engine of the features; one that is still loading is waited for."""
-        assert self._features is not None, "a registration without features"
-        return _loaded(self._features)
+        """The engine of the first model's network; one that is still loading is waited for."""
+        return self.models[0].engine(())
 
     def ready(self, levels: Sequence[Level] = DEFAULT_LEVELS) -> None:
-        """Wait until what a call needs is loaded; raises whatever is wrong with it."""
-        for engine in self._needed(levels):
-            _loaded(engine)
-
-    def has_features(self, levels: Sequence[Level] = DEFAULT_LEVELS) -> bool:
-        """Whether a refinement compares features; else it starts from the network's field."""
-        if self.bundle is None or self._features is None or not self.bundle.feature_networks:
-            return False
-        return any(level.features and level.iterations for level in levels)
-
-    def _needed(self, levels: Sequence[Level]) -> list[Backend | Later[Backend]]:
-        if self.has_features(levels):
-            return [self._features] if self._features else []
-        if self.bundle is not None and not self.bundle.networks:
-            raise BundleError(
-                f"{self.bundle.name}: expected a refinement that compares its features, got none; "
-                "leave --refine off out, or choose a model that has a registration network."
-            )
-        return [self._backend] if self._backend else []
+        """Wait until what most calls need is loaded; raises whatever is wrong with it."""
+        for model in self.models[:1]:
+            model.engine(levels)
 
     def __call__(
         self,
@@ -289,20 +295,31 @@ class Registration:
                 _check_labels_can_be_compared(moving_labels, fixed_labels)
                 companions = _companions(also, also_labels)
             levels = levels_of(refine) if isinstance(refine, int) else tuple(refine)
-            for engine in self._needed(levels):
-                if isinstance(engine, Later):
-                    engine.start()
+            models = [m for m in self.models if m.serves(levels) or not self.is_free]
+            for likely in models[:1]:
+                likely.start(levels)
             with seconds("affine"):
                 to_moving = np.eye(4) if initial is None else initial
                 alignment: Alignment | None = None
-                if affine:
-                    kind = "auto" if affine is True else affine
-                    alignment = align_affine(moving, fixed, kind, initial, **masks)
-                    to_moving = alignment.affine
-            if not all(_is_loaded(engine) for engine in self._needed(levels)):
+                with ThreadPoolExecutor(1) as meanwhile:
+                    looking = meanwhile.submit(_looks, moving, fixed, **masks)
+                    if affine:
+                        kind = "auto" if affine is True else affine
+                        alignment = align_affine(moving, fixed, kind, initial, **masks)
+                        to_moving = alignment.affine
+                looks = looking.result()
+            choice = choose(models, *looks, is_free=self.is_free)
+            flags = [
+                *(alignment.flags if alignment else ()),
+                *checks.content(looks[0], "moving"),
+                *checks.content(looks[1], "fixed"),
+                *checks.of_pair(*looks, poses=bool(affine) and initial is None),
+                *checks.identical(moving, fixed),
+            ]
+            if choice.model is not None and not choice.model.is_ready(levels):
                 with seconds("load network"):
-                    self.ready(levels)
-            model = self._run(moving, fixed, to_moving, masks, levels, seconds)
+                    choice.model.engine(levels)
+            model = self._run(choice.model, moving, fixed, to_moving, masks, levels, seconds)
             by_model = model.field
             if levels:
                 with seconds("refine"):
@@ -342,9 +359,9 @@ class Registration:
                 if label_names and "dice" in metrics:
                     present = metrics["dice"]["after"]["labels"]
                     metrics["label_names"] = names_of_labels(present, label_names)
-                for doubt in doubts_of(metrics):
-                    log.warning("%s", doubt)
-                    metrics["warnings"].append(doubt)
+                seen = masked(fixed, masks["fixed_mask"])
+                doubted = [*flags, *choice.flags]
+                evidence = evidence_of(metrics, seen, warped, by_model, doubted)
             back: DisplacementField | None = None
             if inverse:
                 with seconds("inverse"):
@@ -354,12 +371,16 @@ class Registration:
             if output_grid is not None:
                 # Whatever image gave the grid, the results lie in the fixed image's world.
                 output_grid = replace(output_grid, world_code=fixed.grid.world_code)
-                if cut := _cut_off(fixed, output_grid):
-                    log.warning("%s", cut)
-                    metrics["warnings"].append(cut)
+                flags += _cut_off(fixed, output_grid)
                 with seconds("output grid"):
                     field = by_model.resampled_to(output_grid).composed_with_affine(to_moving)
                     warped, warped_labels = _warped(moving, moving_labels, field, interpolation)
+            metrics["quality"] = {
+                "score": score_of(evidence),
+                "evidence": evidence,
+                "choice": choice.as_metrics(),
+            }
+            _judge(metrics, [*flags, *choice.flags], [*flags, *choice.doubts])
             carried: dict[str, Volume] = {}
             if companions:
                 with seconds("also"):
@@ -375,6 +396,7 @@ class Registration:
 
     def _run(
         self,
+        model: Model | None,
         moving: Volume,
         fixed: Volume,
         to_moving: Float[np.ndarray, "4 4"],
@@ -383,27 +405,28 @@ class Registration:
         seconds: Stopwatch,
     ) -> ByModel:
         """What the model says of a pair: features if the refinement wants them, else a field."""
-        if self.bundle is None:
+        if model is None:
             view = view_over(fixed, masks["fixed_mask"])
             still = DisplacementField(view, np.zeros((*view.shape, 3), np.float32))
             return ByModel(NO_MODEL, None, view, still, INTENSITY)
-        with_features = self.has_features(levels)
-        engine = self.features if with_features else self.backend
+        bundle, engine = model.bundle, model.engine(levels)
         with seconds("preprocess"):
-            pair = prepare_pair(
-                moving, fixed, to_moving, self.bundle.inputs, engine.shapes, **masks
-            )
-        with seconds("features" if with_features else "network"):
-            found = engine.run(pair.moving, pair.fixed)
-        if with_features:
-            field = DisplacementField(pair.grid, np.zeros((*pair.grid.shape, 3), np.float32))
-        else:
-            field = field_from_network(found, pair.grid, self.bundle.sampling)
+            pair = prepare_pair(moving, fixed, to_moving, bundle.inputs, engine.shapes, **masks)
+        with seconds("features" if model.has_features(levels) else "network"):
+            field, features = model.run(pair, levels)
         return ByModel(
-            *(self.bundle.name, engine, pair.grid, field, self.bundle.inputs.intensity),
-            features=Features(*found) if with_features else None,
+            *(bundle.name, engine, pair.grid, field, bundle.inputs.intensity),
+            features=features,
             spacing_growth=pair.spacing_growth,
         )
+
+
+def _bundles(model: str | Path | Bundle | None) -> list[Bundle]:
+    if isinstance(model, Bundle):
+        return [model]
+    if model is None or model == AUTO_MODEL:
+        return [load_bundle(path) for path in candidates()]
+    return [] if model == NO_MODEL else [load_bundle(bundle_path(model))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -445,7 +468,7 @@ def _describe(
         "schema": METRICS,
         "moving": moving.name,
         "fixed": fixed.name,
-        "warnings": list(alignment.warnings) if alignment else [],
+        "warnings": [],
         "affine": alignment and alignment.as_metrics(),
         "model": model.name,
         "backend": model.engine and model.engine.name,
@@ -461,12 +484,27 @@ def _describe(
     }
 
 
-def _loaded(engine: Backend | Later[Backend]) -> Backend:
-    return engine.result() if isinstance(engine, Later) else engine
+def _looks(
+    moving: Volume, fixed: Volume, moving_mask: Volume | None, fixed_mask: Volume | None
+) -> list[Look]:
+    """Of both images, as far as their masks leave them."""
+    return mapped(look_of, (masked(moving, moving_mask), masked(fixed, fixed_mask)))
 
 
-def _is_loaded(engine: Backend | Later[Backend]) -> bool:
-    return engine.done() if isinstance(engine, Later) else True
+def _judge(metrics: dict[str, Any], flags: Sequence[Flag], doubts: Sequence[Flag]) -> None:
+    """Add to the metrics what was found, and say all that makes the result doubtful.
+
+    Args:
+        metrics: Of the result.
+        flags: All that the checks before found.
+        doubts: Those of them that are still doubts now.
+    """
+    after = flags_of(metrics)
+    metrics["quality"]["flags"] = [flag.as_metrics() for flag in (*flags, *after)]
+    metrics["warnings"] = [flag.sentence for flag in (*doubts, *after)]
+    for flag in (*doubts, *after):
+        if flag.name not in SAID_BY_AFFINE:
+            log.warning("%s", flag.sentence)
 
 
 class Stopwatch:
@@ -484,15 +522,17 @@ class Stopwatch:
         log.info("%s: %.1f s", stage, self.table[stage])
 
 
-def _cut_off(fixed: Volume, grid: Grid) -> str | None:
+def _cut_off(fixed: Volume, grid: Grid) -> Iterator[Flag]:
     """What results on a grid lack of the fixed image, if it is worth a warning."""
     share = share_outside(fixed, grid)
-    if share < LEAST_LOSS:
-        return None
-    return (
-        f"{100 * share:.1f} % of what {fixed.name} shows lies outside the output grid, and results "
-        "end there; choose a grid that covers it, such as --output-grid fixed."
-    )
+    if share >= LEAST_LOSS:
+        yield Flag(
+            "cut_off",
+            "fixed",
+            f"{100 * share:.1f} % of what {fixed.name} shows lies outside the output grid, and "
+            "results end there; choose a grid that covers it, such as --output-grid fixed.",
+            *(share, LEAST_LOSS),
+        )
 
 
 def _stages(

@@ -59,8 +59,9 @@ def metrics_schema() -> Schema:
         "moving": _string("name of the file"),
         "fixed": _string("name of the file"),
         "warnings": {"type": "array", "items": _string(), "description": "what looks wrong"},
+        "quality": _quality(),
         "affine": {"anyOf": [_affine(), {"type": "null", "description": "without a search"}]},
-        "model": _string("name of the bundle, or none"),
+        "model": _string("name of the bundle that was used, or none"),
         "backend": _or_null(_string("inference engine that ran"), "without a model"),
         "precision": _or_null(_string("of the network"), "without a model"),
         "network_grid": _or_null(_network_grid(), "without a model"),
@@ -87,6 +88,37 @@ def metrics_schema() -> Schema:
 
 def _or_null(schema: Schema, when_null: str) -> Schema:
     return {"anyOf": [schema, {"type": "null", "description": when_null}]}
+
+
+def _quality() -> Schema:
+    flag = _fields(
+        "one thing that looks wrong",
+        name=_string("of the check"),
+        of=_string("what it is about", enum=["moving", "fixed", "pair"]),
+        value=_or_null({"type": "number"}, "it is no number"),
+        limit=_or_null({"type": "number"}, "there is none"),
+        sentence=_string("for people"),
+    )
+    return _fields(
+        "how far to believe the result",
+        score={
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+            "description": "how probable it is that a rater would accept the result",
+        },
+        evidence=_table(NUMBER, "what the score is made from"),
+        choice=_fields(
+            "which model was used",
+            name=_string("of the bundle, or none"),
+            reason=_or_null(_string("why it is not the first candidate"), "it is"),
+        ),
+        flags={
+            "type": "array",
+            "items": flag,
+            "description": "all that was found; warnings are those that the choice leaves",
+        },
+    )
 
 
 def _network_grid() -> Schema:
@@ -158,7 +190,7 @@ def _provenance() -> Schema:
         model={
             "type": "object",
             "properties": {
-                "name": _string("of the bundle, or none, of which there is no more to say"),
+                "name": _string("of what may run: bundles, or none, with no more to say"),
                 "sha256": _table(SHA256, "of its files that may run"),
                 "backend": _string("inference engine that ran"),
                 "precision": _string("of the network"),

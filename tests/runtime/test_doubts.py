@@ -11,8 +11,8 @@ import pytest
 
 from paramorph_rt import Registration
 from paramorph_rt.cli import main
-from paramorph_rt.metrics.doubts import doubts_of
-from paramorph_rt.volume import save_labels, save_volume
+from paramorph_rt.metrics.doubts import flags_of
+from paramorph_rt.volume import Volume, save_labels, save_volume
 
 from .phantoms import NETWORK_SHAPE, centred_grid, head, head_labels, volume_of, write_bundle
 
@@ -37,12 +37,14 @@ def dice(before: float, affine: float, after: float) -> dict:
             {"dice": dice(0.5, 0.4, 0.0), "label_names": {"4": "3rd Ventricle"}},
             ["Dice fell", r"of 4 \(3rd Ventricle\)\."],
         ),
+        ({"quality": {"score": 0.9}}, []),
+        ({"quality": {"score": 0.2}}, ["would hardly accept it .score 0.20"]),
         # A label of a few voxels that overlapped by chance.
         ({"dice": dice(0.02, 0.05, 0.0)}, ["Dice fell"]),
     ],
 )
 def test_doubts_are_those_that_the_figures_give(metrics, words):
-    found = doubts_of(metrics)
+    found = [flag.sentence for flag in flags_of(metrics)]
     assert len(found) == len(words)
     for sentence, match in zip(found, words, strict=True):
         assert re.search(match, sentence)
@@ -76,5 +78,6 @@ def test_harm_is_said_everywhere(tmp_path, capsys, caplog):
 
 def test_nothing_is_doubtful_where_all_went_well(zero_bundle_path):
     image = volume_of(head, centred_grid("RAS", (44, 50, 42)))
-    result = Registration(zero_bundle_path)(image, image, affine=False, refine=0)
+    brighter = Volume(image.data * np.float32(1.1), image.grid, "brighter")
+    result = Registration(zero_bundle_path)(brighter, image, affine=False, refine=0)
     assert result.metrics["warnings"] == []

@@ -265,6 +265,8 @@ def test_results_on_another_grid_are_samples_of_the_same_field(bundle_path):
     for result, warned in ((here, True), (there, False)):
         said = " ".join(result.metrics.pop("warnings"))
         assert ("lies outside the output grid" in said) == warned
+        flags = result.metrics["quality"].pop("flags")
+        assert ("cut_off" in [flag["name"] for flag in flags]) == warned
     assert here.metrics == there.metrics
 
 

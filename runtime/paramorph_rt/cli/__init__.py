@@ -1,7 +1,8 @@
 """The command line: `paramorph-rt COMMAND`, one module per command.
 
-Exit codes: 0 success; 1 an error that a sentence on stderr explains; 2 wrong usage; 70 a defect of
-ours; 130 interrupted by Ctrl-C (143 by SIGTERM); 141 nobody reads what is printed.
+Exit codes: 0 success; 1 an error that a sentence on stderr explains; 2 wrong usage; 3 with
+--fail-on-quality, a result that is doubtful; 70 a defect of ours; 130 interrupted by Ctrl-C (143 by
+SIGTERM); 141 nobody reads what is printed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ exit codes:
   0    success
   1    an error that the last line on stderr explains
   2    wrong usage
+  3    with --fail-on-quality: results are written, but a warning makes them doubtful
   70   a defect of paramorph-rt
   130  interrupted by Ctrl-C, 143 by SIGTERM; results are whole or absent
 """

@@ -7,8 +7,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cohort import add_running_options, checked_settings, register_all, summary_table
+from .cohort import (
+    add_running_options,
+    checked_settings,
+    is_doubtful,
+    register_all,
+    summary_table,
+)
 from .infer import settings_of
+from .messages import DOUBTFUL
 
 if TYPE_CHECKING:
     from ..pair import Pair, Settings
@@ -107,4 +114,4 @@ def _summarise(args: argparse.Namespace, settings: Settings, pairs: list[Pair]) 
         )
     summary = write_summary(args.out_dir, pairs, outcomes, 0, settings)
     print(json.dumps(summary) if args.json else summary_table(summary, args.out_dir / HTML))
-    return 0
+    return DOUBTFUL if args.fail_on_quality and is_doubtful(summary) else 0

@@ -20,7 +20,7 @@ from .infer import (
     positive,
     settings_of,
 )
-from .messages import INTERRUPTED
+from .messages import DOUBTFUL, INTERRUPTED
 
 if TYPE_CHECKING:
     from ..cohort.work import Outcome
@@ -158,7 +158,12 @@ def register_all(args: argparse.Namespace, settings: Settings, pairs: list[Pair]
             f"{some} failed; see {args.out_dir / HTML}, mend what it says and run the same command "
             "again."
         )
-    return 0
+    return DOUBTFUL if args.fail_on_quality and is_doubtful(summary) else 0
+
+
+def is_doubtful(summary: dict[str, Any]) -> bool:
+    """Whether a warning makes the result of any pair doubtful, finished now or before."""
+    return any(entry["warnings"] for entry in summary["results"])
 
 
 def _pairs(args: argparse.Namespace) -> list[Pair]:
@@ -254,6 +259,7 @@ def summary_table(summary: dict[str, Any], page: Path) -> str:
     """What is printed of summary.json."""
     lines = []
     for title, name, worst in (
+        ("quality score", "quality.score", "min"),
         ("Dice before", "dice.before.mean", "min"),
         ("Dice after", "dice.after.mean", "min"),
         ("HD95 after (mm)", "hd95_mm.after.mean", "max"),

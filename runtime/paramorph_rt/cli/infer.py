@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backends import AUTO, BACKENDS, PRECISIONS
-from ..bundle import NO_MODEL
+from ..bundle import AUTO_MODEL, NO_MODEL, bundle_path
 from ..optional import install_command
 from ..refinement.settings import DEFAULT_ITERATIONS
+from .messages import DOUBTFUL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,9 +119,11 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model",
-        metavar="BUNDLE",
-        help="model bundle (default: the shipped one), or none: a classical registration, refined "
-        "from the affine alone",
+        default=AUTO_MODEL,
+        metavar="MODEL",
+        help="auto (default): the first shipped model that was made for such images, or none; the "
+        "name of a shipped model or the folder of a bundle, which is used in any case; or none: a "
+        "classical registration, refined from the affine alone",
     )
     add(
         "--refine",
@@ -214,6 +217,11 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="names of labels for metrics, tables and reports: a number and a name in each line "
         "(CSV, BIDS TSV, FreeSurfer, ITK-SNAP, text)",
     )
+    add(
+        "--fail-on-quality",
+        action="store_true",
+        help="exit with code 3 where a warning makes a result doubtful; it is written all the same",
+    )
     add_threads(parser)
 
 
@@ -289,7 +297,7 @@ def run(args: argparse.Namespace) -> int:
             path.write_text(json.dumps(result.metrics, indent=2) + "\n", encoding="utf-8")
     printed = json.dumps if args.json == STDOUT else partial(_table, out_dir=args.out_dir)
     print(printed(result.metrics))
-    return 0
+    return DOUBTFUL if args.fail_on_quality and result.metrics["warnings"] else 0
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -324,7 +332,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def _model(name: str | None) -> Path | str | None:
-    return name if name in (None, NO_MODEL) else Path(name).absolute()
+    if name in (None, AUTO_MODEL):
+        return None
+    return name if name == NO_MODEL else bundle_path(name).absolute()
 
 
 def _iterations(text: str) -> int:
@@ -359,7 +369,10 @@ def _table(metrics: dict[str, Any], out_dir: Path) -> str:
     if growth > 1:
         lines.append(f"network grid {growth:.2f} times coarser than the model's, to fit the image")
     lines += inverse_lines(metrics.get("inverse_consistency_mm", {}))
+    if reason := metrics["quality"]["choice"]["reason"]:
+        lines.append(reason)
     lines += [f"warning: {warning}" for warning in metrics["warnings"]]
+    lines.append(f"quality score    {metrics['quality']['score']:.2f} (1 is best)")
     lines.append(f"folded voxels    {metrics['nonpositive_jacobian_percent']:.4f} %")
     volume = metrics["nondiffeomorphic_volume_percent"]
     lines.append(f"folded volume    {volume:.4f} % (digital diffeomorphism)")

@@ -16,6 +16,7 @@ from ..errors import ParamorphError
 from ..interrupts import number_of
 
 ERROR = 1
+DOUBTFUL = 3  # results are written, and one of them has a warning
 DEFECT = 70  # EX_SOFTWARE of BSD's sysexits.h
 STOPPED = 128  # + the number of the signal, as shells have it
 INTERRUPTED = STOPPED + signal.SIGINT

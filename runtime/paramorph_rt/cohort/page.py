@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from .summary import Row
 
 STAGES = ("before", "affine", "after")
+SCORE = "quality.score"
 # Title, and the metric of each line.
 PLOTS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("Quality score", {"after": SCORE}),
     ("Dice, mean over labels", {stage: f"dice.{stage}.mean" for stage in STAGES}),
     ("HD95 in mm, mean over labels", {stage: f"hd95_mm.{stage}.mean" for stage in STAGES}),
     ("ASSD in mm, mean over labels", {stage: f"assd_mm.{stage}.mean" for stage in STAGES}),
@@ -28,6 +30,7 @@ PLOTS: tuple[tuple[str, dict[str, str]], ...] = (
 # Heading, metric, digits, and which end is the worst: of the columns of the table of pairs.
 Column = tuple[str, str, int, Literal["low", "high"]]
 COLUMNS: tuple[Column, ...] = (
+    ("score", SCORE, 2, "low"),
     ("Dice after", "dice.after.mean", 3, "low"),
     ("Dice affine", "dice.affine.mean", 3, "low"),
     ("Dice before", "dice.before.mean", 3, "low"),
@@ -49,14 +52,15 @@ LEFT, RIGHT, LINE, TOP = 92, 690, 46, 8
 
 _ORDER = (
     "Those that failed come first, then those that a warning makes doubtful, then the others; of "
-    "each kind the lowest Dice first, or NCC where there are no labels. A click on a heading sorts "
+    "each kind the lowest quality score first. A click on a heading sorts "
     "by it, the worst first; another turns it round."
 )
 _WORDS = (
-    "Dice: overlap of the labels, 1 is whole. HD95 and ASSD: nearly the largest, and the average, "
-    "distance of their borders. NCC: likeness of the images, 1 is alike. Folded: voxels where the "
-    "deformation turns space inside out, 0 is best. Before: as the files lie; affine: after the "
-    "affine alignment; after: after all."
+    "Score: how probable it is, by all that needs no labels, that a rater would accept the result; "
+    "1 is best, and the redder the more doubtful. Dice: overlap of the labels, 1 is whole. HD95 "
+    "and ASSD: nearly the largest, and the average, distance of their borders. NCC: likeness of "
+    "the images, 1 is alike. Folded: voxels where the deformation turns space inside out, 0 is "
+    "best. Before: as the files lie; affine: after the affine alignment; after: after all."
 )
 _LEGEND = (
     "A dot is a pair. Boxes reach from the 25th to the 75th percentile, with the median; whiskers "
@@ -170,8 +174,17 @@ def _table_row(row: Row, columns: Sequence[Column]) -> str:
         text = escape(f"{row.status}: {row.note}" if row.note else row.status)
         note = f'<div class="note"><b>{cell}</b> <span class="{row.status}">{text}</span></div>'
         return f'<tr><td colspan="{len(columns) + 1}">{note}</td></tr>'
-    values = (_cell(row.metrics.get(metric), digits) for _, metric, digits, _ in columns)
+    values = (_measured(row, metric, digits) for _, metric, digits, _ in columns)
     return f"<tr><td>{cell}</td>{''.join(values)}</tr>"
+
+
+def _measured(row: Row, metric: str, digits: int) -> str:
+    """A cell; that of the score is coloured by it."""
+    value = row.metrics.get(metric)
+    cell = _cell(value, digits)
+    if metric != SCORE or value is None:
+        return cell
+    return cell.replace("<td", f'<td class="score" style="--doubt:{100 * (1 - value):.0f}%"', 1)
 
 
 def _figure(
@@ -219,7 +232,8 @@ def _dots(rows: Sequence[Row], metric: str, x: Any, y: float) -> str:
         height = y + ((number * 0.618034) % 1 - 0.5) * LINE * 0.6
         text = escape(f"{row.pair.name}: {_number(value, 4)}")
         place = f'cx="{x(value):.1f}" cy="{height:.1f}" r="5"'
-        dot = f'<circle class="dot" {place}><title>{text}</title></circle>'
+        kind = "dot doubtful" if row.warnings else "dot"
+        dot = f'<circle class="{kind}" {place}><title>{text}</title></circle>'
         # Left out by the Tab key: the table has the same links, each once.
         dots.append(f'<a href="{_link(row)}" tabindex="-1">{dot}</a>' if row.report else dot)
     return "".join(dots)

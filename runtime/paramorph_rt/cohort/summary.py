@@ -24,8 +24,8 @@ CSV = "summary.csv"
 JSON = "summary.json"
 HTML = "summary.html"
 NOT_RUN = "not run"
-# By which pairs are ordered: the first that a pair has. More is better in both.
-RANKING = ("dice.after.mean", "ncc.after")
+# By which pairs are ordered: the first that a pair has. More is better in all.
+RANKING = ("quality.score", "dice.after.mean", "ncc.after")
 # What is summarised of each label.
 OF_LABELS = ("dice.before", "dice.after", "hd95_mm.after", "assd_mm.after")
 QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}
@@ -97,8 +97,8 @@ _STATUSES = ("done", "kept", "failed", NOT_RUN)
 def worst_first(rows: Sequence[Row]) -> list[Row]:
     """Failures, pairs without results, doubtful ones, and the others; of each, the worst first.
 
-    Pairs are compared by their place among all pairs that have the same measure, because Dice and
-    NCC themselves cannot be compared.
+    Pairs are compared by their place among all pairs that have the same measure, because scores,
+    Dice and NCC themselves cannot be compared.
     """
     known = {
         name: np.array([v for row in rows if (v := row.metrics.get(name)) is not None])

@@ -1,13 +1,15 @@
-"""What in the metrics of a registration makes its result doubtful, a sentence each."""
+"""What in the metrics of a registration makes its result doubtful."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..quality.flags import Flag
+from ..quality.score import LEAST_SCORE
 from .definitions import metric_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 STAGES = ("before", "affine", "after")
 # A change smaller than what the third digit shows is none.
@@ -20,32 +22,64 @@ LEAST_OVERLAP = 0.1
 MOST_NAMED = 12
 
 
-def doubts_of(metrics: Mapping[str, Any]) -> list[str]:
-    """Sentences for `warnings`: what a reader should know before trusting the result.
+def flags_of(metrics: Mapping[str, Any]) -> list[Flag]:
+    """What a reader should know of a result before trusting it.
 
     Args:
         metrics: Content of metrics.json; ``label_names`` in it give labels their names.
     """
-    found = []
-    if (growth := (metrics.get("network_grid") or {}).get("spacing_growth", 1.0)) > MOST_GROWTH:
-        found.append(
+    return [*_of_grid(metrics), *_of_falls(metrics), *_of_labels(metrics), *_of_score(metrics)]
+
+
+def _of_grid(metrics: Mapping[str, Any]) -> Iterator[Flag]:
+    growth = (metrics.get("network_grid") or {}).get("spacing_growth", 1.0)
+    if growth > MOST_GROWTH:
+        yield Flag(
+            "coarse_network",
+            "pair",
             f"network: ran {growth:.2f} times coarser than it was trained, to fit the image; small "
-            "structures may stay where they were."
+            "structures may stay where they were.",
+            *(growth, MOST_GROWTH),
         )
+
+
+def _of_falls(metrics: Mapping[str, Any]) -> Iterator[Flag]:
     for key in ("ncc", "dice"):
         table = metrics.get(key) or {}
         before, after = (mean_of(table.get(stage)) for stage in ("affine", "after"))
         if before is not None and after is not None and after < before - LEAST_FALL:
-            found.append(
+            yield Flag(
+                f"{key}_fell",
+                "pair",
                 f"network: made the images less alike: {metric_of(key).title} fell from "
                 f"{before:.3f} after the affine to {after:.3f}; look at them, or use the affine "
-                "alone."
+                "alone.",
+                *(after, before),
             )
+
+
+def _of_labels(metrics: Mapping[str, Any]) -> Iterator[Flag]:
     if lost := _lost_labels(metrics.get("dice") or {}):
         named = [_named(label, metrics) for label in lost[:MOST_NAMED]]
         which = ", ".join(named) + (", …" if len(lost) > MOST_NAMED else "")
-        found.append(f"labels: nothing overlaps any more, though it did before, of {which}.")
-    return found
+        yield Flag(
+            "labels_lost",
+            "pair",
+            f"labels: nothing overlaps any more, though it did before, of {which}.",
+            *(len(lost), 0),
+        )
+
+
+def _of_score(metrics: Mapping[str, Any]) -> Iterator[Flag]:
+    score = metrics.get("quality", {}).get("score")
+    if score is not None and score < LEAST_SCORE:
+        yield Flag(
+            "score",
+            "pair",
+            f"result: by all that was measured, a rater would hardly accept it (score {score:.2f}, "
+            f"doubtful below {LEAST_SCORE:g}); look at the images.",
+            *(score, LEAST_SCORE),
+        )
 
 
 def mean_of(entry: object) -> float | None:

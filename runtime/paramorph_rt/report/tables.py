@@ -33,6 +33,7 @@ _NOT_MEASURES = frozenset(
         "label_names",
         "provenance",
         "schema",
+        "quality",
     )
 )
 
@@ -83,12 +84,14 @@ class Verdict:
         title: The same in words.
         doubts: What looks wrong, a sentence each.
         facts: The few figures that matter most, a sentence each.
+        score: 0 to 1: how probable it is that a rater would accept the result.
     """
 
     good: bool
     title: str
     doubts: list[str]
     facts: list[str]
+    score: float | None = None
 
 
 def verdict(metrics: Mapping[str, Any]) -> Verdict:
@@ -100,10 +103,13 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
     title = {0: "No measure looks wrong", 1: "Doubtful: one measure looks wrong"}.get(
         len(doubts), f"Doubtful: {len(doubts)} measures look wrong"
     )
-    return Verdict(not doubts, title, doubts, list(_facts(metrics)))
+    score = metrics.get("quality", {}).get("score")
+    return Verdict(not doubts, title, doubts, list(_facts(metrics)), score)
 
 
 def _facts(metrics: Mapping[str, Any]) -> Iterator[str]:
+    if reason := metrics.get("quality", {}).get("choice", {}).get("reason"):
+        yield f"{reason[0].upper()}{reason[1:]}"
     for key, what in (
         ("ncc", "The likeness of the images (NCC, 1 is alike)"),
         ("dice", "The overlap of the labels (mean Dice, 1 is whole)"),

@@ -1,0 +1,104 @@
+"""A model that is ready to run: a bundle and its engines, each loaded when it is first wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .backends import Backend, choose_backend, choose_features
+from .errors import BundleError
+from .field import DisplacementField, field_from_network
+from .quality.domain import Domain, domain_of
+from .refinement.images import Features
+from .threads import Later, at_once
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .preprocess import PreparedPair
+    from .refinement.settings import Level
+
+
+@dataclass(eq=False)
+class Model:
+    """A bundle and the engines of its networks.
+
+    Attributes:
+        bundle: The bundle.
+        networks: Engine of the registration networks, loaded or to be loaded.
+        feature_networks: The same of the feature networks; None where they are not to be used.
+    """
+
+    bundle: Bundle
+    networks: Backend | Later[Backend]
+    feature_networks: Backend | Later[Backend] | None = None
+
+    @classmethod
+    def of(cls, bundle: Bundle, backend: str, precision: str, threads: int | None) -> Model:
+        """Whose engines are loaded when they are wanted; arguments as of `choose_backend`."""
+        request = bundle, backend, precision, threads
+        return cls(
+            bundle,
+            Later(lambda: at_once(lambda: choose_backend(*request))),
+            Later(lambda: at_once(lambda: choose_features(*request))),
+        )
+
+    @cached_property
+    def domain(self) -> Domain | None:
+        """What it was made for, if its bundle says so."""
+        return domain_of(self.bundle)
+
+    def has_features(self, levels: Sequence[Level]) -> bool:
+        """Whether a refinement compares features; else it starts from the network's field."""
+        if self.feature_networks is None or not self.bundle.feature_networks:
+            return False
+        return any(level.features and level.iterations for level in levels)
+
+    def serves(self, levels: Sequence[Level]) -> bool:
+        """Whether it has anything to say with these levels."""
+        return bool(self.bundle.networks) or self.has_features(levels)
+
+    def engine(self, levels: Sequence[Level]) -> Backend:
+        """What runs for these levels; one that is still loading is waited for.
+
+        Raises:
+            BundleError: A model of features alone, and no refinement that compares them.
+            ParamorphError: Whatever else is wrong with it.
+        """
+        wanted = self._wanted(levels)
+        return wanted.result() if isinstance(wanted, Later) else wanted
+
+    def start(self, levels: Sequence[Level]) -> None:
+        """Begin to load what these levels need."""
+        wanted = self._wanted(levels)
+        if isinstance(wanted, Later):
+            wanted.start()
+
+    def is_ready(self, levels: Sequence[Level]) -> bool:
+        """Whether `engine` returns at once."""
+        wanted = self._wanted(levels)
+        return wanted.done() if isinstance(wanted, Later) else True
+
+    def run(
+        self, pair: PreparedPair, levels: Sequence[Level]
+    ) -> tuple[DisplacementField, Features | None]:
+        """The network's field without the affine; or zeros, and features for the refinement."""
+        found = self.engine(levels).run(pair.moving, pair.fixed)
+        if self.has_features(levels):
+            still = np.zeros((*pair.grid.shape, 3), np.float32)
+            return DisplacementField(pair.grid, still), Features(*found)
+        return field_from_network(found, pair.grid, self.bundle.sampling), None
+
+    def _wanted(self, levels: Sequence[Level]) -> Backend | Later[Backend]:
+        if self.has_features(levels):
+            assert self.feature_networks is not None
+            return self.feature_networks
+        if not self.bundle.networks:
+            raise BundleError(
+                f"{self.bundle.name}: expected a refinement that compares its features, got none; "
+                "leave --refine off out, or choose a model that has a registration network."
+            )
+        return self.networks

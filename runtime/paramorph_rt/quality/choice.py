@@ -1,0 +1,92 @@
+"""Which model a pair gets: the first that was made for both of its images, or none.
+
+What a model was made for is said by its bundle (`domain`), nothing of it here.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..bundle import NO_MODEL
+from .domain import misfits
+from .flags import Flag
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..model import Model
+    from .looks import Look
+
+#: What another start than the model's makes up for; the others stay doubts of the result.
+MENDED = ("small", "border", "coarse", "contrast")
+#: What the affine alone makes no better.
+NO_REASON = ("left_right",)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a pair gets, and why.
+
+    Attributes:
+        model: None is the affine alone, which the refinement goes on from.
+        flags: Why a pair does not suit it; or, without a model, the first of all candidates.
+        reason: A sentence, where a candidate was passed over.
+    """
+
+    model: Model | None
+    flags: tuple[Flag, ...] = ()
+    reason: str | None = None
+
+    def as_metrics(self) -> dict[str, Any]:
+        """For metrics.json."""
+        return {
+            "name": NO_MODEL if self.model is None else self.model.bundle.name,
+            "reason": self.reason,
+        }
+
+    @property
+    def doubts(self) -> tuple[Flag, ...]:
+        """The flags that the choice does not make up for."""
+        return tuple(f for f in self.flags if self.reason is None or f.name not in MENDED)
+
+
+def choose(models: Sequence[Model], moving: Look, fixed: Look, *, is_free: bool) -> Choice:
+    """Choose for a pair.
+
+    Args:
+        models: Candidates, the preferred first.
+        moving: What the moving image looks like.
+        fixed: The same of the fixed one.
+        is_free: Whether another than the first may be chosen, or none.
+    """
+    found = [(model, _misfits(model, moving, fixed)) for model in models]
+    if not found:
+        return Choice(None)
+    first, why = found[0]
+    if not is_free or not _reasons(why):
+        return Choice(first, why)
+    fitting = next((model for model, flags in found if not _reasons(flags)), None)
+    instead = "the affine alone" if fitting is None else fitting.bundle.name
+    names = ", ".join(sorted({f"{flag.name} ({flag.of})" for flag in _reasons(why)}))
+    bundle = first.bundle
+    forced = bundle.name if bundle.comes_along else bundle.folder
+    reason = (
+        f"model: {first.bundle.name} was not made for this pair: {names}; it starts from "
+        f"{instead}, and --model {forced} takes the model all the same."
+    )
+    log.info("%s", reason)
+    return Choice(fitting, why, reason)
+
+
+def _reasons(flags: Sequence[Flag]) -> list[Flag]:
+    return [flag for flag in flags if flag.name not in NO_REASON]
+
+
+def _misfits(model: Model, moving: Look, fixed: Look) -> tuple[Flag, ...]:
+    if model.domain is None:
+        return ()
+    return (*misfits(moving, "moving", model.domain), *misfits(fixed, "fixed", model.domain))
