@@ -16,6 +16,7 @@ from typing import Any
 
 import end_to_end
 import latency
+import quality
 import record
 import robustness
 import scaling
@@ -106,6 +107,7 @@ PAGES: dict[str, Callable[[Result, str], str]] = {
     "accuracy": accuracy_table,
     "latency": latency.page,
     "end-to-end": end_to_end.page,
+    "quality": quality.page,
     "robustness": robustness.page,
     "scaling": scaling.page,
     "startup": startup.page,

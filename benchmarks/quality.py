@@ -394,21 +394,24 @@ def page(result: Mapping[str, Any], name: str) -> str:
     text += markdown_table(list(_kinds(judged["judged"])), KIND_COLUMNS)
     text += "\n## By kind, of what did\n\n"
     text += markdown_table(list(_kinds(judged["calibration"])), KIND_COLUMNS)
-    text += (
-        "\n## Model chosen or forced\n\nMean Dice of pairs that the model was not made for: as "
-        "`--model auto` starts them, and with the model forced.\n\n"
-    )
-    text += markdown_table(list(_choices(rows)), CHOICE_COLUMNS)
-    text += (
-        "\n## What the checks before see\n\nLeast and most over the images of a kind; the limits "
-        "are in `quality/checks.py`, `quality/domain.py` and the model's manifest.\n\n"
-    )
-    looks = [
-        {key: f"{v[0]:.4g} … {v[1]:.4g}" if isinstance(v, list) else v for key, v in look.items()}
-        for look in result.get("looks", ())
-    ]
-    text += markdown_table(looks, LOOK_COLUMNS)
+    if choices := list(_choices(rows)):
+        text += (
+            "\n## Model chosen or forced\n\nMean Dice of pairs that the model was not made for: as "
+            "`--model auto` starts them, and with the model forced.\n\n"
+        ) + markdown_table(choices, CHOICE_COLUMNS)
+    if looks := [_shown(look) for look in result.get("looks", ())]:
+        text += (
+            "\n## What the checks before see\n\nLeast and most over the images of a kind; the "
+            "limits are in `quality/checks.py`, `quality/domain.py` and the model's manifest.\n\n"
+        ) + markdown_table(looks, LOOK_COLUMNS)
     return text
+
+
+def _shown(look: Row) -> Row:
+    return {
+        key: f"{value[0]:.4g} … {value[1]:.4g}" if isinstance(value, list) else value
+        for key, value in look.items()
+    }
 
 
 KIND_COLUMNS = (

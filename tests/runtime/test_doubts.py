@@ -28,6 +28,7 @@ def dice(before: float, affine: float, after: float) -> dict:
         ({}, []),
         ({"ncc": {"affine": 0.5, "after": 0.6}, "dice": dice(0.1, 0.2, 0.3)}, []),
         ({"ncc": {"affine": 0.5, "after": 0.4999}}, []),
+        ({"ncc": {"affine": -0.2, "after": -0.5}}, []),  # inverted contrasts
         ({"ncc": {"affine": None, "after": 0.4}}, []),
         ({"ncc": {"affine": 0.6, "after": 0.5}}, ["NCC fell from 0.600 .* to 0.500"]),
         ({"network_grid": {"spacing_growth": 1.1}}, []),

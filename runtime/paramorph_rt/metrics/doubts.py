@@ -47,7 +47,11 @@ def _of_falls(metrics: Mapping[str, Any]) -> Iterator[Flag]:
     for key in ("ncc", "dice"):
         table = metrics.get(key) or {}
         before, after = (mean_of(table.get(stage)) for stage in ("affine", "after"))
-        if before is not None and after is not None and after < before - LEAST_FALL:
+        if before is None or after is None:
+            continue
+        if key == "ncc" and before <= 0:  # of inverted contrasts, which it falls with
+            continue
+        if after < before - LEAST_FALL:
             yield Flag(
                 f"{key}_fell",
                 "pair",
