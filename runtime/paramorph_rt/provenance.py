@@ -157,7 +157,7 @@ def _options(settings: Settings) -> dict[str, Any]:
 def _model(settings: Settings, register: Registration) -> dict[str, Any]:
     """Of those that may run; which one did, the metrics say."""
     levels = levels_of(settings.refine)
-    models = [m for m in register.models if m.serves(levels) or not register.is_free]
+    models = register.candidates(levels)
     if not models:
         return {"name": NO_MODEL}
     engine = models[0].engine(levels)

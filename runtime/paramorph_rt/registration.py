@@ -225,8 +225,12 @@ class Registration:
 
     def ready(self, levels: Sequence[Level] = DEFAULT_LEVELS) -> None:
         """Wait until what most calls need is loaded; raises whatever is wrong with it."""
-        for model in self.models[:1]:
+        for model in self.candidates(levels)[:1]:
             model.engine(levels)
+
+    def candidates(self, levels: Sequence[Level]) -> list[Model]:
+        """The models that a pair may get, the preferred first; one that was named in any case."""
+        return [model for model in self.models if model.serves(levels) or not self.is_free]
 
     def __call__(
         self,
@@ -295,7 +299,7 @@ class Registration:
                 _check_labels_can_be_compared(moving_labels, fixed_labels)
                 companions = _companions(also, also_labels)
             levels = levels_of(refine) if isinstance(refine, int) else tuple(refine)
-            models = [m for m in self.models if m.serves(levels) or not self.is_free]
+            models = self.candidates(levels)
             for likely in models[:1]:
                 likely.start(levels)
             with seconds("affine"):
