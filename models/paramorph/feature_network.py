@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from paramorph.config import ConfigError
+from paramorph.label_codes import label_codes
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 SHARPNESS = 2.0
 #: Probabilities that are kept at a time: 32 MB in float32.
 SLAB_NUMBERS = 8_000_000
-_CODE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,7 @@ class FeatureNetwork(nn.Module):
         )
         self.head = nn.Conv3d(first, config.embedding, 1)
         self.classifier = CosineClassifier(config.embedding, config.labels)
-        rng = torch.Generator().manual_seed(_CODE_SEED)
-        codes = torch.randn(config.channels, config.labels, generator=rng)
-        self.register_buffer("codes", F.normalize(codes, dim=0))
+        self.register_buffer("codes", label_codes(config.labels, config.channels))
 
     def forward(self, volume: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b c d h w"]:
         """Features of length at most 1 in every voxel.

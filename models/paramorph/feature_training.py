@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from paramorph.checkpoint import FeatureInfo, load_feature_weights, save_weights
 from paramorph.feature_network import FeatureNetwork
+from paramorph.label_codes import label_codes, nearness
 from paramorph.options import OptionError, option
 from paramorph.run_folder import RunFolder
 from paramorph.training import TrainingError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paramorph.examples import Source
+
+_CODED_BY = 4  # subjects from whose maps the labels' codes are made
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class FeatureTrainer:
         self.folder = RunFolder(folder)
         torch.manual_seed(config.seed)
         network = FeatureNetwork(self.info.network)
+        network.codes.copy_(self._codes())
         self.model = network.to(memory_format=torch.channels_last_3d)
         self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.optimizer = torch.optim.AdamW(
@@ -114,21 +118,26 @@ class FeatureTrainer:
     def start_from(self, path: str | Path) -> None:
         """Take over weights of another training of the same labels, on this grid or another.
 
+        The labels' codes are not trained, so they stay, and there may be another number of
+        channels.
+
         Raises:
             CheckpointError: Not weights of a feature network.
             TrainingError: Of another network.
         """
         network, info = load_feature_weights(path)
-        if info.network != self.info.network:
+        if replace(info.network, channels=self.info.network.channels) != self.info.network:
             raise TrainingError(
                 f"{path}: expected weights of {self.info.network}, got {info.network}; change "
                 "[features], or start without [run] init."
             )
         for model in (self.model, self.averaged.module):
-            model.load_state_dict(network.state_dict())
+            model.load_state_dict({**network.state_dict(), "codes": model.codes})
 
     def run(self) -> None:
-        """Train to the last step."""
+        """Train to the last step; with none, only write the weights that it starts from."""
+        if self.config.steps == 0:
+            self._validate_and_keep()
         while self.step < self.config.steps:
             values = self._train_step()
             self.step += 1
@@ -203,6 +212,12 @@ class FeatureTrainer:
         self.optimizer.step()
         self.averaged.update_parameters(self.model)
         return {"cross_entropy": cross_entropy.item(), "dice": dice.item()}
+
+    def _codes(self) -> Float[Tensor, "channels labels"]:
+        """Of the labels, by how near they lie to each other in some of the subjects."""
+        some = (source.unchanged().numbers for source in self.training[:_CODED_BY])
+        near = nearness(some, self.count, self.info.spacing_mm)
+        return label_codes(self.count, self.info.network.channels, near)
 
     def _drawn_kind(self, rng: random.Random) -> Sequence[Source]:
         """The subjects with an image, or those without."""

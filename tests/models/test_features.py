@@ -20,6 +20,7 @@ from paramorph.data import DataError, Subject
 from paramorph.examples import Imaged, common_labels, numbered
 from paramorph.feature_network import FeatureConfig, FeatureNetwork
 from paramorph.feature_training import FeatureTrainer, FeatureTrainingConfig
+from paramorph.label_codes import label_codes, nearness
 from paramorph.training import TrainingError
 
 SHAPE = (16, 24, 20)
@@ -71,6 +72,26 @@ def test_features_are_the_expected_codes(monkeypatch):
     torch.testing.assert_close(found, wanted.movedim(-1, 1))
     torch.testing.assert_close(found, whole)
     torch.testing.assert_close(network.codes.norm(dim=0), torch.ones(4))
+
+
+def test_few_labels_have_codes_at_right_angles():
+    torch.testing.assert_close(label_codes(3, 5).T @ label_codes(3, 5), torch.eye(3))
+    many = label_codes(138, 12)
+    torch.testing.assert_close(many.norm(dim=0), torch.ones(138))
+    assert torch.equal(many, label_codes(138, 12))
+
+
+def test_labels_side_by_side_have_unlike_codes():
+    # Slabs one after the other: each label lies beside two of 30, and far from the others.
+    numbers = torch.arange(30).repeat_interleave(4)[None, None, :, None, None]
+    near = nearness([numbers.expand(1, 1, 120, 12, 12)], 30, (2.0, 2.0, 2.0))
+    codes = label_codes(30, 4, near)
+    alike = codes.T @ codes
+    beside = alike.diagonal(1)
+    assert near.diagonal(1).min() > 0.5
+    assert near.diagonal(8).max() < 0.05
+    assert beside.max() < 0.3
+    assert label_codes(30, 4).T.matmul(label_codes(30, 4)).diagonal(1).max() > 0.8
 
 
 def test_both_ways_to_normalise_are_the_same():
