@@ -35,7 +35,8 @@ class FeatureOptions:
 
     widths: tuple[int, ...] = option((16, 32, 64, 96, 128), "channels at each scale, finest first")
     embedding: int = option(12, "numbers per voxel from which the labels are told apart")
-    channels: int = option(12, "features per voxel: the length of a label's code")
+    channels: int = option(6, "features per voxel, which the code of a label consists of")
+    strength: float = option(1.0, "of the features beside the intensities: length of the codes")
 
 
 SECTIONS = {

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "features.safetensors"
 OUTPUT = "features"
-#: Largest difference of a feature, of vectors of length 1, to PyTorch's.
+#: Largest difference of a feature to PyTorch's, as a share of the codes' length.
 TOLERANCE = 1e-3
 
 
@@ -99,7 +99,7 @@ def verify_features(path: Path, network: FeatureNetwork, shape: Shape) -> dict[s
             *(torch.from_numpy(v)[None, None] for v in (moving, fixed))
         )
     (found,) = GraphSession(path).run(moving, fixed, (OUTPUT,))
-    largest = float(np.abs(found - expected.numpy()).max())
+    largest = float(np.abs(found - expected.numpy()).max()) / network.config.strength
     if not largest <= TOLERANCE:  # also true for NaN
         raise ExportError(
             f"{path.name}: expected features within {TOLERANCE} of PyTorch's, got {largest:.2g}; "

@@ -40,7 +40,8 @@ class FeatureConfig:
     widths: tuple[int, ...] = (16, 32, 64, 96, 128)  # channels at each scale, finest first
     embedding: int = 12  # numbers per voxel from which the labels are told apart
     labels: int = 2  # background among them
-    channels: int = 12  # features per voxel: the length of a label's code
+    channels: int = 12  # features per voxel, which a label's code consists of
+    strength: float = 1.0  # length of the codes: how much features count beside the intensities
 
     def __post_init__(self) -> None:
         if len(self.widths) < 2 or min(*self.widths, self.embedding, self.channels) < 1:
@@ -48,6 +49,8 @@ class FeatureConfig:
                 "feature network: expected at least two scales and one channel at each, got "
                 f"{self}."
             )
+        if not self.strength > 0:
+            raise ConfigError(f"feature network: expected a strength above 0, got {self.strength}.")
         if self.labels < 2:
             raise ConfigError(
                 f"feature network: expected a label beside the background, got {self.labels}."
@@ -94,10 +97,10 @@ class FeatureNetwork(nn.Module):
         )
         self.head = nn.Conv3d(first, config.embedding, 1)
         self.classifier = CosineClassifier(config.embedding, config.labels)
-        self.register_buffer("codes", label_codes(config.labels, config.channels))
+        self.register_buffer("codes", config.strength * label_codes(config.labels, config.channels))
 
     def forward(self, volume: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b c d h w"]:
-        """Features of length at most 1 in every voxel.
+        """Features of length at most `config.strength` in every voxel.
 
         Args:
             volume: Intensities in [0, 1]; every axis a multiple of `config.size_multiple`.

@@ -126,9 +126,10 @@ class FeatureTrainer:
             TrainingError: Of another network.
         """
         network, info = load_feature_weights(path)
-        if replace(info.network, channels=self.info.network.channels) != self.info.network:
+        ours = self.info.network
+        if replace(info.network, channels=ours.channels, strength=ours.strength) != ours:
             raise TrainingError(
-                f"{path}: expected weights of {self.info.network}, got {info.network}; change "
+                f"{path}: expected weights of {ours}, got {info.network}; change "
                 "[features], or start without [run] init."
             )
         for model in (self.model, self.averaged.module):
@@ -217,7 +218,8 @@ class FeatureTrainer:
         """Of the labels, by how near they lie to each other in some of the subjects."""
         some = (source.unchanged().numbers for source in self.training[:_CODED_BY])
         near = nearness(some, self.count, self.info.spacing_mm)
-        return label_codes(self.count, self.info.network.channels, near)
+        network = self.info.network
+        return network.strength * label_codes(self.count, network.channels, near)
 
     def _drawn_kind(self, rng: random.Random) -> Sequence[Source]:
         """The subjects with an image, or those without."""

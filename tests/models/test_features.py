@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -79,6 +79,15 @@ def test_few_labels_have_codes_at_right_angles():
     many = label_codes(138, 12)
     torch.testing.assert_close(many.norm(dim=0), torch.ones(138))
     assert torch.equal(many, label_codes(138, 12))
+
+
+def test_strength_scales_the_features():
+    volume = torch.rand(1, 1, *SHAPE)
+    plain, strong = FeatureNetwork(TINY), FeatureNetwork(replace(TINY, strength=3.0))
+    assert plain.codes.norm(dim=0).max() < 1.001
+    strong.load_state_dict({**plain.state_dict(), "codes": strong.codes})
+    with torch.no_grad():
+        torch.testing.assert_close(strong(volume), 3 * plain(volume))
 
 
 def test_labels_side_by_side_have_unlike_codes():
@@ -182,6 +191,8 @@ def test_configs_that_cannot_be():
         FeatureConfig((8,))
     with pytest.raises(ConfigError, match="a label beside the background"):
         FeatureConfig(labels=1)
+    with pytest.raises(ConfigError, match="a strength above 0"):
+        FeatureConfig(strength=0.0)
     with pytest.raises(ConfigError, match="fields of this version"):
         FeatureConfig.from_dict({"widths": [4, 8], "depth": 3})
 

@@ -44,6 +44,8 @@ MOST_VOXELS = 24_000_000
 #: A level must be at least this share of the fixed image's finest spacing, or it shows nothing new.
 _FINER = 0.75
 _LEAST_SIZE = 4  # voxels along an axis
+#: Features are compared on levels whose voxels are not smaller than theirs by more than this.
+_COARSER = 1.4
 #: Around the foreground, where there is no network to say how much of the image is to be seen.
 MARGIN_MM = 8.0
 
@@ -92,12 +94,17 @@ def refine(
         counts = _counting(fixed_mask, whole.holes, finest)
         pyramid = _pyramid(LevelImages(whole.moving, whole.fixed, finest, None, counts), plan)
         for (level, _), images in zip(plan, pyramid, strict=True):
-            if features is not None and level.features:
+            if features is not None and _compares_features(level, grid):
                 images = replace(images, features=features.on(grid, images.grid))
+                level = replace(level, field_sigma=level.feature_sigma)
             log.debug("refinement: %s voxels, %d steps", images.grid.shape, level.iterations)
             displacement = iterate(images, level, _voxels(field, images.grid), threads)
             field = field_from_network(displacement, images.grid)
     return field or DisplacementField(grid, np.zeros((*grid.shape, 3), np.float32))
+
+
+def _compares_features(level: Level, grid: Grid) -> bool:
+    return level.features > 0 and level.spacing_mm * _COARSER >= grid.spacing.min()
 
 
 def engine() -> str:
