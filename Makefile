@@ -45,7 +45,7 @@ $(VENV)/docs-ready: $(VENV)/ready
 # (make bundle WEIGHTS=runs/NAME/weights.safetensors FEATURES=runs/OTHER/weights.safetensors).
 bundle: $(VENV)/ready
 	$(BIN)/python export/to_onnx.py --weights $(WEIGHTS) --features $(FEATURES) \
-	    --domain $(BUNDLE) --out-dir $(BUNDLE) --force
+	    --card models/weights/brain-t1-small.md --domain $(BUNDLE) --out-dir $(BUNDLE) --force
 
 # The FP16 engine for RTX 3080-class cards; no GPU is needed.
 engine: $(VENV)/engine-ready $(ENGINE_BUNDLE)/manifest.json

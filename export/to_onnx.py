@@ -25,6 +25,13 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out-dir", type=Path, required=True, help="the bundle's folder")
     p.add_argument(
+        "--card",
+        type=Path,
+        metavar="FILE",
+        help="model card NAME.md: the bundle gets its NAME, and `paramorph-rt models` tells its "
+        "licence, limits and results",
+    )
+    p.add_argument(
         "--domain",
         type=Path,
         metavar="BUNDLE",
@@ -92,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
         fp32_for_gpus=args.fp32_for_gpus,
         real_pairs=args.verify_on,
         features=args.features,
+        card=args.card,
         domain=args.domain,
     )
     print(

@@ -16,6 +16,7 @@ import onnx
 from paramorph.checkpoint import WeightsInfo, sha256_of
 from paramorph.config import check_shape
 from paramorph.warp import SAMPLING
+from paramorph_export.card import read_card
 from paramorph_export.errors import ExportError
 from paramorph_export.features import write_features
 from paramorph_export.graph import for_cpus
@@ -58,6 +59,7 @@ def write_bundle(
     fp32_for_gpus: bool = False,
     real_pairs: Path | None = None,
     features: Path | None = None,
+    card: Path | None = None,
     domain: Path | None = None,
 ) -> dict[str, Any]:
     """Trace, verify and write the networks and `manifest.json`; returns the manifest.
@@ -78,6 +80,7 @@ def write_bundle(
             TensorRT takes up to ten times the memory.
         real_pairs: Folder of labelled volumes on which these are measured as well.
         features: Weights of a feature network for the refinement.
+        card: Model card, whose name the bundle gets; None is the name of the weights.
         domain: A bundle whose domain is this one's, too; it may be the one that is replaced.
 
     Raises:
@@ -121,7 +124,8 @@ def write_bundle(
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "name": info.name,
+            "name": card.stem if card else info.name,
+            **({"card": read_card(card)} if card else {}),
             "network": info.network.as_dict() if networks else None,
             "grid": {
                 "shape": list(shapes[0]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -121,19 +123,23 @@ def test_the_runtimes_graphs_are_those_of_this_source(name):
     assert onnx.load_from_string(written) == onnx.load_from_string(wanted)
 
 
-@pytest.fixture(scope="module")
-def features_alone(tmp_path_factory) -> Path:
+def to_onnx() -> ModuleType:
+    """The script, as a module."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "export"))
     try:
-        import to_onnx
+        return importlib.import_module("to_onnx")
     finally:
         sys.path.pop(0)
+
+
+@pytest.fixture(scope="module")
+def features_alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     features = write_features(folder / "features.safetensors")
     words = ["--features", str(features), "--out-dir", str(folder / "bundle")]
-    assert to_onnx.main(words) == 0
-    assert to_onnx.main([*words, "--precision", "fp16", "--force"]) == 1
-    assert to_onnx.main(["--out-dir", str(folder / "nothing")]) == 1
+    assert to_onnx().main(words) == 0
+    assert to_onnx().main([*words, "--precision", "fp16", "--force"]) == 1
+    assert to_onnx().main(["--out-dir", str(folder / "nothing")]) == 1
     return folder / "bundle"
 
 
@@ -165,3 +171,26 @@ def test_commands_run_a_model_of_features_alone(features_alone, tmp_path, capsys
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [network["file"] for network in found["model"]["feature_networks"]] == ["features.onnx"]
     assert any(way["precisions"] for way in found["backends"])
+
+
+def test_a_card_names_the_model(features_alone, tmp_path, capsys):
+    weights = features_alone / "features.safetensors"
+    card = tmp_path / "knee-small.md"
+    words = ["--features", str(weights), "--card", str(card), "--out-dir", str(tmp_path / "bundle")]
+    head = (
+        "---\nlicense: mit\nlimits: knees only\nmodel-index:\n- results:\n"
+        "  - dataset: {name: four knees}\n    metrics: [{type: dice, value: 0.9}]\n---\n# Knees\n"
+    )
+    for text in ("# Knees\n", head.replace("limits", "borders")):
+        card.write_text(text, encoding="utf-8")
+        assert to_onnx().main(words) == 1
+        assert "expected a model card that begins with YAML" in capsys.readouterr().err
+    card.write_text(head, encoding="utf-8")
+    assert to_onnx().main(words) == 0
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.name == "knee-small"
+    assert bundle.manifest["card"] == {
+        "license": "mit",
+        "limits": "knees only",
+        "results": [{"on": "four knees", "dice": 0.9}],
+    }

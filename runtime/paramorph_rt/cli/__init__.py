@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import PURPOSE
-from . import bids, cohort, completion, evaluate, infer, info, messages, transform, triton
+from . import bids, cohort, completion, evaluate, infer, info, messages, models, transform, triton
 from .layout import HelpFormatter, Parser, commands_of, parsers_of
 
-COMMANDS = (infer, cohort, bids, evaluate, transform, info, triton, completion)
+COMMANDS = (infer, cohort, bids, evaluate, transform, info, models, triton, completion)
 
 _EPILOG = """
 `paramorph-rt COMMAND --help` explains a command and shows examples.
