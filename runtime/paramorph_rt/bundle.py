@@ -228,7 +228,7 @@ def default_bundle_path() -> Path:
     if not path.is_dir():
         raise BundleError(
             f"{DEFAULT_NAME}: expected the model that comes with paramorph-rt, found none; run "
-            "`python -m pip install --force-reinstall paramorph-rt`, or pass --model."
+            "`python -m pip install --force-reinstall paramorph-rt`, or name a bundle."
         )
     return path
 
@@ -308,7 +308,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(
-            f"{folder}: expected a bundle (a folder with {MANIFEST}), found none; check --model."
+            f"{folder}: expected a bundle (a folder with {MANIFEST}), found none; check the path."
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -317,7 +317,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{path}: expected JSON, got something else ({err}); export the bundle again."
         ) from err
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BundleError(f'{path}: expected the format "{FORMAT}", got another; check --model.')
+        raise BundleError(f'{path}: expected the format "{FORMAT}", got another; check the path.')
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise BundleError(

@@ -37,7 +37,7 @@ def test_bundle_says_what_the_network_expects(bundle_path):
 
 
 def test_no_bundle_there(tmp_path):
-    with pytest.raises(BundleError, match=r"expected a bundle .*, found none; check --model\.$"):
+    with pytest.raises(BundleError, match=r"expected a bundle .*, found none; check the path\.$"):
         load_bundle(tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_default_bundle_is_the_one_in_the_environment(monkeypatch, bundle_path):
 def test_missing_default_bundle_says_how_to_get_it(monkeypatch):
     monkeypatch.delenv("PARAMORPH_MODEL", raising=False)
     monkeypatch.setattr(bundle_module, "DEFAULT_NAME", "not-installed")
-    with pytest.raises(BundleError, match=r"pip install .* paramorph-rt`, or pass --model") as info:
+    with pytest.raises(BundleError, match=r"pip install .* paramorph-rt`, or name") as info:
         default_bundle_path()
     assert "/" not in str(info.value)  # no folder of the installation is a place to export into
 

@@ -187,7 +187,7 @@ def test_streams_that_take_nothing(
 def test_what_an_encoding_lacks_is_a_question_mark():
     program = (
         "import argparse, sys; from paramorph_rt.cli import messages\n"
-        "tell = lambda args: print('96 × 128')\n"
+        "tell = lambda args: print('96 \\xd7 128')\n"
         "sys.exit(messages.run(argparse.Namespace(run=tell, quiet=False, verbose=False)) or 0)"
     )
     done = ran(program, env={**os.environ, "PYTHONIOENCODING": "ascii"})

@@ -218,6 +218,15 @@ def test_altered_file_leaves_nothing(bundle_folder, tmp_path):
     assert not list(tmp_path.glob(".paramorph*"))
 
 
+def test_no_bundle_is_told_without_options_that_there_are_not(tmp_path, capsys):
+    words = ["triton", str(tmp_path / "none"), "--out-dir", str(tmp_path / "repo")]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"paramorph-rt: .*none: expected a bundle .*, found none; .*\n", said)
+    assert "--" not in said
+    assert not (tmp_path / "repo").exists()
+
+
 @pytest.mark.parametrize("name", ["../up", "a b", "", 'a"b'])
 def test_name_that_triton_cannot_use(bundle_folder, tmp_path, name):
     write_manifest(bundle_folder, read_manifest(bundle_folder) | {"name": name})
