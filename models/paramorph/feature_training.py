@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,8 +141,10 @@ class FeatureTrainer:
         if self.config.steps == 0:
             self._validate_and_keep()
         while self.step < self.config.steps:
+            started = time.perf_counter()
             values = self._train_step()
             self.step += 1
+            values["seconds"] = time.perf_counter() - started
             self.folder.log(self.step, values)
             last = self.step == self.config.steps
             if last or self.step % self.config.validate_every == 0:

@@ -178,6 +178,7 @@ def test_command_trains_on_label_maps_alone(tmp_path, capsys):
     assert train_features.main(["--config", str(config)]) == 0
     log = (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8")
     assert "validation_dice" in log
+    assert log.count('"seconds"') == 3
     nothing = ["--config", str(config), "--set", "label_maps.root=", "--out", str(tmp_path / "no")]
     assert train_features.main(nothing) == 1
     assert "expected [data] root, [label_maps] root or both" in capsys.readouterr().err
