@@ -40,7 +40,7 @@ from rows import Rows
 from sets import SETS, Case, PairSet
 
 DEFAULT_METHODS = (
-    "nothing,affine,default,no-network,unrefined,quick,thorough,demons,syn,greedy,greedy-sv"
+    "nothing,affine,default,no-network,unrefined,thorough,demons,syn,greedy,greedy-sv"
 )
 MEANS = (
     *("dice", "hd95_mm", "assd_mm", "ncc", "sd_log_jacobian", "nonpositive_jacobian_percent"),
