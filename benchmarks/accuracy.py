@@ -39,9 +39,7 @@ from report import accuracy_picture, accuracy_table
 from rows import Rows
 from sets import SETS, Case, PairSet
 
-DEFAULT_METHODS = (
-    "nothing,affine,default,no-network,unrefined,thorough,demons,syn,greedy,greedy-sv"
-)
+DEFAULT_METHODS = "nothing,affine,default,no-network,unrefined,thorough,demons,syn,greedy,greedy-sv"
 MEANS = (
     *("dice", "hd95_mm", "assd_mm", "ncc", "sd_log_jacobian", "nonpositive_jacobian_percent"),
     *("nondiffeomorphic_volume_percent", "error_mean_mm", "error_p95_mm", "error_max_mm"),

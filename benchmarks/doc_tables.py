@@ -98,6 +98,7 @@ def whole_job(result: Result) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "accuracy-brain-t1-validation": ("accuracy-brain-t1-validation", accuracy),
+    "accuracy-hippocampus": ("accuracy-hippocampus", accuracy),
     "latency-brain-t1-small": ("latency-brain-t1-small", network_seconds),
     "latency-paramorph": ("latency-paramorph", network_seconds),
     "end-to-end": ("end-to-end", whole_job),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 from pathlib import Path
 
@@ -16,11 +17,17 @@ def test_citation_and_package_have_one_version():
     assert re.findall(r"^version: (.+)$", citation, re.M) == [setup["metadata"]["version"]]
 
 
-def test_licence_of_the_model_is_the_same_everywhere():
+def test_licences_of_the_models_are_the_same_everywhere():
     setup = (ROOT / "setup.cfg").read_text(encoding="utf-8")
-    card = (ROOT / "models/weights/brain-t1-small.md").read_text(encoding="utf-8")
-    assert "CC-BY-NC-4.0" in setup
-    assert re.match(r"---\nlicense: cc-by-nc-4.0\n", card)
+    bundles = [*ROOT.glob("runtime/paramorph_rt/bundles/*/manifest.json")]
+    assert len(bundles) == 2
+    for path in bundles:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        card = f"models/weights/{manifest['name']}.md"
+        licence = re.match(r"---\nlicense: (\S+)\n", (ROOT / card).read_text(encoding="utf-8"))[1]
+        assert manifest["card"]["license"] == licence
+        assert licence.upper() in setup
+        assert f"    {card}\n" in setup
 
 
 def test_container_recipes_take_what_the_package_is_built_of():
