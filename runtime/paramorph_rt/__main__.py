@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 
 from .interrupts import die_on_signals, number_of, stop_on_signals
 
@@ -14,6 +16,7 @@ def program() -> int:
         The exit code.
     """
     stop_on_signals()
+    shield_streams()
     try:
         from .cli import console
 
@@ -23,6 +26,28 @@ def program() -> int:
         return 128 + number_of(stop)
     finally:
         die_on_signals()
+
+
+def shield_streams() -> None:
+    """What libraries print by themselves goes nowhere, unless --verbose asks for everything.
+
+    ITK, HDF5 and others write to descriptor 2, so our own messages get another. A descriptor that
+    is closed would be the next file that is opened, such as a result, so none stays closed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free, which is this one
+    if sys.stderr is None or {"-v", "--verbose"} & set(sys.argv[1:]):
+        return
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    ours, encoding = os.dup(2), sys.stderr.encoding
+    sys.stderr = os.fdopen(ours, "w", 1, encoding, "backslashreplace")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 if __name__ == "__main__":

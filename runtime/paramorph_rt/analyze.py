@@ -6,19 +6,26 @@ A header of Analyze cannot say which way is left, so it is asked for; one of NIf
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.fileholders import FileHolder
+from nibabel.arrayproxy import ArrayProxy
 
 from .errors import VolumeError
+from .files import MOST_TEXT_BYTES, check_regular, most_bytes
 from .gzip_files import GZIP_ERRORS, reading
-from .nifti import MAX_VOXELS, check_voxels, first_line
+from .nifti import MAX_VOXELS, check_fields, check_voxels, first_line
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 SUFFIXES = (".hdr", ".img", ".hdr.gz", ".img.gz")
 # What each axis of the voxels may point at; a code has one letter of each pair.
 DIRECTIONS = ("RL", "AP", "SI")
+_HEADER_BYTES = 348
 
 
 def read_analyze(path: Path, orientation: str | None = None) -> nib.Nifti1Image:
@@ -35,14 +42,16 @@ def read_analyze(path: Path, orientation: str | None = None) -> nib.Nifti1Image:
     """
     header, voxels = both_files(path)
     try:
-        parts = {"header": _content(header), "image": _content(voxels)}
-        is_nifti = parts["header"][344:347] == b"ni1"
+        content = read_header(header)
+        is_nifti = content[344:347] == b"ni1"
         kind = nib.Nifti1Pair if is_nifti else nib.Spm99AnalyzeImage
-        # SPM's third file, a matrix for MATLAB, is not read.
-        contents = parts if is_nifti else {**parts, "mat": b""}
-        image = kind.from_file_map(
-            {role: FileHolder(fileobj=io.BytesIO(part)) for role, part in contents.items()}
-        )
+        fields = kind.header_class(content, check=False)
+        if isinstance(fields, nib.nifti1.Nifti1PairHeader):
+            check_fields(fields)
+        offset, dtype = int(fields.get_data_offset()), fields.get_data_dtype()
+        shape = fields.get_data_shape()
+        if not 0 <= offset <= MOST_TEXT_BYTES:
+            raise ValueError(f"voxels at byte {offset}")
     except GZIP_ERRORS as err:
         raise _damaged(path, err) from err
     except Exception as err:  # nibabel raises a dozen types for the ways a header can be wrong
@@ -50,40 +59,61 @@ def read_analyze(path: Path, orientation: str | None = None) -> nib.Nifti1Image:
             f"{header.name}: expected a header of Analyze or NIfTI, got an unreadable one "
             f"({first_line(err)}); check that the file is complete and of that type."
         ) from err
-    check_voxels(path, image)
-    shape = image.shape
+    check_voxels(path, fields)
     if len(shape) < 3 or min(shape) < 1 or any(n != 1 for n in shape[3:]):
         raise VolumeError(
             f"{path.name}: expected a 3-D volume, got shape {shape}; split the series first."
         )
-    promised = int(np.prod(shape, dtype=object)) * image.get_data_dtype().itemsize
-    promised += int(image.dataobj.offset)
-    if int(np.prod(shape, dtype=object)) > MAX_VOXELS or len(parts["image"]) < promised:
+    count = int(np.prod(shape, dtype=object))
+    promised = count * dtype.itemsize + offset
+    packed = voxels.name.endswith(".gz")
+    there = check_regular(voxels, "the voxels", VolumeError)
+    is_possible = count <= MAX_VOXELS and promised <= most_bytes(there, packed)
+    try:
+        found = _content(voxels, promised) if is_possible else b""
+    except GZIP_ERRORS as err:
+        raise _damaged(voxels, err) from err
+    if len(found) < promised:
         raise VolumeError(
             f"{voxels.name}: expected {promised} bytes as its header says (shape {shape}), got "
-            f"{len(parts['image'])}: the file is truncated; copy it again."
+            f"{len(found) or there}: the file is truncated; copy it again."
         )
-    affine = image.affine if is_nifti else _affine(path, image, orientation)
-    data = np.asanyarray(image.dataobj).reshape(shape[:3], order="A")
-    return nib.Nifti1Image(data, affine, image.header if is_nifti else None, dtype=data.dtype)
+    data = np.asanyarray(ArrayProxy(io.BytesIO(found), fields)).reshape(shape[:3], order="A")
+    if is_nifti:
+        return nib.Nifti1Image(data, fields.get_best_affine(), fields, dtype=data.dtype)
+    return nib.Nifti1Image(data, _affine(path, fields, orientation), dtype=data.dtype)
 
 
-def _affine(path: Path, image: nib.Spm99AnalyzeImage, orientation: str | None) -> np.ndarray:
-    """Voxel index → world mm of axes that point where `orientation` says."""
+def _affine(path: Path, fields: Any, orientation: str | None) -> Float[np.ndarray, "4 4"]:
     if orientation is None:
         raise VolumeError(
             f"{path.name}: expected an image that says where left and right are, got Analyze, "
             "which cannot; pass --analyze-orientation (infer, cohort, bids; in trainings "
             "data.analyze_orientation) with where the voxels' axes point, such as LAS."
         )
+    return oriented_affine(fields, orientation)
+
+
+def oriented_affine(image: Any, orientation: str) -> Float[np.ndarray, "4 4"]:
+    """Voxel index → world mm of axes that point where `orientation` says, centred at the origin.
+
+    Args:
+        image: nibabel's image or header, which has shape and spacing.
+        orientation: Such as "LAS".
+
+    Raises:
+        VolumeError: The orientation is none.
+    """
     check_orientation(orientation)
-    spacing = np.abs(np.array(image.header.get_zooms()[:3], dtype=np.float64))
+    header = getattr(image, "header", image)
+    shape = header.get_data_shape()[:3]
+    spacing = np.abs(np.array(header.get_zooms()[:3], dtype=np.float64))
     affine = np.eye(4)
     for axis, letter in enumerate(orientation):
         world = next(n for n, pair in enumerate(DIRECTIONS) if letter in pair)
         affine[:, axis] = 0
         affine[world, axis] = spacing[axis] if letter in "RAS" else -spacing[axis]
-    affine[:3, 3] = -affine[:3, :3] @ ((np.array(image.shape[:3]) - 1) / 2)
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return affine
 
 
@@ -114,7 +144,8 @@ def _file(path: Path, ending: str) -> Path:
     name = path.name.removesuffix(".gz").removesuffix(".hdr").removesuffix(".img")
     candidates = (path.with_name(f"{name}{ending}"), path.with_name(f"{name}{ending}.gz"))
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.lexists(candidate):
+            check_regular(candidate, "one of an image's two files", VolumeError)
             return candidate
     raise VolumeError(
         f"{path}: expected an image of two files, .hdr and .img, found no {candidates[0].name}; "
@@ -122,9 +153,20 @@ def _file(path: Path, ending: str) -> Path:
     )
 
 
-def _content(path: Path) -> bytes:
+def read_header(path: Path) -> bytes:
+    """Its 348 bytes.
+
+    Raises:
+        VolumeError: No regular file.
+    """
+    check_regular(path, "the header of an image", VolumeError)
+    return _content(path, _HEADER_BYTES)[:_HEADER_BYTES]
+
+
+def _content(path: Path, promised: int) -> bytes:
+    # One byte more than promised, so that gzip meets the end and verifies its checksum.
     with reading(path, path.name.endswith(".gz")) as stream:
-        return bytes(stream.read())
+        return bytes(stream.read(promised + 1))
 
 
 def _damaged(path: Path, err: Exception) -> VolumeError:

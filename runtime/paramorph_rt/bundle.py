@@ -6,14 +6,15 @@ This module is the only one that knows what a bundle's folder looks like inside.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import BundleError
+from .files import check_regular, fresh_sha256_of, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "paramorph-bundle"
@@ -29,6 +30,8 @@ DEVICES = ("cpu", "gpu")
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 #: In place of a compute capability: an engine of TensorRT for RTX for all its cards.
 PORTABLE = "portable"
+#: Voxels along an axis of a network's grid.
+LARGEST_SIDE = 2048
 _SHIPPED = Path(__file__).parent / "bundles"
 
 
@@ -193,8 +196,7 @@ class Bundle:
             BundleError: It is missing, or its size or SHA-256 is not the one recorded.
         """
         path = self.folder / file
-        with path.open("rb") as stream:
-            self._check_hash(file, hashlib.file_digest(stream, "sha256").hexdigest())
+        self._check_hash(file, fresh_sha256_of(path))
         return path
 
     def verified_bytes(self, file: str) -> bytes:
@@ -269,13 +271,11 @@ def load_bundle(path: str | Path) -> Bundle:
             folder=folder,
             inputs=InputSpec(
                 GridSpec(
-                    _three(grid["shape"], int),
-                    _three(grid["spacing_mm"], float),
+                    _shape(grid["shape"]),
+                    _spacing(grid["spacing_mm"]),
                     _orientation(grid["orientation"]),
                 ),
-                IntensitySpec(
-                    float(intensity["lower_percentile"]), float(intensity["upper_percentile"])
-                ),
+                _percentiles(intensity["lower_percentile"], intensity["upper_percentile"]),
             ),
             sampling=_one_of(SAMPLING_CONVENTIONS, manifest["sampling"]["convention"]),
             networks=tuple(_network(entry) for entry in manifest["networks"]),
@@ -286,36 +286,33 @@ def load_bundle(path: str | Path) -> Bundle:
         _one_of(("voxel",), manifest["displacement"]["unit"])
         _one_of(("axis",), manifest["displacement"]["channel_order"])
         _one_of(("fixed-to-moving",), manifest["displacement"]["direction"])
-        sizes = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
+        sizes = {name: _listed(entry) for name, entry in manifest["files"].items()}
         networks = bundle.networks + bundle.feature_networks
         entries: list[NetworkEntry | EngineEntry] = [*networks, *bundle.engines]
         named = {file for entry in entries for file in entry.files}
         unlisted = named - set(sizes)
         if unlisted or not networks:
             raise ValueError(f"files {sorted(sizes)} without {sorted(unlisted) or 'a network'}")
-    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        for name, size in sizes.items():
+            _check_file(folder, name, size)
+    except BundleError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError) as err:
         what = f"no entry {err}" if isinstance(err, KeyError) else str(err)
         raise BundleError(
             f"{folder / MANIFEST}: expected the entries of format version {FORMAT_VERSION}, got "
             f"{what}; export the bundle again."
         ) from err
-    for name, size in sizes.items():
-        _check_file(folder, name, size)
     return bundle
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise BundleError(
             f"{folder}: expected a bundle (a folder with {MANIFEST}), found none; check the path."
         )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise BundleError(
-            f"{path}: expected JSON, got something else ({err}); export the bundle again."
-        ) from err
+    manifest = read_json(path, "the manifest of a bundle", BundleError)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f'{path}: expected the format "{FORMAT}", got another; check the path.')
     version = manifest.get("format_version")
@@ -331,12 +328,9 @@ def _check_file(folder: Path, name: str, size: int) -> None:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"{name}: expected a path inside the bundle, got one outside; refuse it.")
-    if not path.is_file():
-        raise BundleError(f"{path}: expected this file of the bundle, found none; copy it again.")
-    if path.stat().st_size != size:
-        raise BundleError(
-            f"{path}: expected {size} bytes, got {path.stat().st_size}; copy the bundle again."
-        )
+    there = check_regular(path, "this file of the bundle", BundleError)
+    if there != size:
+        raise BundleError(f"{path}: expected {size} bytes, got {there}; copy the bundle again.")
 
 
 def _network(entry: Mapping[str, Any]) -> NetworkEntry:
@@ -345,7 +339,7 @@ def _network(entry: Mapping[str, Any]) -> NetworkEntry:
     return NetworkEntry(
         str(entry["file"]),
         precision,
-        _three(entry["shape"], int),
+        _shape(entry["shape"]),
         _one_of(DEVICES, entry.get("device", "cpu" if precision == "fp32" else "gpu")),
         None if weights is None else str(weights),
     )
@@ -358,16 +352,56 @@ def _engine(entry: Mapping[str, Any]) -> EngineEntry:
         str(entry["version"]),
         str(entry["compute_capability"]),
         _one_of(PRECISIONS, entry["precision"]),
-        _three(entry["shape"], int),
+        _shape(entry["shape"]),
         None if entry.get("plugin") is None else str(entry["plugin"]),
     )
 
 
-def _three(values: Any, kind: type) -> tuple:
-    result = tuple(kind(value) for value in values)
-    if len(result) != 3 or min(result) <= 0:
-        raise ValueError(f"{values!r} where three positive numbers belong")
+def check_grid_spec(spec: GridSpec) -> None:
+    """Refuse a grid that no network can have been trained on.
+
+    Raises:
+        ValueError: Its shape, spacing or orientation means nothing.
+    """
+    _shape(spec.shape)
+    _spacing(spec.spacing_mm)
+    _orientation(spec.orientation)
+
+
+def _shape(values: Any) -> tuple[int, int, int]:
+    result = tuple(values)
+    if len(result) != 3 or not all(type(n) is int and 0 < n <= LARGEST_SIDE for n in result):
+        raise ValueError(f"{_short(values)} where three numbers of voxels belong")
     return result
+
+
+def _spacing(values: Any) -> tuple[float, float, float]:
+    result = tuple(map(float, values))
+    if len(result) != 3 or not all(1e-3 <= mm <= 1e3 for mm in result):  # NaN is none of them
+        raise ValueError(f"{_short(values)} where three spacings in mm belong")
+    return result
+
+
+def _percentiles(lower: Any, upper: Any) -> IntensitySpec:
+    result = IntensitySpec(float(lower), float(upper))
+    if not 0 <= result.lower_percentile < result.upper_percentile <= 100:
+        raise ValueError(f"percentiles {_short([lower, upper])}")
+    return result
+
+
+def _listed(entry: Any) -> int:
+    """The size of a file of the bundle, whose hash must be one."""
+    size, sha256 = entry["bytes"], entry["sha256"]
+    if type(size) is not int or size < 0:
+        raise ValueError(f"{_short(size)} where a number of bytes belongs")
+    if not (isinstance(sha256, str) and re.fullmatch(r"[0-9a-f]{64}", sha256)):
+        raise ValueError(f"{_short(sha256)} where a SHA-256 belongs")
+    return size
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _orientation(code: Any) -> str:
@@ -375,11 +409,11 @@ def _orientation(code: Any) -> str:
     if not (isinstance(code, str) and len(code) == 3) or sorted(
         next((n for n, pair in enumerate(axes) if letter in pair), -1) for letter in code
     ) != [0, 1, 2]:
-        raise ValueError(f'{code!r} where an orientation such as "RAS" belongs')
+        raise ValueError(f'{_short(code)} where an orientation such as "RAS" belongs')
     return code
 
 
 def _one_of(allowed: tuple[str, ...], value: Any) -> str:
     if value not in allowed:
-        raise ValueError(f"{value!r} where one of {', '.join(allowed)} belongs")
+        raise ValueError(f"{_short(value)} where one of {', '.join(allowed)} belongs")
     return value

@@ -15,7 +15,7 @@ class ParamorphError(Exception):
 
 
 def exit_code(program: str, command: Callable[[], object], extra: str | None = None) -> int:
-    """Run a command line's work: 0, or 1 after printing an error of ours as one line to stderr.
+    """Run a command line's work: 0, or 1 after printing what a user can mend as a line to stderr.
 
     Args:
         program: Its name, which starts the line.
@@ -27,8 +27,14 @@ def exit_code(program: str, command: Callable[[], object], extra: str | None = N
     try:
         with needs(extra, "imports"):
             command()
-    except ParamorphError as err:
-        print(f"{program}: {err}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as err:
+        sentence = explained(err)
+        if sentence is None:
+            raise
+        print(f"{program}: {one_line(sentence)}", file=sys.stderr)
         return 1
     return 0
 
@@ -43,6 +49,35 @@ def imports_of(program: str, extra: str) -> Iterator[None]:
             yield
     except ParamorphError as err:
         sys.exit(f"{program}: {err}")
+
+
+def explained(err: Exception) -> str | None:
+    """The sentence for an error that a user can cause or mend; None for a defect of ours."""
+    text = str(err)
+    if isinstance(err, ParamorphError):
+        return text
+    # torch has no type of its own for it.
+    if isinstance(err, MemoryError) or "can't allocate memory" in text:
+        return f"memory: expected enough, got: {text or 'none'}; free some, or crop images."
+    if isinstance(err, RuntimeError) and "can't start new thread" in text:
+        return f"threads: expected enough, got: {text}; raise the limit, or pass --threads 1."
+    if isinstance(err, RecursionError):
+        return "input: expected JSON of some levels, got one nested too deeply; check the file."
+    if isinstance(err, UnicodeError):
+        return f"text: expected characters of the encoding, got others ({text}); set PYTHONUTF8=1."
+    if isinstance(err, OSError):  # the system's, whatever it is; only printing names no file
+        deleted = isinstance(err, FileNotFoundError) and err.filename is None
+        where = "working folder" if deleted else err.filename or "stdout"
+        return (
+            f"{where}: expected to read or write there, got {err.strerror or text}; check the "
+            "path, its permissions and the disk."
+        )
+    return None
+
+
+def one_line(text: str) -> str:
+    """The same without line breaks and other control characters, which names may have."""
+    return "".join(c if c.isprintable() or ord(c) > 127 else repr(c)[1:-1] for c in text)
 
 
 class VolumeError(ParamorphError, ValueError):

@@ -21,6 +21,12 @@ GZIP_ERRORS = (OSError, EOFError, cast("type[Exception]", IsalError))  # its stu
 _LEVEL = 1  # of 0 to 3; the higher ones take longer and are no smaller
 
 
+def is_no_gzip(path: Path) -> bool:
+    """Whether a file is no gzip at all, rather than a damaged one."""
+    with path.open("rb") as stream:
+        return stream.read(2) != b"\x1f\x8b"
+
+
 @contextmanager
 def reading(path: Path, compressed: bool) -> Iterator[BufferedIOBase]:
     """The content of a file; the checksum of a compressed one is checked when its end is read."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import _thread
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 # Windows has no SIGHUP, which a closed terminal sends.
@@ -47,6 +49,25 @@ def die_on_signals() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is _stop:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Signals that have a handler wait until the block has ended; it must be short."""
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other handles signals
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        before = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

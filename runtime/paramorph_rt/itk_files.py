@@ -6,6 +6,7 @@ ITK refuses truncated files of these kinds (it does not for NIfTI, see `nifti`).
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import VolumeError
+from .files import check_regular, check_utf8
+from .itk_headers import check_header
 from .nifti import MAX_VOXELS
 from .spaces import Grid, flip_vectors, from_sitk, grid_of_sitk
 
@@ -27,6 +30,7 @@ POSITION, DESCRIPTION = "0020|0032", "0008|103e"
 MAX_UNEVEN_MM = 0.1
 
 _warnings = threading.Lock()  # ITK has one switch for them
+_nrrd = threading.Lock()  # its library reads text wrongly in two threads at once
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,10 @@ class ItkFile:
             VolumeError: The file is damaged or truncated.
         """
         files = _only_series(self.path) if self.path.is_dir() else str(self.path)
+        is_nrrd = self.path.name.endswith((".nrrd", ".nhdr"))
         try:
-            return from_sitk(sitk.ReadImage(files))[0]
+            with _nrrd if is_nrrd else nullcontext():
+                return from_sitk(sitk.ReadImage(files))[0]
         except RuntimeError as err:
             raise VolumeError(
                 f"{self.path.name}: expected a complete image, got damaged or truncated data "
@@ -64,8 +70,10 @@ def open_itk(path: Path) -> ItkFile:
         VolumeError: No such file, unreadable, not a 3-D image of real numbers, or a series that is
             not the only one or not of evenly stacked slices.
     """
+    check_utf8(path, VolumeError)
     if path.is_dir():
         return ItkFile(path, _stacked_grid(path, _only_series(path)))
+    check_header(path)
     header = _header(path)
     size = header.GetSize()
     if len(size) != 3:
@@ -106,6 +114,17 @@ _COMPLEX = (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
 
 def _only_series(folder: Path) -> tuple[str, ...]:
     """The slices of the folder's DICOM series, in order."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as err:
+        raise VolumeError(
+            f"{folder}: expected a folder with a DICOM series, got {err.strerror}; check its "
+            "permissions."
+        ) from err
+    for entry in entries:
+        check_utf8(entry, VolumeError)
+        if not entry.is_dir():
+            check_regular(entry, "a slice", VolumeError)
     with _warnings:
         told = sitk.ProcessObject.GetGlobalWarningDisplay()
         sitk.ProcessObject.SetGlobalWarningDisplay(False)  # our own error says it
@@ -152,6 +171,11 @@ def _stacked_grid(folder: Path, files: tuple[str, ...]) -> Grid:
             "do not belong to it (such as a localizer) away."
         )
     positions = np.array([_position(header, folder) for header in headers])
+    if not np.isfinite(positions).all():
+        raise VolumeError(
+            f"{folder}: expected slices at finite positions, got NaN or Inf; convert it to NIfTI "
+            "first, for example with dcm2niix."
+        )
     steps = np.diff(positions, axis=0)
     step = steps.mean(axis=0)
     spacing = float(np.linalg.norm(step))
@@ -177,7 +201,15 @@ def _position(header: sitk.ImageFileReader, folder: Path) -> list[float]:
             f"{folder}: expected slices with positions (DICOM tag 0020,0032), got one without; "
             "convert it to NIfTI first, for example with dcm2niix."
         )
-    return [float(number) for number in header.GetMetaData(POSITION).split("\\")]
+    text = header.GetMetaData(POSITION)
+    try:
+        x, y, z = map(float, text.split("\\"))
+    except ValueError as err:
+        raise VolumeError(
+            f"{folder}: expected slices with positions of three numbers, got {text.strip()!r}; "
+            "convert it to NIfTI first, for example with dcm2niix."
+        ) from err
+    return [x, y, z]
 
 
 def _reason(err: Exception) -> str:

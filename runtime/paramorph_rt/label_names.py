@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import EvaluationError
+from .files import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -48,13 +49,7 @@ def load_label_names(path: str | Path) -> dict[int, str]:
         EvaluationError: No such file, or a line without a number and a name, by its number.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as err:
-        reason = err.strerror if isinstance(err, OSError) else "bytes that are not UTF-8"
-        raise EvaluationError(
-            f"{path}: expected a text file with names of labels, got {reason}; check the path."
-        ) from err
+    text = read_text(path, "a text file with names of labels", EvaluationError)
     numbered = ((n, line.strip(" \r")) for n, line in enumerate(text.split("\n"), 1))
     lines = [(n, line) for n, line in numbered if line.strip() and not _is_comment(line)]
     names = {

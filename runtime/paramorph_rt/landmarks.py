@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import EvaluationError
+from .files import parse_json, read_text
 from .spaces import flip_vectors
 
 if TYPE_CHECKING:
@@ -68,15 +68,15 @@ def load_landmarks(
         EvaluationError: No such file, no landmark in it, or its space is unknown or contradicted.
     """
     path = Path(path)
-    if not path.is_file():
-        raise EvaluationError(f"{path}: expected a landmark file, found none; check the path.")
+    text = read_text(path, "a landmark file", EvaluationError)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        table = _from_slicer(text) if path.suffix == ".json" else _from_csv(text)
+        table = _from_slicer(text, path.name) if path.suffix == ".json" else _from_csv(text)
         points = np.array(table.points, dtype=np.float64)
         if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
             raise ValueError("no three finite coordinates per landmark")
-    except (ValueError, KeyError, IndexError, TypeError) as err:
+    except EvaluationError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, csv.Error) as err:
         raise EvaluationError(
             f"{path.name}: expected landmarks as a CSV with columns x, y, z or as a 3D Slicer "
             f"markups file, got something else ({err}); convert it first."
@@ -136,8 +136,8 @@ def _agreed(name: str, stated: str | None, asked: str | None) -> str:
     return space
 
 
-def _from_slicer(text: str) -> _Table:
-    (markup,) = json.loads(text)["markups"]
+def _from_slicer(text: str, name: str) -> _Table:
+    (markup,) = parse_json(text, name, EvaluationError)["markups"]
     points: list[dict[str, Any]] = markup["controlPoints"]
     missing = [p["label"] for p in points if p.get("positionStatus", "defined") != "defined"]
     if missing:

@@ -5,15 +5,18 @@ nibabel reads, because SimpleITK takes a truncated file for one that ends in zer
 
 from __future__ import annotations
 
+import io
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 
 from .errors import VolumeError
-from .gzip_files import GZIP_ERRORS, reading, writing
+from .files import check_regular, most_bytes
+from .gzip_files import GZIP_ERRORS, is_no_gzip, reading, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,8 +26,14 @@ if TYPE_CHECKING:
 SUFFIXES = (".nii", ".nii.gz")
 # 1024³ voxels are 4 GiB as float32; a larger header is a mistake or an attack.
 MAX_VOXELS = 2**30
-# Deflate cannot compress better than 1032 : 1, so a .gz file bounds what it may promise.
-MAX_GZIP_RATIO = 1032
+# What NIfTI names: scanner, aligned, Talairach, MNI, another template.
+WORLD_CODES = (1, 2, 3, 4, 5)
+# Of the world in mm, by the code in the header; 0 does not say, and means mm everywhere.
+UNITS_MM = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
+
+_KINDS: dict[bytes, type[nib.Nifti1Image]] = {b"n+1": nib.Nifti1Image, b"n+2": nib.Nifti2Image}
+_MAGIC = {348: slice(344, 347), 540: slice(4, 7)}  # where it is in headers of this size
+_LONGEST_OFFSET = 2**26  # more than that of extensions is no image
 
 
 def read_nifti(path: Path) -> nib.Nifti1Image:
@@ -78,30 +87,77 @@ def read_vector_nifti(path: Path) -> nib.Nifti1Image:
 
 
 def open_nifti(path: Path) -> nib.Nifti1Image:
-    """Read the header alone.
+    """Read the header alone; the image has no voxels.
 
     Raises:
-        VolumeError: The file is missing or no NIfTI.
+        VolumeError: The file is missing, no NIfTI, or its header contradicts itself.
     """
-    if not path.is_file():
-        raise VolumeError(f"{path}: expected a NIfTI file, found none; check the path.")
-    if not path.name.endswith(SUFFIXES):
+    if not path.name.endswith(SUFFIXES) and path.is_file():
         raise VolumeError(
             f"{path.name}: expected a NIfTI file (.nii or .nii.gz), got another file type; convert "
             "it first (images may also be .nrrd, .nhdr, .mha, .mhd, .hdr with .img, or a folder of "
             "DICOM slices)."
         )
+    check_regular(path, "a NIfTI file", VolumeError)
     try:
-        image = nib.load(path)
-        # `nib.load` believes a NIfTI-named file to be other things if its header says so.
-        if not isinstance(image, nib.Nifti1Image):
-            raise TypeError(type(image).__name__)
+        with reading(path, path.name.endswith(".gz")) as stream:
+            kind, header = header_of(stream.read(max(_MAGIC)))
+        affine = header.get_best_affine()
+        is_finite = bool(np.isfinite(affine).all())
+        image = kind(ArrayProxy(io.BytesIO(), header), affine, header) if is_finite else None
     except Exception as err:  # nibabel raises a dozen types for the ways a header can be wrong
+        if isinstance(err, GZIP_ERRORS) and not is_no_gzip(path):
+            raise _damaged(path, err) from err
         raise VolumeError(
             f"{path.name}: expected a NIfTI file, got an unreadable header "
             f"({first_line(err)}); check that the file is complete and of that type."
         ) from err
+    if image is None:
+        raise VolumeError(
+            f"{path.name}: expected a finite affine, got {affine.tolist()}; repair the header."
+        )
     return image
+
+
+def header_of(content: bytes) -> tuple[type[nib.Nifti1Image], nib.Nifti1Header]:
+    """The header at the beginning of a file, and the kind of image that it is of.
+
+    nibabel's own checks would mend what is wrong, and tell of it on stderr.
+
+    Raises:
+        ValueError: Something in it means nothing; or whatever nibabel raises.
+    """
+    found = [size for size, place in _MAGIC.items() if content[place] in _KINDS]
+    if not found:
+        raise ValueError("no magic number of NIfTI")
+    kind = _KINDS[content[_MAGIC[found[0]]]]
+    size = kind.header_class.sizeof_hdr
+    header = kind.header_class(content[:size], check=False)
+    check_fields(header)
+    if not size <= float(header["vox_offset"]) <= _LONGEST_OFFSET:
+        raise ValueError(f"voxels at byte {float(header['vox_offset']):g}")
+    return kind, header
+
+
+def check_fields(header: Any) -> None:
+    """Refuse a header in which something means nothing.
+
+    Raises:
+        ValueError: It is one; or whatever nibabel raises.
+    """
+    if int(header["sizeof_hdr"]) != header.sizeof_hdr:
+        raise ValueError(f"a header of {int(header['sizeof_hdr'])} bytes")
+    dimensions = int(header["dim"][0])
+    if not 1 <= dimensions <= 7:
+        raise ValueError(f"dimensions {header['dim'].tolist()}")
+    for form in ("sform_code", "qform_code"):
+        if int(header[form]) not in (0, *WORLD_CODES):
+            raise ValueError(f"{form} {int(header[form])}")
+    if int(header["xyzt_units"]) & 7 not in UNITS_MM:
+        raise ValueError(f"unit {int(header['xyzt_units']) & 7} of length")
+    header.get_data_dtype()
+    header.get_slope_inter()
+    header.get_best_affine()
 
 
 def _complete(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
@@ -114,16 +170,18 @@ def _complete(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
         with reading(path, compressed) as stream:
             content = stream.read(promised + 1)
     except GZIP_ERRORS as err:
-        raise VolumeError(
-            f"{path.name}: expected a complete file, got damaged or truncated data "
-            f"({first_line(err)}); copy it again."
-        ) from err
+        raise _damaged(path, err) from err
     if len(content) < promised:
         raise VolumeError(
             f"{path.name}: expected {promised} bytes as its header says, got {len(content)}: the "
             "file is truncated; copy it again."
         )
-    return type(image).from_bytes(content)
+    known: Any = (
+        image.dataobj
+    )  # by the file's header; the image's own says nothing of offset and slope
+    spec = known.shape, known.dtype, known.offset, known.slope, known.inter
+    proxy = ArrayProxy(io.BytesIO(content), spec)
+    return type(image)(proxy, image.affine, image.header)
 
 
 def write_nifti(
@@ -206,19 +264,25 @@ def check_voxels(path: Path, image: Any) -> None:
 
 
 def _check_size(path: Path, image: nib.Nifti1Image, compressed: bool) -> None:
-    shape = image.shape
-    voxels = int(np.prod([int(n) for n in shape], dtype=object))
-    capacity = path.stat().st_size * (MAX_GZIP_RATIO if compressed else 1)
-    if voxels > MAX_VOXELS or _promised_bytes(image) > capacity:
+    voxels = int(np.prod([int(n) for n in image.shape], dtype=object))
+    size = path.stat().st_size
+    if voxels > MAX_VOXELS or _promised_bytes(image) > most_bytes(size, compressed):
         raise VolumeError(
-            f"{path.name}: expected voxels that fit the file, got a header of shape {shape} in "
-            f"{path.stat().st_size} bytes: it is truncated or absurd; check the file."
+            f"{path.name}: expected voxels that fit the file, got a header of shape {image.shape} "
+            f"in {size} bytes: it is truncated or absurd; check the file."
         )
 
 
 def _promised_bytes(image: Any) -> int:
-    voxels = int(np.prod(image.shape, dtype=np.int64))
+    voxels = int(np.prod([int(n) for n in image.shape], dtype=object))
     return int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
+
+
+def _damaged(path: Path, err: Exception) -> VolumeError:
+    return VolumeError(
+        f"{path.name}: expected a complete file, got damaged or truncated data "
+        f"({first_line(err)}); copy it again."
+    )
 
 
 def first_line(err: Exception) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
-import shutil
-import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import OutputError
+from .interrupts import held
+from .staging import flush, locked, replace_together, staged_file, staging_folder, sweep
+from .volume import nifti_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +30,10 @@ ALSO = "also_warped"  # a folder: whatever was warped along, under its own name
 METRICS = "metrics.json"
 REPORT = "report.html"
 FIGURES = "figures"  # a folder of PNG files
+FIGURE_FILES = tuple(
+    f"{name}.png"
+    for name in ("registration", "checkerboard", "difference", "grid", "jacobian", "contours")
+)
 LINKS = "DatasetLinks"  # within a description that all runs share
 RECORD = "record.json"  # of a cohort's pair; last, so that it vouches for the others
 
@@ -115,16 +122,17 @@ def finish_names(folder: Path, names: Names) -> None:
 
 def write_shared(folder: Path, names: Names) -> None:
     """Write what all runs into the folder have in common."""
-    for name, content in names.shared.items():
-        path = folder / name
-        if path.exists():
-            _add_links(path, content)
-            continue
-        with staged_file(path) as staging:  # another process may read it at this moment
-            if isinstance(content, str):
-                staging.write_text(content, encoding="utf-8")
-            else:
-                write_json(staging, content)
+    with locked(folder):
+        for name, content in names.shared.items():
+            path = folder / name
+            if path.exists():
+                _add_links(path, content)
+                continue
+            with staged_file(path) as staging:  # another process may read it at this moment
+                if isinstance(content, str):
+                    staging.write_text(content, encoding="utf-8")
+                else:
+                    write_json(staging, content)
 
 
 def _add_links(path: Path, content: Any) -> None:
@@ -139,7 +147,24 @@ def _add_links(path: Path, content: Any) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file for people, too."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json_text(content), encoding="utf-8")
+
+
+def json_text(content: Mapping[str, Any], indent: int | None = 2) -> str:
+    """JSON as every reader takes it: what is no finite number is null."""
+    try:
+        text = json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(content), indent=indent, allow_nan=False)
+    return f"{text}\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_outputs(folder: Path, force: bool, names: Names = PLAIN) -> None:
@@ -148,8 +173,16 @@ def check_outputs(folder: Path, force: bool, names: Names = PLAIN) -> None:
     Raises:
         OutputError: It is a file, cannot be written, or holds results and `force` is not set.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.lexists(folder) and not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder, got a file; choose another --out-dir.")
+    if folder.is_dir():
+        sweep(folder)
+    for name in (names.also, names.figures):
+        if (folder / name).is_symlink() or (folder / name).is_file():
+            raise OutputError(
+                f"{folder / name}: expected a folder, got a link or a file; move it away, or "
+                "choose another --out-dir."
+            )
     existing = [name for name in names.own if (folder / name).exists()]
     if existing and not force:
         raise OutputError(
@@ -195,33 +228,13 @@ def check_file(path: Path, force: bool, suffixes: tuple[str, ...] = ("",)) -> No
 
 
 @contextmanager
-def staged_file(path: Path) -> Iterator[Path]:
-    """A file of the same name in a hidden folder, which becomes `path` when the block ends well.
-
-    Raises:
-        OutputError: Writing fails; nothing of the block's is left then.
-    """
-    # The name stays, because writers choose the form by its suffix, and name it in errors.
-    staging = path.parent / f".paramorph-{uuid.uuid4().hex}" / path.name
-    try:
-        staging.parent.mkdir()
-        yield staging
-        staging.replace(path)
-    except OSError as err:
-        raise OutputError(
-            f"{path}: expected to write the result, got {err.strerror or err}; free the disk or "
-            "choose another file name."
-        ) from err
-    finally:
-        shutil.rmtree(staging.parent, ignore_errors=True)
-
-
-@contextmanager
 def staged_outputs(folder: Path, force: bool, names: Names = PLAIN) -> Iterator[Path]:
     """A hidden folder to write results into, which move to `folder` when the block ends well.
 
-    A new `folder` appears by one rename. In an existing one our files are replaced one by one,
-    those of an earlier run that this one did not write are removed, and all others stay.
+    A new `folder` appears by one rename. In an existing one our files are replaced together, those
+    of an earlier run that this one did not write are removed, and all others stay; a kill in the
+    middle leaves it without the files that vouch (metrics and record), until the next run has
+    finished it.
 
     Raises:
         OutputError: As `check_outputs`, or writing fails; nothing of the block's is left then.
@@ -229,31 +242,65 @@ def staged_outputs(folder: Path, force: bool, names: Names = PLAIN) -> Iterator[
     check_outputs(folder, force, names)
     # Inside an existing folder, because its parent may be another file system.
     home = folder if folder.exists() else folder.absolute().parent
-    staging = home / f".paramorph-{uuid.uuid4().hex}"
     try:
-        staging.mkdir(parents=True)
-        yield staging
-        if not folder.exists():
-            staging.rename(folder)
-            return
-        for name in names.own:
-            _replace(staging / name, folder / name)
-        write_shared(folder, names)
+        with staging_folder(home) as staging:
+            yield staging
+            with held():
+                flush(staging)
+                if not _became(staging, folder):
+                    with locked(folder):
+                        check_outputs(folder, force, names)  # another run may have been faster
+                        _share(staging, folder, names)
+                        stale = list(_earlier(folder, names))
+                        replace_together(staging, folder, stale, (names.record, names.metrics))
+    except OutputError:
+        raise
     except OSError as err:
         raise OutputError(
             f"{folder}: expected to write the results, got {err.strerror or err}; free the disk "
             "or choose another --out-dir."
         ) from err
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
-def _replace(source: Path, target: Path) -> None:
-    """Put a file or folder in the place of another, or nothing in the place of a file."""
-    if target.is_dir():
-        shutil.rmtree(target)
-    if source.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.replace(target)
-    else:
-        target.unlink(missing_ok=True)
+def _share(staging: Path, folder: Path, names: Names) -> None:
+    """What all runs have in common stays where it is there already, but for what it lacks."""
+    for name in names.shared:
+        if (folder / name).exists():
+            (staging / name).unlink(missing_ok=True)
+    write_shared(folder, names)
+
+
+def _became(staging: Path, folder: Path) -> bool:
+    """Whether there was no such folder, and the staging is it now."""
+    if folder.exists():
+        return False
+    try:
+        staging.rename(folder)
+    except OSError as err:
+        if err.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another run was faster
+            return False
+        raise
+    return True
+
+
+def _earlier(folder: Path, names: Names) -> Iterator[str]:
+    """Files of an earlier run, and the folders of results, which go if nothing else is in them."""
+    folders = {names.also: _warped_along(folder / names.metrics), names.figures: FIGURE_FILES}
+    for name in names.own:
+        for file in folders.get(name, ()):
+            yield f"{name}/{file}"
+        if (folder / name).exists():
+            yield name
+
+
+def _warped_along(metrics: Path) -> list[str]:
+    """Names in `also_warped`, as the metrics of the run that wrote them tell."""
+    try:
+        inputs = json.loads(metrics.read_text(encoding="utf-8"))["provenance"]["inputs"]
+        return [
+            nifti_name(Path(entry["path"]).name)
+            for role, entry in inputs.items()
+            if role.startswith("also")
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []

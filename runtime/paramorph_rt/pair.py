@@ -28,7 +28,6 @@ from .transforms.itk import write_composite
 from .volume import (
     Series,
     Volume,
-    is_analyze,
     load_grid,
     load_labels,
     load_series,
@@ -272,8 +271,8 @@ def _moving(path: Path, settings: Settings) -> tuple[Path | Volume, Series | Non
 
 
 def _source(load: Callable[..., Volume], settings: Settings, path: Path | None) -> Any:
-    """A path, or the volume of a file whose orientation only the settings tell."""
-    if path is None or not is_analyze(path):
+    """A path, or the volume of a file whose orientation the settings may have to tell."""
+    if path is None or settings.analyze_orientation is None:
         return path
     return load(path, orientation=settings.analyze_orientation)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .bundle import AUTO_MODEL, NO_MODEL
+from .files import sha256_of
 from .refinement.settings import levels_of
 
 if TYPE_CHECKING:
@@ -127,12 +128,13 @@ def content_hash(path: Path) -> str:
         parts = sorted(p for p in path.rglob("*") if p.is_file())
     elif detached:
         name = path.name.removesuffix(detached)
-        parts = sorted(p for p in path.parent.iterdir() if p.name.startswith(f"{name}."))
+        beside = (p for p in path.parent.iterdir() if p.name.startswith(f"{name}."))
+        parts = sorted(p for p in beside if p.is_file())
     else:
-        return _file_hash(path, *_state(path))
+        return sha256_of(path)
     whole = hashlib.sha256()
     for part in parts:
-        whole.update(f"{part.relative_to(path.parent)}\0{_file_hash(part, *_state(part))}".encode())
+        whole.update(f"{part.relative_to(path.parent)}\0{sha256_of(part)}".encode())
     return whole.hexdigest()
 
 
@@ -173,14 +175,3 @@ def _model(settings: Settings, register: Registration) -> dict[str, Any]:
         "backend": engine.name,
         "precision": engine.precision,
     }
-
-
-def _state(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-@lru_cache(maxsize=4096)
-def _file_hash(path: Path, *state: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

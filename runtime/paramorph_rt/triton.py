@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
-import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import BundleError, OutputError
+from .staging import flush, staging_folder, swap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -314,21 +313,17 @@ def _check_free(out_dir: Path, models: Sequence[ServedModel], force: bool) -> No
 @contextmanager
 def _staged(out_dir: Path, names: Sequence[str]) -> Iterator[Path]:
     """A hidden folder whose folders of these names move to `out_dir` when the block ends well."""
-    home = out_dir if out_dir.exists() else out_dir.absolute().parent
-    staging = home / f".paramorph-{uuid.uuid4().hex}"
     try:
-        staging.mkdir(parents=True)
-        yield staging
-        out_dir.mkdir(exist_ok=True)
-        for name in names:
-            # A server that polls must never see a model's folder half-written.
-            if (out_dir / name).exists():
-                (out_dir / name).rename(staging / f".old-{name}")
-            (staging / name).rename(out_dir / name)
+        with staging_folder(out_dir) as staging:
+            yield staging
+            flush(staging)
+            for name in names:
+                # A server that polls must never see a model's folder half-written, or none.
+                swap(staging / name, out_dir / name)
+    except OutputError:
+        raise
     except OSError as err:
         raise OutputError(
             f"{out_dir}: expected to write the repository, got {err.strerror or err}; free the "
             "disk or choose another --out-dir."
         ) from err
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .analyze import SUFFIXES as ANALYZE_SUFFIXES
-from .analyze import both_files, read_analyze
+from .analyze import both_files, oriented_affine, read_analyze
 from .errors import VolumeError
 from .itk_files import SUFFIXES as ITK_SUFFIXES
 from .itk_files import ItkFile, open_itk
 from .nifti import SUFFIXES as NIFTI_SUFFIXES
 from .nifti import (
+    UNITS_MM,
+    WORLD_CODES,
     read_nifti,
     read_series_nifti,
     read_vector_nifti,
@@ -29,16 +32,23 @@ if TYPE_CHECKING:
     import nibabel as nib
     from jaxtyping import Float, Integer, Shaped
 
-# What NIfTI names: scanner, aligned, Talairach, MNI, another template.
-WORLD_CODES = (1, 2, 3, 4, 5)
+log = logging.getLogger(__name__)
+
 # Fewer voxels on an axis leave nothing to smooth, differentiate or deform.
 MIN_SIDE = 4
 # Largest cosine between two axes. Headers round at 1e-6; at 1e-3 a 200 mm field of view is
 # distorted by 0.2 mm, which is less than a voxel and more than any rounding.
 MAX_SHEAR = 1e-3
 
+# No scanner makes larger voxels, and no room holds an image as far away.
+LARGEST_VOXEL_MM, LARGEST_DISTANCE_MM = 1e3, 1e6
+# Intensities differ by no less and are no larger, so that float32 holds their squares.
+LEAST_CONTRAST, LARGEST_INTENSITY = 1e-18, 1e18
 # Beyond, whole numbers in double precision have gaps.
 LARGEST_LABEL = 2**53
+# With more labels and voxels it is asked whether neighbours have the same label. Of the voxels of
+# label maps most have, down to parcellations into a thousand; of those of images, few.
+MANY_LABELS, MANY_VOXELS, LEAST_ALIKE = 100, 50_000, 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +123,13 @@ def load_volume(path: str | Path, orientation: str | None = None) -> Volume:
     """
     path = Path(path)
     image = _open(path, orientation)
-    if isinstance(image, ItkFile):
-        data = image.voxels().astype(np.float32)
-    else:
-        data = _squeezed(image.get_fdata(dtype=np.float32, caching="unchanged"))
-    volume = Volume(data, grid_of(path, image), path.name)
+    grid = grid_of(path, image, orientation)
+    with np.errstate(over="ignore", invalid="ignore"):  # they become Inf and NaN, and are refused
+        if isinstance(image, ItkFile):
+            data = image.voxels().astype(np.float32)
+        else:
+            data = _squeezed(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    volume = Volume(data, grid, path.name)
     check_image(volume)
     return volume
 
@@ -155,7 +167,8 @@ def load_labels(
     if data.dtype.kind == "f":
         data = _whole_numbers(data, path.name)
     # ITK and fast NumPy want the machine's own byte order.
-    labels = Volume(data.astype(data.dtype.newbyteorder("=")), grid_of(path, image), path.name)
+    grid = grid_of(path, image, orientation)
+    labels = Volume(data.astype(data.dtype.newbyteorder("=")), grid, path.name)
     if may_be_empty:
         check_label_map(labels)
     else:
@@ -183,7 +196,7 @@ def load_grid(path: str | Path, orientation: str | None = None) -> Grid:
         VolumeError: As `load_volume`, except for the voxels' values.
     """
     path = Path(path)
-    grid = grid_of(path, _open(path, orientation))
+    grid = grid_of(path, _open(path, orientation), orientation)
     check_grid(grid, path.name)
     return grid
 
@@ -247,36 +260,71 @@ def nifti_name(name: str) -> str:
     return f"{name}.nii.gz"
 
 
-def grid_of(path: Path, image: nib.Nifti1Image | ItkFile) -> Grid:
-    """The grid of an image that was read.
+def grid_of(path: Path, image: nib.Nifti1Image | ItkFile, orientation: str | None = None) -> Grid:
+    """The grid of an image that was read, in mm whatever the header's unit.
+
+    Args:
+        path: Of the image.
+        image: With its header.
+        orientation: As for `load_volume`; also of NIfTI without orientation codes.
 
     Raises:
-        VolumeError: The affine is not finite.
+        VolumeError: The affine is not finite, or means nothing without an orientation.
     """
     if isinstance(image, ItkFile):
         return image.grid
-    if not np.isfinite(image.affine).all():
-        raise VolumeError(
-            f"{path.name}: expected a finite affine, got {image.affine.tolist()}; "
-            "repair the header."
-        )
     header = image.header
     code = int(header["sform_code"]) or int(header["qform_code"])
-    return Grid(image.shape[:3], image.affine, code if code in WORLD_CODES else 1)
+    affine = np.array(image.affine)
+    if is_analyze(path) and not code:
+        code = 1  # `read_analyze` has asked for it
+    elif not code:
+        affine = _said_affine(path, image, orientation)
+    affine[:3] *= UNITS_MM[int(header["xyzt_units"]) & 7]
+    if not np.isfinite(affine).all():
+        raise VolumeError(
+            f"{path.name}: expected a finite affine, got {affine.tolist()}; repair the header."
+        )
+    return Grid(image.shape[:3], affine, code if code in WORLD_CODES else 1)
+
+
+def _said_affine(
+    path: Path, image: nib.Nifti1Image, orientation: str | None
+) -> Float[np.ndarray, "4 4"]:
+    """Of a NIfTI file whose header does not say where its axes point; readers guess differently."""
+    if orientation is None:
+        raise VolumeError(
+            f"{path.name}: expected a header that says where left and right are, got NIfTI without "
+            "orientation codes (sform_code and qform_code are 0); pass --analyze-orientation "
+            "(infer, cohort, bids) with where the voxels' axes point, such as LAS, or set the "
+            "codes."
+        )
+    log.warning("%s: no orientation codes in it; taken for %s, as asked", path.name, orientation)
+    return oriented_affine(image, orientation)
 
 
 def check_grid(grid: Grid, name: str) -> None:
-    """Refuse a grid with too few voxels, or with a singular or sheared affine."""
+    """Refuse a grid with too few voxels, or with a singular, sheared or absurd affine."""
     if min(grid.shape) < MIN_SIDE:
         raise VolumeError(
             f"{name}: expected at least {MIN_SIDE} voxels on every axis, "
             f"got shape {grid.shape}; pass a volume, not a slice."
+        )
+    if not np.isfinite(grid.affine).all():
+        raise VolumeError(
+            f"{name}: expected a finite affine, got {grid.affine.tolist()}; repair the header."
         )
     spacing = grid.spacing
     if spacing.min() < 1e-6 or abs(np.linalg.det(grid.directions)) < 1e-6:
         raise VolumeError(
             f"{name}: expected an invertible affine, got a singular one with spacing "
             f"{spacing.round(6).tolist()}; repair the header."
+        )
+    if spacing.max() > LARGEST_VOXEL_MM or np.abs(grid.affine[:3, 3]).max() > LARGEST_DISTANCE_MM:
+        raise VolumeError(
+            f"{name}: expected voxels of at most {LARGEST_VOXEL_MM:g} mm within "
+            f"{LARGEST_DISTANCE_MM:g} mm of the origin, got {spacing.max():g} mm at "
+            f"{grid.affine[:3, 3].tolist()}; repair the header, or its unit."
         )
     cosines = np.abs(grid.directions.T @ grid.directions - np.eye(3))
     if cosines.max() > MAX_SHEAR:
@@ -306,6 +354,11 @@ def check_image(volume: Volume) -> None:
             f"{volume.name}: expected an image with contrast, got the constant {low:g}; "
             "check that it is the right file."
         )
+    if high - low < LEAST_CONTRAST or max(-low, high) > LARGEST_INTENSITY:
+        raise VolumeError(
+            f"{volume.name}: expected intensities that differ by {LEAST_CONTRAST:g} and are up to "
+            f"{LARGEST_INTENSITY:g}, got {low:g} to {high:g}; rescale them first."
+        )
 
 
 def check_label_map(labels: Volume) -> None:
@@ -314,6 +367,7 @@ def check_label_map(labels: Volume) -> None:
     ITK takes labels through double precision, which holds whole numbers up to 2^53.
     """
     check_grid(labels.grid, labels.name)
+    _check_is_label_map(labels)
     if labels.data.dtype.itemsize < 8 or not labels.data.size:
         return
     least, most = int(labels.data.min()), int(labels.data.max())
@@ -321,6 +375,19 @@ def check_label_map(labels: Volume) -> None:
         raise VolumeError(
             f"{labels.name}: expected labels up to 2^53 ({LARGEST_LABEL}), which resampling "
             f"carries exactly, got {most if most > -least else least}; number them anew."
+        )
+
+
+def _check_is_label_map(labels: Volume) -> None:
+    """Refuse an image in the place of a label map: its many values change from voxel to voxel."""
+    if labels.data.size < MANY_VOXELS or np.ptp(labels.data) < MANY_LABELS:
+        return
+    inside = labels.data[:-1] != 0
+    alike = float(np.mean((labels.data[:-1] == labels.data[1:])[inside])) if inside.any() else 1.0
+    if alike < LEAST_ALIKE and (count := len(np.unique(labels.data))) > MANY_LABELS:
+        raise VolumeError(
+            f"{labels.name}: expected a label map, got {count} values of which {alike:.0%} are "
+            "alike in neighbouring voxels, as in an image; check that it is the right file."
         )
 
 
@@ -381,11 +448,16 @@ def files_of(path: Path) -> tuple[Path, ...]:
 def _open(path: Path, orientation: str | None) -> nib.Nifti1Image | ItkFile:
     if is_analyze(path):
         return read_analyze(path, orientation)
-    if path.is_dir() or path.name.endswith(ITK_SUFFIXES):
-        if not path.exists():
-            raise VolumeError(f"{path}: expected an image file, found none; check the path.")
+    if path.name.endswith(ITK_SUFFIXES) or _is_folder(path):
         return open_itk(path)
     return read_nifti(path)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # what is wrong is told where it is opened
+        return False
 
 
 def _squeezed(data: Shaped[np.ndarray, "i j k ..."]) -> Shaped[np.ndarray, "i j k"]:

@@ -52,8 +52,8 @@ def test_manifest_is_no_json(folder):
     [
         (["format"], "other", 'expected the format "paramorph-bundle"'),
         (["format_version"], 1, "expected format version 2, got 1"),
-        (["grid", "shape"], [20, 24], "three positive numbers"),
-        (["grid", "spacing_mm"], [1, 1, 0], "three positive numbers"),
+        (["grid", "shape"], [20, 24], "three (numbers of voxels|spacings in mm)"),
+        (["grid", "spacing_mm"], [1, 1, 0], "three (numbers of voxels|spacings in mm)"),
         (["grid", "orientation"], "RLS", "an orientation such as"),
         (["sampling", "convention"], "roughly", "'roughly' where one of exact, reference"),
         (["displacement", "unit"], "mm", "'mm' where one of voxel"),
@@ -64,9 +64,13 @@ def test_manifest_is_no_json(folder):
         (["networks"], [], "without a network"),
         (["engines"], [{"file": "engine"}], "got no entry 'flavour'"),
         (["files", "registration.onnx", "bytes"], 7, "expected 7 bytes"),
-        (["files", "other.bin"], {"sha256": "", "bytes": 1}, "expected this file of the bundle"),
-        (["files", "../../secret"], {"sha256": "", "bytes": 1}, "a path inside the bundle"),
-        (["files", "/etc/passwd"], {"sha256": "", "bytes": 1}, "a path inside the bundle"),
+        (
+            ["files", "other.bin"],
+            {"sha256": "0" * 64, "bytes": 1},
+            "expected this file of the bundle",
+        ),
+        (["files", "../../secret"], {"sha256": "0" * 64, "bytes": 1}, "a path inside the bundle"),
+        (["files", "/etc/passwd"], {"sha256": "0" * 64, "bytes": 1}, "a path inside the bundle"),
     ],
 )
 def test_wrong_entry(folder, path, value, match):

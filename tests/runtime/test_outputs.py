@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from paramorph_rt.errors import OutputError
@@ -51,13 +53,17 @@ def test_force_replaces_our_files_and_leaves_others(tmp_path):
 
 def test_force_replaces_what_was_warped_along(tmp_path):
     (tmp_path / "also_warped").mkdir()
-    (tmp_path / "also_warped/old.nii.gz").write_text("old", encoding="utf-8")
-    with pytest.raises(OutputError, match="got also_warped; pass --force"):
+    for name in ("old.nii.gz", "mine.nii.gz"):
+        (tmp_path / "also_warped" / name).write_text("old", encoding="utf-8")
+    inputs = {"also 1": {"path": "/somewhere/old.mha"}}
+    metrics = json.dumps({"provenance": {"inputs": inputs}})
+    (tmp_path / "metrics.json").write_text(metrics, encoding="utf-8")
+    with pytest.raises(OutputError, match=r"got also_warped, metrics\.json; pass --force"):
         check_outputs(tmp_path, force=False)
     with staged_outputs(tmp_path, force=True) as staging:
         (staging / "also_warped").mkdir()
         (staging / "also_warped/new.nii.gz").write_text("new", encoding="utf-8")
-    assert names(tmp_path / "also_warped") == {"new.nii.gz"}
+    assert names(tmp_path / "also_warped") == {"new.nii.gz", "mine.nii.gz"}
 
 
 def test_failure_leaves_earlier_results(tmp_path):

@@ -184,7 +184,7 @@ def with_header(tmp_path, image, **fields):
         ({"dim": [3, 5, -6, 7, 1, 1, 1, 1]}, "3-D volume"),
         ({"dim": [9, 5, 6, 7, 1, 1, 1, 1]}, "unreadable header"),
         ({"datatype": 7}, "unreadable header"),
-        ({"vox_offset": 1e9}, "truncated"),
+        ({"vox_offset": 1e9}, "unreadable header"),
         ({"magic": b"xxx"}, "unreadable header"),
     ],
 )

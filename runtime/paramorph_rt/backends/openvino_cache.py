@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from isal import isal_zlib
 
+from ..staging import staged_file
 from .openvino_package import ov
-from .runtime_cache import user_cache_folder, writing
+from .runtime_cache import user_cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,7 +40,6 @@ KEPT = 4
 SUFFIX = ".openvino"
 _ALIGNMENT = 4096  # of a part in its file, so that OpenVINO may use it where it is mapped
 _LENGTH_BYTES = 8  # at the end: of the table before them
-_DAY = 86400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,20 @@ class CompiledFile:
             table = json.loads(content[end:-_LENGTH_BYTES].tobytes())
             if isal_zlib.crc32(content[:end]) != table["crc32"]:
                 raise ValueError("checksum")
+            output, parts = str(table["output"]), []
+            for part in table["parts"]:
+                header = PartHeader(tuple(part["inputs"]), tuple(part["outputs"]), part["in_float"])
+                parts.append((header, content[part["start"] : part["end"]]))
         except OSError as err:
             log.debug("openvino cache: %s", err)
             return None
-        except (ValueError, KeyError, TypeError):  # an empty file, or a table that is none
+        # An empty file, or a table that is none.
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             log.warning("openvino cache: %s is damaged, and made again", self.path)
             return None
         with suppress(OSError):
             os.utime(self.path)  # used last
-        parts = []
-        for part in table["parts"]:
-            header = PartHeader(tuple(part["inputs"]), tuple(part["outputs"]), part["in_float"])
-            parts.append((header, content[part["start"] : part["end"]]))
-        return parts, table["output"]
+        return parts, output
 
     def write(self, parts: Iterable[tuple[PartHeader, memoryview]], output: str) -> None:
         """Keep a network; another process sees all of it or nothing.
@@ -106,7 +107,7 @@ class CompiledFile:
         table, crc32 = [], 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with writing(self.path) as stream:
+            with staged_file(self.path) as path, path.open("wb") as stream:
                 for header, content in parts:
                     start = stream.tell()
                     for piece in (content, bytes(-len(content) % _ALIGNMENT)):
@@ -122,11 +123,9 @@ class CompiledFile:
                 old.unlink()
 
     def _no_longer_wanted(self) -> list[Path]:
-        """All but those used last, and what killed processes left half-written."""
+        """All but those used last."""
 
         def age(file: Path) -> float:
             return time.time() - file.stat().st_mtime
 
-        folder = self.path.parent
-        staged = [file for file in folder.glob(f".*{SUFFIX}-*") if age(file) > _DAY]
-        return staged + sorted(folder.glob(f"[!.]*{SUFFIX}"), key=age)[KEPT:]
+        return sorted(self.path.parent.glob(f"[!.]*{SUFFIX}"), key=age)[KEPT:]

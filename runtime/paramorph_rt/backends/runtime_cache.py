@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from platformdirs import user_cache_path
+
+from ..staging import staged_file
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +38,8 @@ class RuntimeCacheFile:
     def write(self, content: bytes) -> None:
         """Keep the kernels; another process sees all of them or those before."""
         try:
-            with writing(kernel_folder() / self._name) as stream:
-                stream.write(content)
+            with staged_file(kernel_folder() / self._name) as path:
+                path.write_bytes(content)
         except OSError as err:
             log.warning("runtime cache: %s; the next run compiles again", err)
 
@@ -74,21 +72,3 @@ def user_cache_folder() -> Path:
     if not folder.is_absolute():
         raise FileNotFoundError("no home folder; set XDG_CACHE_HOME")
     return folder
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well; its folder must exist.
-
-    Raises:
-        OSError: It cannot be written; nothing of it is left then.
-    """
-    number, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(number, "wb") as stream:
-            yield stream
-        os.chmod(staged, 0o644)  # mkstemp lets nobody else read
-        os.replace(staged, path)
-    except BaseException:
-        os.unlink(staged)
-        raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,6 +104,7 @@ def _summarise(args: argparse.Namespace, settings: Settings, pairs: list[Pair]) 
     from ..cohort.dataset import finished
     from ..cohort.summary import HTML, write_summary
     from ..errors import CohortError
+    from ..outputs import json_text
 
     outcomes = finished(pairs, settings, args.out_dir)
     if not outcomes:
@@ -113,5 +113,6 @@ def _summarise(args: argparse.Namespace, settings: Settings, pairs: list[Pair]) 
             "with the same options."
         )
     summary = write_summary(args.out_dir, pairs, outcomes, 0, settings)
-    print(json.dumps(summary) if args.json else summary_table(summary, args.out_dir / HTML))
+    page = args.out_dir / HTML
+    print(json_text(summary, None).rstrip() if args.json else summary_table(summary, page))
     return DOUBTFUL if args.fail_on_quality and is_doubtful(summary) else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import threading
@@ -132,6 +131,7 @@ def register_all(args: argparse.Namespace, settings: Settings, pairs: list[Pair]
     from ..cohort.run import run_cohort
     from ..cohort.summary import HTML, write_summary
     from ..errors import CohortError
+    from ..outputs import json_text
 
     outcomes: dict[str, Outcome] = {}
     start = time.monotonic()
@@ -146,7 +146,8 @@ def register_all(args: argparse.Namespace, settings: Settings, pairs: list[Pair]
         except KeyboardInterrupt:
             stop.set()
     summary = write_summary(args.out_dir, pairs, outcomes, time.monotonic() - start, settings)
-    print(json.dumps(summary) if args.json else summary_table(summary, args.out_dir / HTML))
+    page = args.out_dir / HTML
+    print(json_text(summary, None).rstrip() if args.json else summary_table(summary, page))
     if stop.is_set() and summary["not_run"]:
         left = summary["not_run"]
         print(f"paramorph-rt: stopped with {left} pairs left; run it again", file=sys.stderr)

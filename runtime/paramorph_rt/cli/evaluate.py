@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write, print."""
     from ..errors import EvaluationError
     from ..evaluation import label_table
-    from ..outputs import check_file, staged_file
+    from ..outputs import check_file, json_text
+    from ..staging import staged_file
     from ..threads import itk_threads
 
     to_stdout = [path for path in (args.csv, args.json) if path == STDOUT]
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     if args.csv:
         texts[args.csv] = label_table(metrics)
     if args.json:
-        texts[args.json] = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
+        texts[args.json] = json_text(metrics)
     for path in files:
         with staged_file(path) as staging:
             staging.write_text(texts[path], encoding="utf-8")

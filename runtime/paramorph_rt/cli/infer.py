@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,9 @@ STDOUT = Path("-")
 # Those of `transforms.formats`, which would load NumPy for `--help`.
 FORMATS = ("itk", "fsl", "niftyreg", "freesurfer")
 STAGES = ("before", "affine", "after")
+# ITK makes as many as it is told, and no machine has more cores.
+MOST_THREADS = 1024
+MOST_ITERATIONS = 10_000
 # Of the printed table, over labels.
 MEANS = (
     *(("dice", "mean Dice"), ("assd_mm", "mean ASSD (mm)"), ("hd95_mm", "mean HD95 (mm)")),
@@ -186,8 +187,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--analyze-orientation",
         metavar="CODE",
-        help="where the voxels' axes of Analyze images (.hdr, .img) point, such as LAS, which "
-        "their headers cannot say; the source of the data does",
+        help="where the voxels' axes of images point whose headers do not say it (Analyze, NIfTI "
+        "without orientation codes), such as LAS; the source of the data does",
     )
     add(
         "--backend",
@@ -250,7 +251,7 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Declare how much of the CPU a command may take."""
     text = "CPU threads (default: all cores)"
-    parser.add_argument("--threads", type=positive, metavar="N", help=text)
+    parser.add_argument("--threads", type=_threads, metavar="N", help=text)
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
@@ -273,8 +274,9 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Register, save, print."""
-    from ..outputs import check_file, check_outputs, staged_file
+    from ..outputs import check_file, check_outputs, json_text
     from ..pair import Pair, names_of, register_pair
+    from ..staging import staged_file
 
     settings = settings_of(args)
     pair = Pair(
@@ -294,10 +296,11 @@ def run(args: argparse.Namespace) -> int:
     result.save(args.out_dir, args.force, extras, names)
     if to_file:
         with staged_file(args.json) as path:
-            path.write_text(json.dumps(result.metrics, indent=2) + "\n", encoding="utf-8")
-    printed = json.dumps if args.json == STDOUT else partial(_table, out_dir=args.out_dir)
-    print(printed(result.metrics))
-    return DOUBTFUL if args.fail_on_quality and result.metrics["warnings"] else 0
+            path.write_text(json_text(result.metrics), encoding="utf-8")
+    as_json = args.json == STDOUT
+    metrics = result.metrics
+    print(json_text(metrics, None).rstrip() if as_json else _table(metrics, args.out_dir))
+    return DOUBTFUL if args.fail_on_quality and metrics["warnings"] else 0
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -338,7 +341,7 @@ def _model(name: str | None) -> Path | str | None:
 
 
 def _iterations(text: str) -> int:
-    return 0 if text == "off" else _whole(text, 0)
+    return 0 if text == "off" else _whole(text, 0, MOST_ITERATIONS)
 
 
 def _volume_number(text: str) -> int:
@@ -350,9 +353,15 @@ def positive(text: str) -> int:
     return _whole(text, 1)
 
 
-def _whole(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text}")
+def _threads(text: str) -> int:
+    return _whole(text, 1, MOST_THREADS)
+
+
+def _whole(text: str, least: int, most: int = 10**6) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from {least} to {most}, got {text[:40]}"
+        )
     return int(text)
 
 

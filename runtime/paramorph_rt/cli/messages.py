@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from ..errors import ParamorphError
+from ..errors import explained, one_line
 from ..interrupts import number_of
 
 ERROR = 1
@@ -53,22 +53,14 @@ def run(args: argparse.Namespace) -> int:
             code: int = args.run(args)
             if sys.stdout is not None:  # as it is after >&-
                 sys.stdout.flush()
-        except ParamorphError as err:
-            return _end(ERROR, str(err))
-        except MemoryError as err:
-            said = str(err) or "none"
-            return _end(ERROR, f"memory: expected enough, got: {said}; free some, or crop images.")
         except KeyboardInterrupt as stop:
             return _end(STOPPED + number_of(stop), "interrupted")
         except BrokenPipeError:  # as by `| head`
             return NO_READER
-        except OSError as err:  # the system's, whatever it is; only printing names no file
-            return _end(
-                ERROR,
-                f"{err.filename or 'stdout'}: expected to read or write there, got "
-                f"{err.strerror or err}; check the path, its permissions and the disk.",
-            )
         except Exception as err:
+            sentence = explained(err)
+            if sentence is not None:
+                return _end(ERROR, one_line(sentence))
             return _end(
                 DEFECT,
                 f"{type(err).__name__}: {err}\nThis is a defect of paramorph-rt. Please report it "

@@ -126,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _apply(args: argparse.Namespace) -> None:
     from ..compose import apply_transforms
-    from ..outputs import check_file, staged_file
+    from ..outputs import check_file
+    from ..staging import staged_file
     from ..volume import load_grid, load_labels, load_volume, save_volume
 
     check_file(args.out, args.force, (".nii", ".nii.gz"))
@@ -218,7 +219,7 @@ def read_transforms(args: argparse.Namespace) -> list[Transform]:
 
 
 def _write(args: argparse.Namespace, transform: Transform, images: Images) -> None:
-    from ..outputs import staged_file
+    from ..staging import staged_file
     from ..transforms.formats import check_suffix, write_transform
 
     check_suffix(args.out, transform, args.to)

@@ -13,6 +13,7 @@ from itertools import permutations
 from pathlib import Path
 
 from ..errors import CohortError
+from ..files import read_bytes
 from ..pair import SEVERAL, SINGLE, Pair
 from .images import Found, stem
 
@@ -117,12 +118,7 @@ def _names(found: Sequence[Found]) -> dict[Path, str]:
 
 
 def _text(table: Path) -> str:
-    try:
-        content = table.read_bytes()
-    except OSError as err:
-        raise CohortError(
-            f"{table}: expected a CSV table, got {err.strerror}; check the path."
-        ) from err
+    content = read_bytes(table, "a CSV table", CohortError)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as err:
@@ -184,7 +180,7 @@ def _pair(cells: Mapping[str, str], table: Path) -> Pair:
     home = table.absolute().parent
     paths = {role: home / cells[role] for role in SINGLE if cells.get(role)}
     several = {
-        role: tuple(home / part.strip() for part in cells[role].split(BETWEEN))
+        role: tuple(home / part.strip() for part in cells[role].split(BETWEEN) if part.strip())
         for role in SEVERAL
         if cells.get(role)
     }

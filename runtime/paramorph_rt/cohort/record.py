@@ -38,7 +38,7 @@ def why_not_done(
         if record.get("schema") != RECORD:
             return "its record is of another format"
         files, recorded = dict(record["files"]), facts_in(record["provenance"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return "it was not finished"
     there = dict(_sizes(folder, files))
     if damaged := [name for name, size in files.items() if there.get(name) != size]:

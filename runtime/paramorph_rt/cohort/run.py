@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import queue
-import shutil
 import threading
-import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +15,7 @@ from ..errors import CohortError
 from ..optional import import_optional
 from ..outputs import write_shared
 from ..provenance import installed_versions
+from ..staging import sweep
 from .work import PAIRS, Outcome, Settings, place_of, run_pair
 
 if TYPE_CHECKING:
@@ -28,8 +26,6 @@ log = logging.getLogger(__name__)
 # One that reads and aligns, one in the network, one that is measured and written.
 PAIRS_AT_ONCE = 3
 CONNECT_SECONDS = 20
-# Nobody writes the results of one pair for longer; younger ones may be another process's.
-STALE_SECONDS = 3600
 
 
 def run_cohort(
@@ -77,7 +73,9 @@ def run_cohort(
     else:
         settings.names_of_labels()  # a table that cannot be used is one error, too
     home.mkdir(parents=True, exist_ok=True)
-    _sweep(home)
+    for folder in (home, *home.iterdir()):
+        if folder.is_dir():
+            sweep(folder)
     for pair in pairs:  # one after the other, so that each links to the datasets of those before
         write_shared(home, place_of(pair, settings, out_dir).names)
     task = partial(run_pair, settings=settings, out_dir=out_dir, force=force)
@@ -98,15 +96,6 @@ def _check_places(pairs: Sequence[Pair], settings: Settings, out_dir: Path) -> N
                     f"{pair.name}: expected BIDS names of its own, got {name} as for {owner}; give "
                     "the images names that differ in an entity, or leave out --bids-names."
                 )
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed runs have left: folders of results that never got their name."""
-    for pattern in (".paramorph-*", "*/.paramorph-*"):
-        for leftover in folder.glob(pattern):
-            with suppress(FileNotFoundError):
-                if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _in_threads(

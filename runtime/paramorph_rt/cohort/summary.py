@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import outputs
+from ..staging import staged_file
 from .page import page
 from .work import Settings, place_of
 
@@ -82,12 +83,12 @@ def write_summary(
         "labels": labels_worst_first(rows),
         "results": [_entry(row) for row in rows],
     }
-    with outputs.staged_file(out_dir / CSV) as path:
+    with staged_file(out_dir / CSV) as path:
         _write_csv(path, rows, names)
-    with outputs.staged_file(out_dir / JSON) as path:
-        path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with outputs.staged_file(out_dir / HTML) as path:
-        path.write_text(page(rows, summary), encoding="utf-8")
+    with staged_file(out_dir / JSON) as path:
+        path.write_text(outputs.json_text(summary, 1), encoding="utf-8")
+    with staged_file(out_dir / HTML) as path:
+        path.write_text(page(rows, summary), encoding="utf-8", errors="backslashreplace")
     return summary
 
 
@@ -205,7 +206,7 @@ def _entry(row: Row) -> dict[str, Any]:
 
 def _write_csv(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
     notes = list(dict.fromkeys(column for row in rows for column, _ in row.pair.notes))
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         writer = csv.writer(stream)
         writer.writerow(["name", "status", "note", "warnings", "moving", "fixed", *notes, *names])
         for row in rows:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from .. import outputs
-from ..errors import CohortError, OutputError, ParamorphError
+from ..errors import CohortError, OutputError, ParamorphError, explained
+from ..files import check_regular
 from ..pair import Pair, Settings, names_of, register_pair
 from ..provenance import facts_of
+from ..staging import sweep
 from .record import why_not_done, write_record
 
 PAIRS = "pairs"  # the folder of the pairs' folders
@@ -81,7 +83,8 @@ def run_pair(pair: Pair, settings: Settings, out_dir: Path, force: bool = False)
         return Outcome(pair.name, "failed", str(err), time.perf_counter() - start)
     except Exception as err:  # one pair's trouble, even a defect of ours, must not stop the others
         logging.getLogger(__name__).debug("%s failed", pair.name, exc_info=True)
-        note = f"{pair.name}: expected a registration, got {type(err).__name__}: {err}"
+        note = f"{pair.name}: expected a registration, got {type(err).__name__}: {err}."
+        note = explained(err) or note
         return Outcome(pair.name, "failed", note, time.perf_counter() - start)
     if note is None:
         return Outcome(pair.name, "kept")
@@ -100,8 +103,11 @@ def _run_pair(
             raise CohortError(
                 f"{pair.name}: expected a file as {role}, found none at {path}; check the path."
             )
+        if not path.is_dir():
+            check_regular(path, f"a file as {role}", CohortError)
     facts = facts_of(pair, settings, register)
     wanted = [names.pictures[plain] for plain in settings.pictures.files]
+    sweep(folder)  # what was killed while it moved is finished first
     check = partial(why_not_done, folder, facts, wanted, names)
     reason = check()
     if reason is None and not force:
@@ -113,8 +119,6 @@ def _run_pair(
             write_record(staging, pair, result.metrics["provenance"], warnings, names)
             if not force:
                 _check_not_overtaken(check())
-            # From here to the end of the move, nothing vouches for what lies there.
-            (folder / names.record).unlink(missing_ok=True)
     except OutputError:
         if not force and check() is None:
             return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import OutputError
 from ..optional import import_optional
-from ..outputs import staged_file
+from ..staging import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

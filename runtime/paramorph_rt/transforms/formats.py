@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import TransformError
 from ..field import DisplacementField
+from ..files import check_regular
 from ..nifti import open_nifti
 from . import Images, Transform, freesurfer, fsl, itk, niftyreg
 from .matrix import check_affine
@@ -119,8 +120,7 @@ def format_of(path: Path, else_do: str = "say with --from what it is") -> str:
         return "freesurfer"
     if path.name.endswith((".tfm", ".h5")):
         return "itk"
-    if not path.is_file():
-        raise TransformError(f"{path}: expected a transform, found none; check the path.")
+    check_regular(path, "a transform", TransformError)
     with path.open("rb") as stream:
         start = stream.read(64)
     # ITK's .mat is binary MATLAB; FSL's is text.

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import TransformError, VolumeError
 from ..field import DisplacementField
+from ..files import check_regular, most_bytes, read_text
 from ..gzip_files import GZIP_ERRORS, reading, writing
 from ..nifti import MAX_VOXELS
 from ..spaces import Grid
@@ -49,8 +50,7 @@ _VOXEL_TO_VOXEL, _RAS_TO_RAS = 0, 1
 
 def read(path: Path, images: Images) -> Transform:
     """Read a warp or an affine. Needs no image: the file has their geometry."""
-    if not path.is_file():
-        raise TransformError(f"{path}: expected a transform, found none; check the path.")
+    check_regular(path, "a transform", TransformError)
     return _read_lta(path) if path.name.endswith(".lta") else _read_warp(path)
 
 
@@ -78,8 +78,11 @@ def _write_warp(path: Path, field: DisplacementField, moving: Grid) -> None:
 
 def _read_warp(path: Path) -> DisplacementField:
     try:
-        with reading(path, path.name.endswith(".mgz")) as stream:
-            vectors, grid = _read_vectors(stream, path.name)
+        packed = path.name.endswith(".mgz")
+        with reading(path, packed) as stream:
+            vectors, grid = _read_vectors(
+                stream, path.name, most_bytes(path.stat().st_size, packed)
+            )
             kind, moving = _read_tags(stream, path.name)
     except (*GZIP_ERRORS, struct.error) as err:
         raise VolumeError(
@@ -96,7 +99,7 @@ def _read_warp(path: Path) -> DisplacementField:
     return DisplacementField(grid, vectors)
 
 
-def _read_vectors(stream: io.BufferedIOBase, name: str) -> tuple[np.ndarray, Grid]:
+def _read_vectors(stream: io.BufferedIOBase, name: str, most: int) -> tuple[np.ndarray, Grid]:
     header = stream.read(_HEADER_BYTES)
     version, *shape, frames, dtype, _, valid = struct.unpack_from(">7ih", header)
     if (version, frames, dtype) != (_WARP_VERSION, 3, _FLOAT32) or not valid:
@@ -105,14 +108,14 @@ def _read_vectors(stream: io.BufferedIOBase, name: str) -> tuple[np.ndarray, Gri
             f"another MGH file (version {version:#x}, {frames} frames, data type {dtype}); check "
             "that it is the right file."
         )
-    if min(shape) < 1 or int(np.prod(shape, dtype=object)) > MAX_VOXELS:
+    count = 3 * int(np.prod(shape, dtype=object))
+    if min(shape) < 1 or count > 3 * MAX_VOXELS or 4 * count > most:
         raise VolumeError(
             f"{name}: expected a volume, got a header of shape {tuple(shape)}: it is damaged; "
             "copy it again."
         )
     grid = _grid(shape, struct.unpack_from(">15f", header, 30))
     check_grid(grid, name)
-    count = 3 * int(np.prod(shape))
     content = stream.read(4 * count)
     if len(content) < 4 * count:
         raise EOFError
@@ -177,8 +180,10 @@ def _write_lta(path: Path, affine: Float[np.ndarray, "4 4"], fixed: Grid, moving
 
 def _read_lta(path: Path) -> Float[np.ndarray, "4 4"]:
     try:
-        kind, matrix, grids = _parse_lta(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, StopIteration) as err:
+        kind, matrix, grids = _parse_lta(read_text(path, "a FreeSurfer LTA", TransformError))
+    except (ValueError, KeyError, IndexError) as err:
+        if isinstance(err, TransformError):
+            raise
         raise TransformError(
             f"{path.name}: expected a FreeSurfer LTA, got other text; check that it is the right "
             "file."

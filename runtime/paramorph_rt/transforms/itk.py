@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from ..compose import compose, itk_transform
 from ..errors import TransformError
 from ..field import DisplacementField
+from ..files import check_regular, check_utf8
 from ..nifti import write_nifti
 from ..spaces import affine_from_itk, flip_vectors, from_sitk, itk_affine
 from ..volume import load_vectors
@@ -111,6 +112,7 @@ def write_composite(path: Path, field: DisplacementField, affine: Float[np.ndarr
 
 
 def _write_itk(path: Path, transform: sitk.Transform) -> None:
+    check_utf8(path, TransformError)
     if path.name.endswith(".h5"):
         numbers = transform.GetNumberOfParameters() + transform.GetNumberOfFixedParameters()
         _check_room(path, 8 * numbers + _HDF5_BYTES)
@@ -140,10 +142,10 @@ def read_itk(path: Path) -> sitk.Transform:
     Raises:
         TransformError: ITK cannot, or it is not for three dimensions.
     """
-    if not path.is_file():
-        raise TransformError(f"{path}: expected a transform, found none; check the path.")
+    check_regular(path, "a transform", TransformError)
+    name = check_utf8(path, TransformError)
     try:
-        transform = sitk.ReadTransform(str(path))
+        transform = sitk.ReadTransform(name)
     except RuntimeError as err:
         raise TransformError(
             f"{path.name}: expected an ITK transform, got something unreadable; check the file, "

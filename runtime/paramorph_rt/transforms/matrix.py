@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import TransformError
+from ..files import read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,11 +21,11 @@ def read_matrix(path: Path) -> Float[np.ndarray, "4 4"]:
     Raises:
         TransformError: The file holds something else, or a matrix without an inverse.
     """
-    if not path.is_file():
-        raise TransformError(f"{path}: expected a transform, found none; check the path.")
+    text = read_text(path, "a transform", TransformError)
     try:
-        matrix = np.loadtxt(path, dtype=np.float64, ndmin=2)
-    except ValueError as err:  # UnicodeDecodeError is one, too
+        rows = [line.split("#")[0].split() for line in text.splitlines()]
+        matrix = np.array([row for row in rows if row], dtype=np.float64)
+    except ValueError as err:
         raise TransformError(
             f"{path.name}: expected four rows of four numbers, got other text; check that it is "
             "the right file."
