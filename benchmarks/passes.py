@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from evaluation import LabelledPair, load_pair, mean_dice
 from pairs import add_pair_options, labelled_pairs
 from paramorph import ParaMorph
-from paramorph.checkpoint import WeightsInfo, load_weights, sha256_of
+from paramorph.checkpoint import WeightsInfo, load_weights
 from paramorph.config import check_shape
 from paramorph.warp import compose, warp
 from paramorph_rt.affine import align_affine
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
 from paramorph_rt.errors import exit_code
 from paramorph_rt.field import DisplacementField, field_from_network
+from paramorph_rt.files import sha256_of
 from paramorph_rt.metrics.deformation import nonpositive_jacobian_percent
 from paramorph_rt.preprocess import prepare_pair
 from paramorph_rt.warp import warp_volume

@@ -59,19 +59,16 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     from paramorph.checkpoint import (
-        CheckpointError,
         WeightsInfo,
         convert_reference_state,
         read_reference_checkpoint,
         save_weights,
-        sha256_of,
     )
     from paramorph.config import CONFIGS, check_shape
+    from paramorph_rt.files import sha256_of
+    from paramorph_rt.outputs import check_file
 
-    if args.out.exists() and not args.force:
-        raise CheckpointError(
-            f"{args.out}: expected a new file, got an existing one; pass --force to replace it."
-        )
+    check_file(args.out, args.force, (".safetensors",))
     shape = check_shape(tuple(args.shape))
     # The reference samples and puts windows back in its own way, and its weights rely on both.
     config = CONFIGS["paramorph"].with_options(

@@ -12,13 +12,14 @@ from typing import Any
 
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
 from paramorph_rt.errors import ParamorphError, exit_code, imports_of
+from paramorph_rt.files import sha256_of
 
 with imports_of("train_features", "train"):
     import numpy as np
     import torch
 
     from paramorph.augmentation import Augmentation
-    from paramorph.checkpoint import FeatureInfo, load_feature_weights, sha256_of
+    from paramorph.checkpoint import FeatureInfo, load_feature_weights
     from paramorph.data import DataConfig, Subject, load_split, prepare_subjects
     from paramorph.data.label_maps import LabelMapConfig, load_label_maps
     from paramorph.examples import Imaged, Painted, Source, check_labelled, common_labels, numbered

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from paramorph.checkpoint import WeightsInfo, sha256_of
+from paramorph.checkpoint import WeightsInfo
 from paramorph.config import check_shape
 from paramorph.warp import SAMPLING
 from paramorph_export.card import read_card
@@ -34,6 +32,8 @@ from paramorph_rt.bundle import (
     InputSpec,
     IntensitySpec,
 )
+from paramorph_rt.files import sha256_of
+from paramorph_rt.staging import flush, staging_folder, swap
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +89,9 @@ def write_bundle(
     """
     out_dir = Path(out_dir)
     check_replaceable(out_dir, force)
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-    try:
+    with staging_folder(out_dir.absolute().parent) as home:
+        staging = home / out_dir.name
+        staging.mkdir()
         started = time.perf_counter()
         networks = []
         if isinstance(info, WeightsInfo) and network is not None and weights is not None:
@@ -164,10 +164,9 @@ def write_bundle(
             },
         }
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        staging.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        _put_in_place(staging, out_dir)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        flush(staging)
+        check_replaceable(out_dir, force)  # another export may have been faster
+        swap(staging, out_dir)
     return manifest
 
 
@@ -252,12 +251,3 @@ def _entry(
         "nodes": len(model.graph.node),
         "verification": measured,
     }
-
-
-def _put_in_place(staging: Path, out_dir: Path) -> None:
-    """Two renames; between them the folder is missing, never half-written."""
-    old = staging.with_name(staging.name + "-old")
-    if out_dir.exists():
-        os.replace(out_dir, old)
-    os.replace(staging, out_dir)
-    shutil.rmtree(old, ignore_errors=True)

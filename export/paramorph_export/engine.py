@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -21,7 +20,9 @@ from paramorph_export.errors import ExportError
 from paramorph_rt.backends.gpu import find_gpu
 from paramorph_rt.bundle import MANIFEST, PORTABLE, load_bundle
 from paramorph_rt.errors import BackendError, BundleError, MissingDependencyError
+from paramorph_rt.files import sha256_of
 from paramorph_rt.optional import install_command
+from paramorph_rt.staging import flush, staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -188,7 +189,7 @@ def _build(
     seconds = time.perf_counter() - started
     built = json.loads(answer.read_text(encoding="utf-8"))
     # Part of the name, so that a rebuilt engine never stands under the hash of the one before.
-    sha256 = _sha256(engine)
+    sha256 = sha256_of(engine)
     final = f"{FOLDER}/{stem}-{sha256[:8]}"
     entry = {
         "file": f"{final}.engine",
@@ -209,7 +210,7 @@ def _build(
     if built["needs_plugin"] and plugin is not None:
         copy = staging / plugin.name
         shutil.copyfile(plugin, copy)
-        entry["plugin"] = f"{FOLDER}/{plugin.stem}-{_sha256(copy)[:8]}{plugin.suffix}"
+        entry["plugin"] = f"{FOLDER}/{plugin.stem}-{sha256_of(copy)[:8]}{plugin.suffix}"
         files[entry["plugin"]] = copy
     return entry, files
 
@@ -282,23 +283,18 @@ def _take(bundle: Bundle, entries: list[dict[str, Any]], files: dict[str, Path])
     # Nothing but files of the bundle, which its loading checked, whatever an old entry names.
     stale = (_files_of(gone) & set(manifest["files"])) - _files_of(manifest["engines"])
     for name, staged in files.items():
-        manifest["files"][name] = {"sha256": _sha256(staged), "bytes": staged.stat().st_size}
+        manifest["files"][name] = {"sha256": sha256_of(staged), "bytes": staged.stat().st_size}
     for name in stale:
         manifest["files"].pop(name, None)
     (bundle.folder / FOLDER).mkdir(exist_ok=True)
     for name, staged in files.items():
         staged.replace(bundle.folder / name)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    flush(bundle.folder / FOLDER)
+    with staged_file(path) as staging:
+        staging.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     for name in stale:
         (bundle.folder / name).unlink(missing_ok=True)
 
 
 def _files_of(entries: list[dict[str, Any]]) -> set[str]:
     return {entry[key] for entry in entries for key in ("file", "log", "plugin") if key in entry}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

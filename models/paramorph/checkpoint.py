@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +15,10 @@ from safetensors.torch import save_file
 from paramorph.config import NetworkConfig, check_shape
 from paramorph.feature_network import FeatureConfig, FeatureNetwork
 from paramorph.network import ParaMorph
+from paramorph_rt.bundle import GridSpec, check_grid_spec
 from paramorph_rt.errors import ParamorphError
+from paramorph_rt.files import check_regular
+from paramorph_rt.staging import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +48,7 @@ class WeightsInfo:
 
     def __post_init__(self) -> None:
         check_shape(self.shape)
+        _check_info(self)
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "network": self.network.as_dict()}, sort_keys=True)
@@ -73,6 +75,9 @@ class FeatureInfo:
     upper_percentile: float = 100.0
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _check_info(self)
+
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "network": self.network.as_dict()}, sort_keys=True)
 
@@ -85,6 +90,26 @@ class FeatureInfo:
         return cls(**fields)
 
 
+Info = TypeVar("Info", WeightsInfo, FeatureInfo)
+
+
+def _check_info(info: WeightsInfo | FeatureInfo) -> None:
+    """Refuse a grid or intensities that mean nothing.
+
+    Raises:
+        CheckpointError: They do.
+    """
+    try:
+        check_grid_spec(GridSpec(info.shape, info.spacing_mm, info.orientation))
+        if not 0 <= info.lower_percentile < info.upper_percentile <= 100:
+            raise ValueError(f"percentiles {info.lower_percentile} and {info.upper_percentile}")
+    except (TypeError, ValueError) as err:
+        raise CheckpointError(
+            f"weights: expected the grid and intensities that they were trained on, got {err}; "
+            "pass those (--shape, --spacing, --orientation)."
+        ) from err
+
+
 def save_weights(
     path: str | Path,
     state: Mapping[str, Tensor],
@@ -92,14 +117,14 @@ def save_weights(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write `state` (a state_dict of the network of `info`) and `info`, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().to(dtype).contiguous() for name, t in state.items()}
-    partial = path.with_name(path.name + ".partial")
     key = METADATA_KEY if isinstance(info, WeightsInfo) else FEATURES_KEY
-    save_file(tensors, partial, metadata={key: info.to_json()})
-    partial.chmod(0o644)  # safetensors makes files that only their owner can read
-    os.replace(partial, path)
+    with staged_file(Path(path)) as staging:
+        try:
+            save_file(tensors, staging, metadata={key: info.to_json()})
+        except SafetensorError as err:  # its only way to say that the disk is full
+            raise OSError(str(err)) from err
+        staging.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def load_weights(path: str | Path) -> tuple[ParaMorph, WeightsInfo]:
@@ -109,7 +134,7 @@ def load_weights(path: str | Path) -> tuple[ParaMorph, WeightsInfo]:
         CheckpointError: No file, not one of ours, or tensors that do not fit its own config.
     """
     state, metadata = _read_weights(path, METADATA_KEY)
-    info = WeightsInfo.from_json(metadata)
+    info = _recorded(WeightsInfo, metadata, path)
     network = ParaMorph(info.network)
     _check_state(state, network.state_dict(), path)
     network.load_state_dict(state)
@@ -123,18 +148,29 @@ def load_feature_weights(path: str | Path) -> tuple[FeatureNetwork, FeatureInfo]
         CheckpointError: No file, not one of ours, or tensors that do not fit its own config.
     """
     state, metadata = _read_weights(path, FEATURES_KEY)
-    info = FeatureInfo.from_json(metadata)
+    info = _recorded(FeatureInfo, metadata, path)
     network = FeatureNetwork(info.network)
     _check_state(state, network.state_dict(), path)
     network.load_state_dict(state)
     return network.eval(), info
 
 
+def _recorded(kind: type[Info], metadata: str, path: str | Path) -> Info:
+    """What is recorded with weights, or a sentence that names their file."""
+    try:
+        return kind.from_json(metadata)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
+        what = f"no entry {err}" if isinstance(err, KeyError) else err
+        raise CheckpointError(
+            f"{path}: expected metadata of this version about the weights, got others ({what}); "
+            "import or train them again."
+        ) from err
+
+
 def _read_weights(path: str | Path, key: str) -> tuple[dict[str, Tensor], str]:
     """Tensors in float32 and the metadata under `key`."""
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a file of weights, found none; check the path.")
+    check_regular(path, "a file of weights", CheckpointError)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(key)
@@ -151,11 +187,6 @@ def _read_weights(path: str | Path, key: str) -> tuple[dict[str, Tensor], str]:
             "models/import_checkpoint.py."
         )
     return state, metadata
-
-
-def sha256_of(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- reference checkpoints ------------------------------------------------------------------------
@@ -210,8 +241,7 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: No file, or one that `torch.load(weights_only=True)` does not accept.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a checkpoint, found no file; check the path.")
+    check_regular(path, "a checkpoint", CheckpointError)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # torch raises many kinds, none of its own
@@ -225,7 +255,27 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"{path}: expected a state_dict or {{'state_dict': …}}, got {type(content).__name__} "
             "with other content; save the model's state_dict."
         )
+    for name, tensor in state.items():
+        _check_tensor(name, tensor, path)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _check_tensor(name: Any, tensor: Tensor, path: Path) -> None:
+    """Refuse what is no finite real number in memory, under a name."""
+    what = None
+    if not isinstance(name, str):
+        what = f"one called {name!r}"
+    elif tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+        what = f"{name} without its numbers (meta, sparse or quantised)"
+    elif tensor.is_complex():
+        what = f"complex numbers in {name}"
+    elif tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        what = f"NaN or Inf in {name}"
+    if what:
+        raise CheckpointError(
+            f"{path}: expected finite real tensors by name, got {what}; save the model's "
+            "state_dict again."
+        )
 
 
 def convert_reference_state(
@@ -269,6 +319,7 @@ def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], so
             + "; check that the file belongs to this network."
         )
     for name, tensor in expected.items():
+        _check_tensor(name, state[name], Path(source))
         if state[name].shape != tensor.shape:
             raise CheckpointError(
                 f"{source}: expected {name} of shape {tuple(tensor.shape)}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ WindowReturn = Literal["exact", "reference"]
 
 #: Every axis of a volume must be a multiple of this: five halvings lead to the coarsest scale.
 SIZE_MULTIPLE = 32
+#: Of an attention window; each attends to each.
+MOST_TOKENS = 4096
 
 
 class ConfigError(ParamorphError, ValueError):
@@ -45,15 +48,15 @@ class NetworkConfig:
         widths = [self.embed_dim * 2**stage for stage in range(4)]
         divisors = [*zip(widths, self.heads, strict=True), (self.embed_dim, self.cross_heads)]
         for width, heads in [*divisors, (self.embed_dim, 4)]:
-            if width % heads:
+            if heads < 1 or width < 1 or width % heads:
                 raise ConfigError(
                     f"network config: expected {width} channels to be a multiple of {heads}; "
                     "choose another embed_dim or number of heads."
                 )
-        if min(self.window) < 2:
+        if min(self.window) < 2 or math.prod(self.window) > MOST_TOKENS:
             raise ConfigError(
-                f"network config: expected a window of at least 2 tokens per axis, "
-                f"got {self.window}; choose another."
+                f"network config: expected a window of at least 2 tokens per axis and at most "
+                f"{MOST_TOKENS} together, got {self.window}; choose another."
             )
         if self.fusion not in ("cross", "post"):
             raise ConfigError(f"network config: expected fusion cross or post, got {self.fusion}.")

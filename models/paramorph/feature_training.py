@@ -7,7 +7,6 @@ memory that the probabilities of a hundred labels would need.
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from paramorph.label_codes import label_codes, nearness
 from paramorph.options import OptionError, option
 from paramorph.run_folder import RunFolder
 from paramorph.training import TrainingError
+from paramorph_rt.staging import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -258,9 +258,8 @@ class FeatureTrainer:
             "best": self.best,
             "schedule": self.schedule,
         }
-        partial = self.folder.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.folder.checkpoint)
+        with staged_file(self.folder.checkpoint) as staging:
+            torch.save(state, staging)
 
     def _settings(self) -> dict[str, Any]:
         return {

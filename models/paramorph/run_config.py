@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paramorph.augmentation import Augmentation
-from paramorph.checkpoint import WeightsInfo, load_weights, sha256_of
+from paramorph.checkpoint import WeightsInfo, load_weights
 from paramorph.config import CONFIGS, check_shape, config_named
 from paramorph.data import DataConfig
 from paramorph.losses import LossConfig
 from paramorph.options import OptionError, from_table, option, read_table, toml_text
 from paramorph.training import TrainingConfig
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
+from paramorph_rt.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

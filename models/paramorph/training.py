@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from paramorph.run_folder import RunFolder
 from paramorph.validation import Validation, validate_pair
 from paramorph.warp import compose, warp
 from paramorph_rt.errors import ParamorphError
+from paramorph_rt.staging import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -385,9 +385,8 @@ class Trainer:
                 "best": self.best,
                 "not_better": self.not_better,
             }
-            partial = self.folder.checkpoint.with_suffix(".partial")
-            torch.save(state, partial)
-            os.replace(partial, self.folder.checkpoint)
+            with staged_file(self.folder.checkpoint) as staging:
+                torch.save(state, staging)
         self.fabric.barrier()
 
     def _autocast(self) -> torch.autocast:

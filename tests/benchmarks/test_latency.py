@@ -11,9 +11,10 @@ import latency
 from bundles import named_bundles, weights_of
 from contenders import Answer, Spec, contender
 from pairs import BenchmarkError
-from paramorph.checkpoint import WeightsInfo, save_weights, sha256_of
+from paramorph.checkpoint import WeightsInfo, save_weights
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.errors import BackendError, BundleError
+from paramorph_rt.files import sha256_of
 
 from ..models.conftest import make_network
 from ..runtime.phantoms import read_manifest, write_bundle, write_manifest

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from paramorph.checkpoint import load_weights, sha256_of
+from paramorph.checkpoint import load_weights
 from paramorph_export import bundle as bundle_module
 from paramorph_export import verify as verify_module
 from paramorph_export.errors import ExportError
@@ -21,6 +21,7 @@ from paramorph_export.verify import verify
 from paramorph_rt.backends.onnxruntime import OnnxRuntimeBackend
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.field import field_from_network
+from paramorph_rt.files import sha256_of
 from paramorph_rt.spaces import Grid
 from paramorph_rt.volume import Volume
 from paramorph_rt.warp import warp_volume

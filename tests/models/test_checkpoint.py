@@ -192,4 +192,4 @@ def test_import_command_fails_with_one_sentence(tmp_path):
     )
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1
-    assert "expected a checkpoint, found no file" in run.stderr
+    assert "expected a checkpoint, found none" in run.stderr

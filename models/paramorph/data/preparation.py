@@ -24,6 +24,7 @@ from paramorph.data.subjects import DataError, Subject
 from paramorph_rt.affine import align_affine
 from paramorph_rt.errors import VolumeError
 from paramorph_rt.preprocess import network_grid_for, prepare_moving, resample_to_grid
+from paramorph_rt.staging import staged_file
 from paramorph_rt.volume import check_same_grid, files_of, is_analyze, load_labels, load_volume
 
 if TYPE_CHECKING:
@@ -227,15 +228,8 @@ def _fingerprint(
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"{path}: expected room to write it, got {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with staged_file(path) as staging:
+        np.savez_compressed(staging, **arrays)
 
 
 def _read_npz(path: Path, name: str) -> Subject:
