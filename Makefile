@@ -7,7 +7,7 @@ WEIGHTS ?= $(BUNDLE)/weights.safetensors
 FEATURES ?= $(BUNDLE)/features.safetensors
 ENGINE_BUNDLE := build/bundles/brain-t1-small
 
-.PHONY: demo bundle test installed lint docs engine plugin cpp niivue clean
+.PHONY: demo bundle test hostile installed lint docs engine plugin cpp niivue clean
 
 demo: $(VENV)/demo-ready
 	$(BIN)/python examples/demo.py --out-dir demo --force
@@ -20,6 +20,12 @@ $(VENV)/demo-ready: setup.cfg pyproject.toml
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
+
+# Malformed inputs, kills, full disks, races: what `make test` runs of it, with ten times as many
+# random cases. PARAMORPH_HOSTILE_PYTHON names the Python of an installed wheel to be tried instead.
+HOSTILE_SCALE ?= 10
+hostile: $(VENV)/ready
+	PARAMORPH_HOSTILE_SCALE=$(HOSTILE_SCALE) $(BIN)/python -m pytest tests/hostile
 
 # The wheel and OpenVINO's extra in clean environments; `nox --list` names all the others.
 installed: $(VENV)/ready
