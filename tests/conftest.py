@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import locale
+from contextlib import suppress
+
 import pytest
 
 
@@ -11,3 +14,10 @@ def _cache_folder_of_the_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _text_is_utf8():
+    """Libraries set the process to the locale C, in which others of them read their own files."""
+    with suppress(locale.Error):
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")

@@ -291,9 +291,9 @@ def test_compiled_networks_used_last_stay(kept_network):
 
 def test_what_killed_processes_left_goes_after_a_day(kept_network):
     kept_network.cache.mkdir(parents=True)
-    old, new = (kept_network.cache / f".g.0{n}.openvino-{n}" for n in "12")
-    for file in (old, new):
-        file.touch()
+    old, new = (kept_network.cache / f".paramorph-elsewhere-{n * 32}" for n in "12")
+    for folder in (old, new):
+        folder.mkdir()
     os.utime(old, (0, 0))
     kept_network()
     assert not old.exists()

@@ -107,7 +107,7 @@ def test_provenance_says_what_went_in(bundle_path, files, tmp_path):
         "inverse": False,
         "output_grid": "fixed",
         "interpolation": "bspline",
-        "refine": 15,
+        "refine": 7,
     }
     assert block["software"]["paramorph-rt"] == __version__
     assert block["software"]["numpy"] == np.__version__
