@@ -61,10 +61,6 @@ def one_step(
     return value.item()
 
 
-#: The first one starts up, and after the second alone a loss of zero weights may not have moved.
-LEAST_STEPS = 4
-
-
 def measure(precision: str, recompute: bool, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each step after the first, and the most memory, or why there are none."""
     row: dict[str, Any] = {"precision": precision, "recompute": recompute}
@@ -79,9 +75,7 @@ def measure(precision: str, recompute: bool, args: argparse.Namespace) -> dict[s
         moving, fixed = (smooth_volume(tuple(args.shape), n, args.device) for n in (1, 2))
         losses, seconds = [], []
         began = time.perf_counter()
-        while len(seconds) < LEAST_STEPS or time.perf_counter() - began < args.seconds / len(
-            VARIANTS
-        ):
+        while len(seconds) < 2 or time.perf_counter() - began < args.seconds / len(VARIANTS):
             started = time.perf_counter()
             losses.append(one_step(network, optimizer, moving, fixed, precision))
             seconds.append(time.perf_counter() - started)

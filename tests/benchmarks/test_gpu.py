@@ -114,13 +114,14 @@ def test_what_was_prepared_is_used(weights, results, tmp_path, capsys):
 
 
 def test_training_steps_are_those_of_training(tmp_path, capsys):
-    options = ["--size", "paramorph-tiny", "--shape", "32", "32", "32", "--seconds", "1"]
+    # Not 32, where the decoder begins at 2×2×2: oneDNN's bfloat16 gradient of a convolution's weights
+    # reads memory that nobody wrote there (PyTorch 2.13, a CPU without AMX).
+    options = ["--size", "paramorph-tiny", "--shape", "64", "64", "64", "--seconds", "1"]
     assert training_step.main([*options, "--device", "cpu", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "training_step.json").read_text(encoding="utf-8"))["rows"]
     assert [(r["precision"], r["recompute"]) for r in rows] == list(training_step.VARIANTS)
     for row in rows:
-        # In bfloat16 some CPUs of PyTorch 2.13 give NaN now and then, at this size.
-        assert row["losses"][1] < row["losses"][0] or row["precision"] == "bf16"
+        assert row["losses"][1] < row["losses"][0]
         assert row["steps_per_second"] > 0
     if not torch.cuda.is_available():
         assert training_step.main(["--out", str(tmp_path)]) == 1
