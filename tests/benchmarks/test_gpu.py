@@ -114,8 +114,8 @@ def test_what_was_prepared_is_used(weights, results, tmp_path, capsys):
 
 
 def test_training_steps_are_those_of_training(tmp_path, capsys):
-    # Not 32, where the decoder begins at 2×2×2: oneDNN's bfloat16 gradient of a convolution's weights
-    # reads memory that nobody wrote there (PyTorch 2.13, a CPU without AMX).
+    # Not 32, where the decoder begins at 2×2×2: there oneDNN computes gradients in bfloat16 from
+    # memory that nobody wrote (PyTorch 2.13, a CPU without AMX).
     options = ["--size", "paramorph-tiny", "--shape", "64", "64", "64", "--seconds", "1"]
     assert training_step.main([*options, "--device", "cpu", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "training_step.json").read_text(encoding="utf-8"))["rows"]
