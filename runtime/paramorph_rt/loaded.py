@@ -21,7 +21,7 @@ from .errors import ParamorphError
 from .model import Model
 from .refinement.settings import DEFAULT_LEVELS
 from .registration import Registration
-from .threads import Later
+from .threads import Later, submitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ class _InItsThread:
 
     def run(self, moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
         """See `Backend.run`."""
-        return self._thread.submit(self._backend.run, moving, fixed).result()
+        return submitted(self._thread, lambda: self._backend.run(moving, fixed)).result()
 
 
 @lru_cache(maxsize=1)
@@ -95,7 +95,7 @@ def _load(
         request = bundle, backend, precision, threads
 
         def load(choose: Callable[..., Backend]) -> Later[Backend]:
-            return Later(lambda: thread.submit(lambda: _InItsThread(choose(*request), thread)))
+            return Later(lambda: submitted(thread, lambda: _InItsThread(choose(*request), thread)))
 
         if (backend, precision) != (AUTO, AUTO):
             check_request(bundle.main, *request[1:])

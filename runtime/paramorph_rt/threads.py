@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import SimpleITK as sitk
+
+from .interrupts import held
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -78,6 +80,16 @@ class Later(Generic[Result]):
     def result(self) -> Result:
         """Begin, wait, and return; raises what the work raised."""
         return self.start().result()
+
+
+def submitted(executor: Executor, work: Callable[[], Result]) -> Future[Result]:
+    """`executor.submit(work)`, for executors that outlive an interrupt.
+
+    One that is interrupted while it starts a thread forgets that thread, which then waits for work
+    for ever, as the interpreter waits for the thread.
+    """
+    with held():
+        return executor.submit(work)
 
 
 def at_once(work: Callable[[], Result]) -> Future[Result]:

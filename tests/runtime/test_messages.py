@@ -258,6 +258,28 @@ def test_a_signal_that_is_ignored_stays_so():
     assert ran(program).stdout == "on\n"
 
 
+def test_an_executor_that_starts_a_thread_is_not_interrupted():
+    """Else the thread is lost to it, and the interpreter waits for the thread for ever."""
+    program = (
+        "import os, signal, threading\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from paramorph_rt.interrupts import stop_on_signals\n"
+        "from paramorph_rt.threads import submitted\n"
+        "stop_on_signals()\n"
+        "begin = threading.Thread.start\n"
+        "def start(thread):\n"
+        "    begin(thread)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "threading.Thread.start = start\n"
+        "pool = ThreadPoolExecutor(1)\n"
+        "try:\n"
+        "    submitted(pool, int)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')"
+    )
+    assert ran(program).stdout == "interrupted\n"
+
+
 @pytest.mark.parametrize("seconds", [0.06, 0.12, 0.2, 0.3])
 def test_an_early_ctrl_c_is_one_line(words, tmp_path, seconds):
     command = [sys.executable, "-m", "paramorph_rt", *words]
