@@ -32,8 +32,8 @@ from jobs import (
 )
 from pairs import BenchmarkError, labelled_pairs
 from paramorph_rt.errors import ParamorphError, exit_code
+from paramorph_rt.images.volume import load_labels
 from paramorph_rt.transforms.itk import read_displacement
-from paramorph_rt.volume import load_labels
 from record import weights_sha256, write_page
 from report import accuracy_picture, accuracy_table
 from rows import Rows

@@ -24,8 +24,8 @@ from isolated import empty_cache
 from jobs import FIELD, JOBS, YARDSTICKS, Job, Task, jobs_named, packages_of
 from pairs import labelled_pairs
 from paramorph_rt.errors import exit_code
+from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.transforms.itk import read_displacement
-from paramorph_rt.warp import warp_volume
 from record import weights_sha256, write_page
 from rows import Rows
 from tables import failures, markdown_table, measured, origin

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pairs import BenchmarkError
+from paramorph_rt.geometry.warp import warp_volume
+from paramorph_rt.images.volume import Volume, check_same_grid, load_labels, load_volume
 from paramorph_rt.metrics.deformation import regularity
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
 from paramorph_rt.metrics.summary import compare_images, compare_labels
-from paramorph_rt.volume import Volume, check_same_grid, load_labels, load_volume
-from paramorph_rt.warp import warp_volume
 
 if TYPE_CHECKING:
     from paramorph.data import SubjectFiles
-    from paramorph_rt.field import DisplacementField
+    from paramorph_rt.geometry.field import DisplacementField
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ import SimpleITK as sitk
 
 from bundles import add_model_option, single_bundle
 from paramorph_rt import DisplacementField, Grid, Registration, Volume, load_volume
-from paramorph_rt.compose import compose
 from paramorph_rt.errors import exit_code
-from paramorph_rt.inverse import invert_field
-from paramorph_rt.preprocess import foreground_threshold
-from paramorph_rt.spaces import from_sitk, to_sitk
-from paramorph_rt.threads import itk_threads
+from paramorph_rt.geometry.compose import compose
+from paramorph_rt.geometry.inverse import invert_field
+from paramorph_rt.geometry.spaces import from_sitk, to_sitk
+from paramorph_rt.steps.preprocess import foreground_threshold
+from paramorph_rt.system.threads import itk_threads
 from record import weights_sha256, write_page, write_result
 from tables import markdown_table, origin
 

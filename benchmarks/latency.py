@@ -30,13 +30,13 @@ from contenders import PYTORCH, Spec, contender
 from evaluation import LabelledPair, load_pair, mean_dice
 from isolated import empty_cache
 from pairs import BenchmarkError, labelled_pairs
-from paramorph_rt.affine import align_affine
 from paramorph_rt.backends import WAYS
 from paramorph_rt.bundle import Bundle
 from paramorph_rt.errors import ParamorphError, exit_code
-from paramorph_rt.field import field_from_network
-from paramorph_rt.preprocess import PreparedPair, prepare_pair
-from paramorph_rt.warp import warp_volume
+from paramorph_rt.geometry.field import field_from_network
+from paramorph_rt.geometry.warp import warp_volume
+from paramorph_rt.steps.affine import align_affine
+from paramorph_rt.steps.preprocess import PreparedPair, prepare_pair
 from record import weights_sha256, write_page, write_result
 from tables import differences, markdown_table, origin
 

@@ -20,14 +20,14 @@ from paramorph import ParaMorph
 from paramorph.checkpoint import WeightsInfo, load_weights
 from paramorph.config import check_shape
 from paramorph.warp import compose, warp
-from paramorph_rt.affine import align_affine
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
 from paramorph_rt.errors import exit_code
-from paramorph_rt.field import DisplacementField, field_from_network
-from paramorph_rt.files import sha256_of
+from paramorph_rt.geometry.field import DisplacementField, field_from_network
+from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.metrics.deformation import nonpositive_jacobian_percent
-from paramorph_rt.preprocess import prepare_pair
-from paramorph_rt.warp import warp_volume
+from paramorph_rt.steps.affine import align_affine
+from paramorph_rt.steps.preprocess import prepare_pair
+from paramorph_rt.system.files import sha256_of
 from record import write_result
 
 

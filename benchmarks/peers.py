@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     import SimpleITK as sitk
 
-    from paramorph_rt.field import DisplacementField
-    from paramorph_rt.volume import Volume
+    from paramorph_rt.geometry.field import DisplacementField
+    from paramorph_rt.images.volume import Volume
 
     Find = Callable[[Volume, Volume, str], DisplacementField]
 
@@ -205,9 +205,9 @@ def after_our_affine(task: Task, seconds: Stages, find: Find) -> None:
     Args:
         find: Moving, fixed and the kind of the affine; gives a complete field.
     """
+    from paramorph_rt.geometry.warp import warp_volume
+    from paramorph_rt.images.volume import load_labels, load_volume, save_labels, save_volume
     from paramorph_rt.transforms.itk import write_displacement
-    from paramorph_rt.volume import load_labels, load_volume, save_labels, save_volume
-    from paramorph_rt.warp import warp_volume
 
     with seconds("load"):
         moving, fixed = load_volume(task.moving), load_volume(task.fixed)
@@ -227,7 +227,7 @@ def nothing(_moving: Volume, fixed: Volume, _kind: str) -> DisplacementField:
     """Both images where their headers put them."""
     import numpy as np
 
-    from paramorph_rt.field import DisplacementField
+    from paramorph_rt.geometry.field import DisplacementField
 
     return DisplacementField(fixed.grid, np.zeros((*fixed.grid.shape, 3), np.float32))
 
@@ -246,9 +246,9 @@ def demons(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
     """
     import SimpleITK as sitk
 
-    from paramorph_rt.field import DisplacementField
-    from paramorph_rt.preprocess import resample_to_grid
-    from paramorph_rt.spaces import from_sitk, to_sitk
+    from paramorph_rt.geometry.field import DisplacementField
+    from paramorph_rt.geometry.spaces import from_sitk, to_sitk
+    from paramorph_rt.steps.preprocess import resample_to_grid
 
     to_moving = _our_affine(moving, fixed, kind)
     aligned = to_sitk(resample_to_grid(moving, fixed.grid, to_moving), fixed.grid)
@@ -295,8 +295,8 @@ def convexadam(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
     import torch
     from convexAdam.convex_adam_MIND import convex_adam_pt
 
-    from paramorph_rt.field import field_from_network
-    from paramorph_rt.preprocess import resample_to_grid
+    from paramorph_rt.geometry.field import field_from_network
+    from paramorph_rt.steps.preprocess import resample_to_grid
 
     torch.set_num_threads(threads())
     to_moving = _our_affine(moving, fixed, kind)
@@ -308,7 +308,7 @@ def convexadam(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
 
 
 def _our_affine(moving: Volume, fixed: Volume, kind: str):
-    from paramorph_rt.affine import align_affine
+    from paramorph_rt.steps.affine import align_affine
 
     return align_affine(moving, fixed, "rigid" if kind == "rigid" else "auto").affine
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from pairs import add_pair_options, labelled_pairs
 from paramorph_rt import Registration
 from paramorph_rt.errors import exit_code
+from paramorph_rt.images.volume import load_labels, load_volume
 from paramorph_rt.report import write_figures, write_report
-from paramorph_rt.volume import load_labels, load_volume
 from record import write_result
 
 RUNS = 5

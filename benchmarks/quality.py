@@ -24,13 +24,13 @@ import numpy as np
 from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL, default_bundle_path, load_bundle
 from paramorph_rt.errors import ParamorphError, exit_code
+from paramorph_rt.images.volume import Volume, load_labels, load_volume
 from paramorph_rt.model import Model
-from paramorph_rt.preprocess import masked
 from paramorph_rt.quality.choice import MENDED, choose
 from paramorph_rt.quality.domain import domain_of
 from paramorph_rt.quality.looks import asymmetry, likeness, look_of
 from paramorph_rt.quality.score import DOUBTS, LEAST_SCORE, score_of
-from paramorph_rt.volume import Volume, load_labels, load_volume
+from paramorph_rt.steps.preprocess import masked
 from planted import PLANTED, Task
 from record import weights_sha256, write_page
 from rows import Rows

@@ -28,13 +28,13 @@ from colin import write_colin_pair
 from evaluation import LabelledPair, load_pair
 from pairs import BenchmarkError, labelled_pairs
 from paramorph_rt.backends.onnxruntime import ort
-from paramorph_rt.compose import itk_transform
 from paramorph_rt.errors import exit_code
-from paramorph_rt.field import DisplacementField
-from paramorph_rt.preprocess import network_grid_for
-from paramorph_rt.spaces import Grid, place, to_sitk
-from paramorph_rt.threads import itk_threads
-from paramorph_rt.warp import warp_volume
+from paramorph_rt.geometry.compose import itk_transform
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.spaces import Grid, place, to_sitk
+from paramorph_rt.geometry.warp import warp_volume
+from paramorph_rt.steps.preprocess import network_grid_for
+from paramorph_rt.system.threads import itk_threads
 from record import add_run_options, write_page, write_result
 from tables import markdown_table, origin
 

@@ -18,10 +18,10 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from pairs import BenchmarkError
 from paramorph.data import SubjectFiles
-from paramorph_rt.field import DisplacementField
-from paramorph_rt.spaces import Grid, to_sitk
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.spaces import Grid, to_sitk
+from paramorph_rt.images.volume import Volume, load_labels, load_volume, save_labels, save_volume
 from paramorph_rt.transforms.itk import write_displacement
-from paramorph_rt.volume import Volume, load_labels, load_volume, save_labels, save_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,7 +25,7 @@ from pairs import BenchmarkError
 from paramorph_export.graph import for_cpus
 from paramorph_rt.bundle import MANIFEST, Bundle
 from paramorph_rt.errors import exit_code
-from paramorph_rt.files import sha256_of
+from paramorph_rt.system.files import sha256_of
 from record import add_run_options, weights_sha256, write_page, write_result
 from tables import differences, markdown_table, origin
 

@@ -12,9 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paramorph_rt import __version__, outputs
+from paramorph_rt import __version__
 from paramorph_rt.cli import build_parser
 from paramorph_rt.cli.layout import commands_of
+from paramorph_rt.results import outputs
 
 FOLDER = Path(__file__).with_name("boutiques")
 COMMANDS = ("infer", "cohort", "bids")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from paramorph_rt.schemas import metrics_schema, record_schema
+from paramorph_rt.results.schemas import metrics_schema, record_schema
 
 FOLDER = Path(__file__).with_name("schemas")
 

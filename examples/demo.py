@@ -14,10 +14,10 @@ import SimpleITK as sitk
 
 from paramorph_rt.cli import main as paramorph_rt
 from paramorph_rt.errors import imports_of
-from paramorph_rt.preprocess import foreground_box, resample_to_grid
-from paramorph_rt.spaces import to_sitk
+from paramorph_rt.geometry.spaces import to_sitk
+from paramorph_rt.images.volume import Volume, load_volume
+from paramorph_rt.steps.preprocess import foreground_box, resample_to_grid
 from paramorph_rt.transforms.itk import read_affine
-from paramorph_rt.volume import Volume, load_volume
 
 with imports_of("demo", "demo"):
     import matplotlib

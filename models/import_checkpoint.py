@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> None:
         save_weights,
     )
     from paramorph.config import CONFIGS, check_shape
-    from paramorph_rt.files import sha256_of
-    from paramorph_rt.outputs import check_file
+    from paramorph_rt.results.outputs import check_file
+    from paramorph_rt.system.files import sha256_of
 
     check_file(args.out, args.force, (".safetensors",))
     shape = check_shape(tuple(args.shape))

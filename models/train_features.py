@@ -12,7 +12,7 @@ from typing import Any
 
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
 from paramorph_rt.errors import ParamorphError, exit_code, imports_of
-from paramorph_rt.files import sha256_of
+from paramorph_rt.system.files import sha256_of
 
 with imports_of("train_features", "train"):
     import numpy as np

@@ -23,10 +23,10 @@ from markdown_it import MarkdownIt
 
 from paramorph_rt.cli import build_parser
 from paramorph_rt.cli.layout import parsers_of
-from paramorph_rt.field import DisplacementField
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.images.volume import save_labels, save_volume
 from paramorph_rt.transforms import Images
 from paramorph_rt.transforms.formats import write_transform
-from paramorph_rt.volume import save_labels, save_volume
 
 from .runtime.phantoms import centred_grid, head, head_labels, volume_of, write_bundle
 

@@ -32,8 +32,8 @@ from paramorph_rt.bundle import (
     InputSpec,
     IntensitySpec,
 )
-from paramorph_rt.files import sha256_of
-from paramorph_rt.staging import flush, staging_folder, swap
+from paramorph_rt.system.files import sha256_of
+from paramorph_rt.system.staging import flush, staging_folder, swap
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from paramorph_export.errors import ExportError
 from paramorph_rt.bundle import MANIFEST, load_bundle
+from paramorph_rt.images.volume import load_volume
 from paramorph_rt.quality.domain import stored_map
 from paramorph_rt.quality.looks import CELLS, look_of
-from paramorph_rt.volume import load_volume
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,7 @@ from paramorph_export.errors import ExportError
 from paramorph_export.storage import stored_small
 from paramorph_export.trace import INPUTS, traced
 from paramorph_export.verify import GraphSession, random_pair
-from paramorph_rt.files import sha256_of
+from paramorph_rt.system.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from paramorph.data import find_subjects
 from paramorph_export.errors import ExportError
-from paramorph_rt.affine import align_affine
-from paramorph_rt.field import field_from_network
+from paramorph_rt.geometry.field import field_from_network
+from paramorph_rt.geometry.warp import warp_volume
+from paramorph_rt.images.volume import load_labels, load_volume
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
-from paramorph_rt.preprocess import prepare_pair
-from paramorph_rt.volume import load_labels, load_volume
-from paramorph_rt.warp import warp_volume
+from paramorph_rt.steps.affine import align_affine
+from paramorph_rt.steps.preprocess import prepare_pair
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from paramorph_rt.bundle import InputSpec
-    from paramorph_rt.preprocess import PreparedPair
-    from paramorph_rt.volume import Volume
+    from paramorph_rt.images.volume import Volume
+    from paramorph_rt.steps.preprocess import PreparedPair
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from paramorph.feature_network import FeatureConfig, FeatureNetwork
 from paramorph.network import ParaMorph
 from paramorph_rt.bundle import GridSpec, check_grid_spec
 from paramorph_rt.errors import ParamorphError
-from paramorph_rt.files import check_regular
-from paramorph_rt.staging import staged_file
+from paramorph_rt.system.files import check_regular
+from paramorph_rt.system.staging import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,7 +24,7 @@ from paramorph.label_codes import label_codes, nearness
 from paramorph.options import OptionError, option
 from paramorph.run_folder import RunFolder
 from paramorph.training import TrainingError
-from paramorph_rt.staging import staged_file
+from paramorph_rt.system.staging import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

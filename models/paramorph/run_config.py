@@ -14,7 +14,7 @@ from paramorph.losses import LossConfig
 from paramorph.options import OptionError, from_table, option, read_table, toml_text
 from paramorph.training import TrainingConfig
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
-from paramorph_rt.files import sha256_of
+from paramorph_rt.system.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

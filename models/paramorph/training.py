@@ -30,7 +30,7 @@ from paramorph.run_folder import RunFolder
 from paramorph.validation import Validation, validate_pair
 from paramorph.warp import compose, warp
 from paramorph_rt.errors import ParamorphError
-from paramorph_rt.staging import staged_file
+from paramorph_rt.system.staging import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,11 +15,11 @@ from paramorph.losses import LossConfig, similarity
 from paramorph.network import ParaMorph
 from paramorph.pictures import save_picture
 from paramorph.warp import warp
-from paramorph_rt.field import field_from_network
+from paramorph_rt.geometry.field import field_from_network
+from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.metrics.deformation import nonpositive_jacobian_percent
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
 from paramorph_rt.metrics.surface import surface_distances
-from paramorph_rt.spaces import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

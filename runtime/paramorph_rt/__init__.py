@@ -17,35 +17,35 @@ PURPOSE = "For research only, not for clinical use."
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from .affine import align_affine as align_affine
     from .bundle import load_bundle as load_bundle
     from .errors import ParamorphError as ParamorphError
-    from .field import DisplacementField as DisplacementField
+    from .geometry.field import DisplacementField as DisplacementField
+    from .geometry.spaces import Grid as Grid
+    from .geometry.warp import warp_volume as warp_volume
+    from .images.volume import Volume as Volume
+    from .images.volume import load_labels as load_labels
+    from .images.volume import load_volume as load_volume
+    from .images.volume import save_labels as save_labels
+    from .images.volume import save_volume as save_volume
     from .registration import Registration as Registration
     from .registration import RegistrationResult as RegistrationResult
-    from .spaces import Grid as Grid
-    from .volume import Volume as Volume
-    from .volume import load_labels as load_labels
-    from .volume import load_volume as load_volume
-    from .volume import save_labels as save_labels
-    from .volume import save_volume as save_volume
-    from .warp import warp_volume as warp_volume
+    from .steps.affine import align_affine as align_affine
 
 # Loaded on first use: importing the package costs nothing, and `--help` comes at once.
 _HOME = {
-    "DisplacementField": "field",
-    "Grid": "spaces",
+    "DisplacementField": "geometry.field",
+    "Grid": "geometry.spaces",
     "ParamorphError": "errors",
     "Registration": "registration",
     "RegistrationResult": "registration",
-    "Volume": "volume",
-    "align_affine": "affine",
+    "Volume": "images.volume",
+    "align_affine": "steps.affine",
     "load_bundle": "bundle",
-    "load_labels": "volume",
-    "load_volume": "volume",
-    "save_labels": "volume",
-    "save_volume": "volume",
-    "warp_volume": "warp",
+    "load_labels": "images.volume",
+    "load_volume": "images.volume",
+    "save_labels": "images.volume",
+    "save_volume": "images.volume",
+    "warp_volume": "geometry.warp",
 }
 
 __all__ = [*_HOME, "__version__"]

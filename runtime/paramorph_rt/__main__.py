@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 
-from .interrupts import die_on_signals, number_of, stop_on_signals
+from .system.interrupts import die_on_signals, number_of, stop_on_signals
 
 
 def program() -> int:

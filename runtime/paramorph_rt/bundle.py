@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BundleError
-from .files import check_regular, fresh_sha256_of, read_json
+from .system.files import check_regular, fresh_sha256_of, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "paramorph-bundle"

@@ -22,7 +22,7 @@ def exit_code(program: str, command: Callable[[], object], extra: str | None = N
         command: The work.
         extra: That its imports need.
     """
-    from .optional import needs
+    from .system.optional import needs
 
     try:
         with needs(extra, "imports"):
@@ -42,7 +42,7 @@ def exit_code(program: str, command: Callable[[], object], extra: str | None = N
 @contextmanager
 def imports_of(program: str, extra: str) -> Iterator[None]:
     """Imports of a script that an extra brings; without them it ends in one line, exit code 1."""
-    from .optional import needs
+    from .system.optional import needs
 
     try:
         with needs(extra, "imports"):

@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .compose import apply_transforms, compose
 from .errors import EvaluationError
-from .field import DisplacementField
-from .label_names import names_of_labels
-from .landmarks import paired
+from .geometry.compose import apply_transforms, compose
+from .geometry.field import DisplacementField
+from .images.label_names import names_of_labels
+from .images.landmarks import paired
 from .metrics.definitions import definitions_of
 from .metrics.deformation import regularity
 from .metrics.landmarks import target_registration_error
 from .metrics.summary import compare_images, compare_labels
 from .metrics.surface import NSD_TOLERANCE_MM
-from .preprocess import resample_to_grid
+from .steps.preprocess import resample_to_grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .landmarks import Landmarks
-    from .preprocess import Interpolation
-    from .spaces import Grid
+    from .geometry.spaces import Grid
+    from .images.landmarks import Landmarks
+    from .images.volume import Volume
+    from .steps.preprocess import Interpolation
     from .transforms import Transform
-    from .volume import Volume
 
 # Of a label's row, in this order; each has a column per stage.
 PER_LABEL = (

@@ -21,7 +21,7 @@ from .errors import ParamorphError
 from .model import Model
 from .refinement.settings import DEFAULT_LEVELS
 from .registration import Registration
-from .threads import Later, submitted
+from .system.threads import Later, submitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,15 +11,15 @@ import numpy as np
 
 from .backends import Backend, choose_backend, choose_features
 from .errors import BundleError
-from .field import DisplacementField, field_from_network
+from .geometry.field import DisplacementField, field_from_network
 from .quality.domain import Domain, domain_of
 from .refinement.images import Features
-from .threads import Later, at_once
+from .system.threads import Later, at_once
 
 if TYPE_CHECKING:
     from .bundle import Bundle
-    from .preprocess import PreparedPair
     from .refinement.settings import Level
+    from .steps.preprocess import PreparedPair
 
 
 @dataclass(eq=False)

@@ -8,24 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .affine import AffineKind
-from .analyze import check_orientation
 from .backends import AUTO
-from .bids import bids_names
 from .errors import VolumeError
-from .label_names import load_label_names
-from .loaded import loaded
-from .outputs import PLAIN, Names
-from .preprocess import Interpolation
-from .provenance import provenance_of
-from .refinement.settings import DEFAULT_ITERATIONS, levels_of
-from .registration import Registration, RegistrationResult
-from .report.pictures import Pictures
-from .spaces import Grid
-from .transforms import Images
-from .transforms.formats import read_start
-from .transforms.itk import write_composite
-from .volume import (
+from .geometry.spaces import Grid
+from .geometry.warp import warp_volumes
+from .images.analyze import check_orientation
+from .images.label_names import load_label_names
+from .images.volume import (
     Series,
     Volume,
     load_grid,
@@ -34,7 +23,18 @@ from .volume import (
     load_volume,
     save_series,
 )
-from .warp import warp_volumes
+from .loaded import loaded
+from .refinement.settings import DEFAULT_ITERATIONS, levels_of
+from .registration import Registration, RegistrationResult
+from .report.pictures import Pictures
+from .results.bids import bids_names
+from .results.outputs import PLAIN, Names
+from .results.provenance import provenance_of
+from .steps.affine import AffineKind
+from .steps.preprocess import Interpolation
+from .transforms import Images
+from .transforms.formats import read_start
+from .transforms.itk import write_composite
 
 if TYPE_CHECKING:
     import numpy as np

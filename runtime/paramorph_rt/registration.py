@@ -16,9 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import outputs
-from .affine import FLAGS as SAID_BY_AFFINE
-from .affine import AffineKind, Alignment, align_affine
 from .backends import AUTO, Backend, check_no_request
 from .bundle import (
     AUTO_MODEL,
@@ -30,32 +27,12 @@ from .bundle import (
     load_bundle,
 )
 from .errors import OutputError, VolumeError
-from .field import DisplacementField
-from .inverse import consistency_mm, invert_field
-from .label_names import names_of_labels
-from .metrics.definitions import definitions_of
-from .metrics.deformation import regularity
-from .metrics.doubts import flags_of
-from .metrics.overlap import present_labels
-from .metrics.summary import compare_images, compare_labels
-from .metrics.surface import NSD_TOLERANCE_MM
-from .model import Model
-from .preprocess import Interpolation, masked, prepare_pair, resample_to_grid, share_outside
-from .quality import checks
-from .quality.choice import choose
-from .quality.flags import Flag
-from .quality.looks import look_of
-from .quality.score import evidence_of, score_of
-from .refinement.coarse_to_fine import engine as refinement_engine
-from .refinement.coarse_to_fine import refine as refined
-from .refinement.coarse_to_fine import view_over
-from .refinement.images import Features
-from .refinement.settings import DEFAULT_LEVELS, Level, levels_of
-from .schemas import METRICS
-from .spaces import Grid
-from .threads import Later, in_parallel, itk_threads, mapped
-from .transforms.itk import write_affine, write_displacement
-from .volume import (
+from .geometry.field import DisplacementField
+from .geometry.inverse import consistency_mm, invert_field
+from .geometry.spaces import Grid
+from .geometry.warp import warp_volume, warp_volumes
+from .images.label_names import names_of_labels
+from .images.volume import (
     Volume,
     check_image,
     check_labels,
@@ -68,7 +45,30 @@ from .volume import (
     save_labels,
     save_volume,
 )
-from .warp import warp_volume, warp_volumes
+from .metrics.definitions import definitions_of
+from .metrics.deformation import regularity
+from .metrics.doubts import flags_of
+from .metrics.overlap import present_labels
+from .metrics.summary import compare_images, compare_labels
+from .metrics.surface import NSD_TOLERANCE_MM
+from .model import Model
+from .quality import checks
+from .quality.choice import choose
+from .quality.flags import Flag
+from .quality.looks import look_of
+from .quality.score import evidence_of, score_of
+from .refinement.coarse_to_fine import engine as refinement_engine
+from .refinement.coarse_to_fine import refine as refined
+from .refinement.coarse_to_fine import view_over
+from .refinement.images import Features
+from .refinement.settings import DEFAULT_LEVELS, Level, levels_of
+from .results import outputs
+from .results.schemas import METRICS
+from .steps.affine import FLAGS as SAID_BY_AFFINE
+from .steps.affine import AffineKind, Alignment, align_affine
+from .steps.preprocess import Interpolation, masked, prepare_pair, resample_to_grid, share_outside
+from .system.threads import Later, in_parallel, itk_threads, mapped
+from .transforms.itk import write_affine, write_displacement
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

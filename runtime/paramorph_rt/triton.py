@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import BundleError, OutputError
-from .staging import flush, staging_folder, swap
+from .system.staging import flush, staging_folder, swap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

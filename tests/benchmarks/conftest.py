@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paramorph_rt.volume import Volume, save_labels, save_volume
+from paramorph_rt.images.volume import Volume, save_labels, save_volume
 
 from ..runtime.phantoms import (
     NETWORK_SHAPE,

@@ -12,9 +12,9 @@ import end_to_end
 import jobs
 from jobs import FIELD, Job
 from pairs import labelled_pairs
-from paramorph_rt.field import DisplacementField
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.images.volume import load_volume
 from paramorph_rt.transforms.itk import write_displacement
-from paramorph_rt.volume import load_volume
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import inverse
-from paramorph_rt.volume import save_volume
+from paramorph_rt.images.volume import save_volume
 
 from ..runtime.phantoms import centred_grid, head, smooth_displacement_vox, volume_of, write_bundle
 

@@ -14,7 +14,7 @@ from pairs import BenchmarkError
 from paramorph.checkpoint import WeightsInfo, save_weights
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.errors import BackendError, BundleError
-from paramorph_rt.files import sha256_of
+from paramorph_rt.system.files import sha256_of
 
 from ..models.conftest import make_network
 from ..runtime.phantoms import read_manifest, write_bundle, write_manifest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import masks
-from paramorph_rt.volume import save_labels, save_volume
+from paramorph_rt.images.volume import save_labels, save_volume
 
 from ..runtime.phantoms import centred_grid, head, head_labels, volume_of
 

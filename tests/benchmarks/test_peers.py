@@ -12,7 +12,7 @@ from accuracy import measure
 from evaluation import LabelledPair, evaluate, load_pair
 from jobs import FIELD, JOBS, Task
 from pairs import labelled_pairs
-from paramorph_rt.field import DisplacementField
+from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.transforms.itk import read_displacement
 from sets import Case
 
@@ -105,7 +105,7 @@ def test_elastix_undoes_a_part(case, pair, tmp_path, monkeypatch):
 
 
 def test_a_label_that_is_lost_counts_as_0(case, pair, tmp_path):
-    from paramorph_rt.volume import Volume, save_labels
+    from paramorph_rt.images.volume import Volume, save_labels
 
     kept = np.where(pair.fixed_labels.data == 7, 0, pair.fixed_labels.data)
     save_labels(tmp_path / "warped_labels.nii.gz", Volume(kept, pair.fixed.grid, "warped"))

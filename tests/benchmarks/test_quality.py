@@ -5,10 +5,10 @@ import pytest
 
 import planted
 import quality
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.images.volume import Volume
 from paramorph_rt.quality import score
 from paramorph_rt.quality.looks import look_of
-from paramorph_rt.spaces import Grid
-from paramorph_rt.volume import Volume
 
 
 def row(accepted: bool, number: int, **more) -> dict:

@@ -10,7 +10,7 @@ import robustness
 from evaluation import load_pair
 from pairs import labelled_pairs
 from paramorph_rt import Registration
-from paramorph_rt.volume import Volume
+from paramorph_rt.images.volume import Volume
 from robustness import summarise
 from sets import Case
 

@@ -10,8 +10,8 @@ import pytest
 import colin
 import scaling
 from evaluation import load_pair, mean_dice
-from paramorph_rt.field import DisplacementField
-from paramorph_rt.warp import warp_volume
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.warp import warp_volume
 
 
 @pytest.mark.slow

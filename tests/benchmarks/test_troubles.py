@@ -6,8 +6,8 @@ from nibabel.affines import apply_affine
 from scipy.ndimage import center_of_mass
 from scipy.spatial.transform import Rotation
 
-from paramorph_rt.preprocess import foreground_threshold
-from paramorph_rt.volume import Volume
+from paramorph_rt.images.volume import Volume
+from paramorph_rt.steps.preprocess import foreground_threshold
 from troubles import (
     BIAS,
     TROUBLES,

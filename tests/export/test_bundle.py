@@ -20,11 +20,11 @@ from paramorph_export.trace import RegistrationGraph, onnx_from_network
 from paramorph_export.verify import verify
 from paramorph_rt.backends.onnxruntime import OnnxRuntimeBackend
 from paramorph_rt.bundle import load_bundle
-from paramorph_rt.field import field_from_network
-from paramorph_rt.files import sha256_of
-from paramorph_rt.spaces import Grid
-from paramorph_rt.volume import Volume
-from paramorph_rt.warp import warp_volume
+from paramorph_rt.geometry.field import field_from_network
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.geometry.warp import warp_volume
+from paramorph_rt.images.volume import Volume
+from paramorph_rt.system.files import sha256_of
 
 from .conftest import NETWORK, SHAPE, write_weights
 

@@ -12,10 +12,10 @@ from paramorph.checkpoint import load_weights
 from paramorph_export.bundle import write_bundle
 from paramorph_export.errors import ExportError
 from paramorph_rt.bundle import load_bundle
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.images.volume import Volume, load_volume, save_volume
 from paramorph_rt.quality.domain import domain_of, misfits
 from paramorph_rt.quality.looks import likeness, look_of
-from paramorph_rt.spaces import Grid
-from paramorph_rt.volume import Volume, load_volume, save_volume
 
 from .conftest import SHAPE
 

@@ -23,9 +23,9 @@ from paramorph_rt.backends import choose_features
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.cli import main
 from paramorph_rt.errors import BundleError
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.images.volume import Volume, save_volume
 from paramorph_rt.refinement import graph
-from paramorph_rt.spaces import Grid
-from paramorph_rt.volume import Volume, save_volume
 
 from .conftest import SHAPE
 

@@ -13,8 +13,8 @@ from scipy.ndimage import gaussian_filter
 
 from paramorph_rt import Registration
 from paramorph_rt.bundle import load_bundle
-from paramorph_rt.spaces import Grid
-from paramorph_rt.volume import Volume
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.images.volume import Volume
 
 SMALL, LARGE = (32, 32, 32), (32, 64, 32)
 

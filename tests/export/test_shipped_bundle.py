@@ -14,7 +14,7 @@ from paramorph_export.grid_sample import STANDARD_OPSET
 from paramorph_export.storage import WEIGHTS
 from paramorph_export.verify import verify
 from paramorph_rt.bundle import DEFAULT_NAME, load_bundle
-from paramorph_rt.files import sha256_of
+from paramorph_rt.system.files import sha256_of
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = Path(paramorph_rt.__file__).parent / "bundles" / DEFAULT_NAME

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from paramorph_rt.volume import Volume, save_labels, save_volume
+from paramorph_rt.images.volume import Volume, save_labels, save_volume
 
 from ..runtime.phantoms import centred_grid, head, head_labels, volume_of
 from .harness import Program

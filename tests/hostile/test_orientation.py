@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from paramorph_rt.spaces import Grid
-from paramorph_rt.volume import save_volume
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.images.volume import save_volume
 
 from ..runtime.phantoms import head, volume_of
 from .harness import SCALE

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from paramorph_rt.spaces import Grid
-from paramorph_rt.volume import Volume
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.images.volume import Volume
 
 NETWORK_SHAPE = (20, 24, 16)
 NETWORK_SPACING_MM = (2.0, 2.5, 3.0)

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from paramorph_rt.errors import VolumeError
-from paramorph_rt.volume import load_grid, load_labels, load_volume, nifti_name
+from paramorph_rt.images.volume import load_grid, load_labels, load_volume, nifti_name
 
 from .phantoms import centred_grid, head, head_labels, volume_of
 

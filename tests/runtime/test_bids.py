@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from paramorph_rt import Registration
-from paramorph_rt.bids import DATASET, IGNORE, Uris, bids_names, is_skull_stripped, root_of
 from paramorph_rt.errors import OutputError
-from paramorph_rt.outputs import check_outputs
+from paramorph_rt.results.bids import DATASET, IGNORE, Uris, bids_names, is_skull_stripped, root_of
+from paramorph_rt.results.outputs import check_outputs
 
 from .phantoms import centred_grid, head, head_labels, volume_of
 

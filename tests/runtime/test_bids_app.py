@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from paramorph_rt.cli import main
-from paramorph_rt.volume import save_labels, save_volume
+from paramorph_rt.images.volume import save_labels, save_volume
 
 from .phantoms import centred_grid, head, head_labels, volume_of
 

@@ -13,10 +13,10 @@ import SimpleITK as sitk
 
 import paramorph_rt
 from paramorph_rt.cli import main
-from paramorph_rt.field import DisplacementField
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.images.volume import load_grid, save_labels, save_volume
 from paramorph_rt.transforms import Images, itk
 from paramorph_rt.transforms.formats import read_transform, write_transform
-from paramorph_rt.volume import load_grid, save_labels, save_volume
 
 from .phantoms import (
     centred_grid,

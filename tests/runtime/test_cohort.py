@@ -28,9 +28,9 @@ from paramorph_rt.cohort.run import run_cohort
 from paramorph_rt.cohort.summary import statistics_of, write_summary
 from paramorph_rt.cohort.work import Outcome, Settings
 from paramorph_rt.errors import BundleError, CohortError
-from paramorph_rt.provenance import content_hash
+from paramorph_rt.images.volume import save_labels, save_volume
 from paramorph_rt.registration import RegistrationResult
-from paramorph_rt.volume import save_labels, save_volume
+from paramorph_rt.results.provenance import content_hash
 
 from .phantoms import NETWORK_SHAPE, centred_grid, head, head_labels, volume_of
 from .test_cli import run_python
@@ -357,7 +357,7 @@ def test_other_options_model_and_versions_are_other_results(
     model = Settings(bundle_path, "onnxruntime", "auto", 1, False, inverse=True)
     assert run(pair, model, out) == ("done", "changed since: model sha256 registration.onnx")
     versions = {"paramorph-rt": "99"}
-    monkeypatch.setattr("paramorph_rt.provenance.installed_versions", lambda: versions)
+    monkeypatch.setattr("paramorph_rt.results.provenance.installed_versions", lambda: versions)
     assert "software paramorph-rt" in run(pair, model, out)[1]
     grid = Settings(bundle_path, "onnxruntime", "auto", 1, False, output_grid=str(pair.moving))
     assert "inputs output_grid, options inverse, options output_grid" in run(pair, grid, out)[1]
@@ -536,7 +536,7 @@ def test_warnings_belong_to_their_pair(subjects, settings, tmp_path, monkeypatch
 
     def warn(pair: Pair, *rest: object) -> object:
         barrier.wait(10)
-        logging.getLogger("paramorph_rt.affine").warning("%s looks odd", pair.name)
+        logging.getLogger("paramorph_rt.steps.affine").warning("%s looks odd", pair.name)
         barrier.wait(10)
         return real(pair, *rest)
 

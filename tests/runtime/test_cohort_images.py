@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from paramorph_rt import outputs
 from paramorph_rt.cohort.images import images_with_labels
 from paramorph_rt.cohort.pairs import pairs_of_all, pairs_to_template
 from paramorph_rt.errors import CohortError
+from paramorph_rt.results import outputs
 
 
 @pytest.fixture

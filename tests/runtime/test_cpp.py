@@ -24,8 +24,8 @@ from paramorph_rt import Registration
 from paramorph_rt.backends import choose_backend
 from paramorph_rt.bundle import default_bundle_path, load_bundle
 from paramorph_rt.errors import BundleError
+from paramorph_rt.images.volume import save_volume
 from paramorph_rt.transforms.itk import read_displacement
-from paramorph_rt.volume import save_volume
 
 from .phantoms import (
     NETWORK_SHAPE,

@@ -11,8 +11,8 @@ import pytest
 
 from paramorph_rt import Registration
 from paramorph_rt.cli import main
+from paramorph_rt.images.volume import Volume, save_labels, save_volume
 from paramorph_rt.metrics.doubts import flags_of
-from paramorph_rt.volume import Volume, save_labels, save_volume
 
 from .phantoms import NETWORK_SHAPE, centred_grid, head, head_labels, volume_of, write_bundle
 

@@ -10,8 +10,8 @@ import SimpleITK as sitk
 
 from paramorph_rt import Registration
 from paramorph_rt.cli import main
+from paramorph_rt.images.volume import Volume, load_labels, save_labels, save_volume
 from paramorph_rt.transforms import itk
-from paramorph_rt.volume import Volume, load_labels, save_labels, save_volume
 
 from .phantoms import centred_grid, head, head_labels, volume_of
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from paramorph_rt.field import DisplacementField, field_from_network
-from paramorph_rt.spaces import Grid
+from paramorph_rt.geometry.field import DisplacementField, field_from_network
+from paramorph_rt.geometry.spaces import Grid
 
 from .phantoms import affine_of, centred_grid, smooth_displacement_vox, world_points
 

@@ -6,9 +6,9 @@ import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 
 from paramorph_rt.errors import TransformError
-from paramorph_rt.field import DisplacementField
-from paramorph_rt.inverse import TOLERANCE_MM, consistency_mm, invert_field
-from paramorph_rt.spaces import from_sitk, to_sitk
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.inverse import TOLERANCE_MM, consistency_mm, invert_field
+from paramorph_rt.geometry.spaces import from_sitk, to_sitk
 
 from .phantoms import centred_grid, head, volume_of, world_points
 

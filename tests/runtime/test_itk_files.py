@@ -7,8 +7,8 @@ import pytest
 import SimpleITK as sitk
 
 from paramorph_rt.errors import VolumeError
-from paramorph_rt.spaces import Grid, to_sitk
-from paramorph_rt.volume import load_grid, load_labels, load_volume
+from paramorph_rt.geometry.spaces import Grid, to_sitk
+from paramorph_rt.images.volume import load_grid, load_labels, load_volume
 
 from .phantoms import affine_of
 

@@ -6,7 +6,7 @@ import pytest
 
 from paramorph_rt.cli import main
 from paramorph_rt.errors import EvaluationError
-from paramorph_rt.label_names import load_label_names, names_of_labels
+from paramorph_rt.images.label_names import load_label_names, names_of_labels
 
 ITK_SNAP = """################################################
 # ITK-SnAP Label Description File

@@ -8,10 +8,10 @@ import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 
 from paramorph_rt.errors import EvaluationError
-from paramorph_rt.field import DisplacementField
-from paramorph_rt.landmarks import Landmarks, load_landmarks, paired
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.spaces import flip_vectors, to_sitk
+from paramorph_rt.images.landmarks import Landmarks, load_landmarks, paired
 from paramorph_rt.metrics.landmarks import map_points, target_registration_error
-from paramorph_rt.spaces import flip_vectors, to_sitk
 
 from .phantoms import centred_grid, smooth_displacement_vox
 

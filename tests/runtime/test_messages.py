@@ -19,7 +19,7 @@ from paramorph_rt import loaded, registration
 from paramorph_rt.cli import build_parser, main
 from paramorph_rt.cli.completion import SHELLS
 from paramorph_rt.cli.layout import commands_of, parsers_of
-from paramorph_rt.volume import save_volume
+from paramorph_rt.images.volume import save_volume
 
 from .phantoms import centred_grid, head, volume_of
 
@@ -236,7 +236,7 @@ def test_an_import_ends_before_a_signal_interrupts(tmp_path):
     )
     program = (
         f"import sys, time; sys.path.append({str(tmp_path)!r})\n"
-        "from paramorph_rt.interrupts import stop_on_signals\n"
+        "from paramorph_rt.system.interrupts import stop_on_signals\n"
         "stop_on_signals()\n"
         "try:\n"
         "    import slow\n"
@@ -249,7 +249,7 @@ def test_an_import_ends_before_a_signal_interrupts(tmp_path):
 
 def test_a_signal_that_is_ignored_stays_so():
     program = (
-        "import os, signal; from paramorph_rt.interrupts import stop_on_signals\n"
+        "import os, signal; from paramorph_rt.system.interrupts import stop_on_signals\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does\n"
         "stop_on_signals()\n"
         "os.kill(os.getpid(), signal.SIGHUP)\n"
@@ -263,8 +263,8 @@ def test_an_executor_that_starts_a_thread_is_not_interrupted():
     program = (
         "import os, signal, threading\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from paramorph_rt.interrupts import stop_on_signals\n"
-        "from paramorph_rt.threads import submitted\n"
+        "from paramorph_rt.system.interrupts import stop_on_signals\n"
+        "from paramorph_rt.system.threads import submitted\n"
         "stop_on_signals()\n"
         "begin = threading.Thread.start\n"
         "def start(thread):\n"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from paramorph_rt.errors import OutputError
-from paramorph_rt.outputs import check_outputs, staged_outputs
+from paramorph_rt.results.outputs import check_outputs, staged_outputs
 
 
 def names(folder) -> set[str]:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from paramorph_rt.pose import BINS, MutualInformation, find_pose
-from paramorph_rt.volume import Volume
+from paramorph_rt.images.volume import Volume
+from paramorph_rt.steps.pose import BINS, MutualInformation, find_pose
 
 from .phantoms import centred_grid, head, volume_of, world_points
 

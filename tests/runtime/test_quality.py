@@ -15,13 +15,13 @@ from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL, bundle_path, candidates, default_bundle_path, load_bundle
 from paramorph_rt.cli import main
 from paramorph_rt.errors import BundleError
+from paramorph_rt.images.volume import Volume, load_volume, save_labels, save_volume
 from paramorph_rt.quality import checks
 from paramorph_rt.quality.choice import choose
 from paramorph_rt.quality.domain import Domain, domain_of, map_from_stored, misfits, stored_map
 from paramorph_rt.quality.looks import likeness, look_of
 from paramorph_rt.quality.score import _model, score_of
 from paramorph_rt.report.tables import verdict
-from paramorph_rt.volume import Volume, load_volume, save_labels, save_volume
 
 from .phantoms import (
     centred_grid,

@@ -16,16 +16,16 @@ import paramorph_rt
 from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL
 from paramorph_rt.errors import BackendError
-from paramorph_rt.field import field_from_network
+from paramorph_rt.geometry.field import field_from_network
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.images.volume import Volume, save_volume
 from paramorph_rt.metrics.deformation import regularity
-from paramorph_rt.preprocess import prepare_pair
 from paramorph_rt.refinement import compiled, graph
 from paramorph_rt.refinement.coarse_to_fine import view_over
 from paramorph_rt.refinement.forces import LEAST_FORCE, gaussian_taps
 from paramorph_rt.refinement.images import Features, LevelImages
 from paramorph_rt.refinement.settings import Level, levels_of
-from paramorph_rt.spaces import Grid
-from paramorph_rt.volume import Volume, save_volume
+from paramorph_rt.steps.preprocess import prepare_pair
 
 from .phantoms import centred_grid, head, smooth_displacement_vox, volume_of
 

@@ -14,11 +14,11 @@ from scipy.ndimage import map_coordinates
 
 from paramorph_rt import Registration, RegistrationResult
 from paramorph_rt.errors import BackendError, VolumeError
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.images.volume import Volume, load_volume, save_labels, save_volume
 from paramorph_rt.loaded import loaded
-from paramorph_rt.preprocess import foreground_threshold, network_grid_for
-from paramorph_rt.spaces import Grid
-from paramorph_rt.threads import Later
-from paramorph_rt.volume import Volume, load_volume, save_labels, save_volume
+from paramorph_rt.steps.preprocess import foreground_threshold, network_grid_for
+from paramorph_rt.system.threads import Later
 
 from .phantoms import (
     centred_grid,

@@ -14,8 +14,8 @@ import pytest
 
 from paramorph_rt import Registration, __version__
 from paramorph_rt.cli import main
-from paramorph_rt.schemas import METRICS, RECORD, metrics_schema, record_schema
-from paramorph_rt.volume import save_labels, save_volume
+from paramorph_rt.images.volume import save_labels, save_volume
+from paramorph_rt.results.schemas import METRICS, RECORD, metrics_schema, record_schema
 
 from .phantoms import centred_grid, head, head_labels, volume_of
 

@@ -15,7 +15,7 @@ from paramorph_rt.backends import NetworksByShape, choose_backend, gpu, ways_to_
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.cli import main
 from paramorph_rt.errors import BackendError
-from paramorph_rt.volume import save_volume
+from paramorph_rt.images.volume import save_volume
 
 from .phantoms import (
     NETWORK_SHAPE,

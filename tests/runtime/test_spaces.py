@@ -7,8 +7,8 @@ import pytest
 import SimpleITK as sitk
 
 import paramorph_rt
-from paramorph_rt import spaces
-from paramorph_rt.spaces import Grid
+from paramorph_rt.geometry import spaces
+from paramorph_rt.geometry.spaces import Grid
 
 from .phantoms import affine_of, centred_grid, world_points
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import SimpleITK as sitk
 
-from paramorph_rt.threads import in_parallel, itk_threads, mapped
+from paramorph_rt.system.threads import in_parallel, itk_threads, mapped
 
 
 @pytest.mark.parametrize("limit", [1, 2])

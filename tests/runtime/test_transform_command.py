@@ -11,8 +11,8 @@ import pytest
 
 from paramorph_rt import Registration
 from paramorph_rt.cli import main
+from paramorph_rt.images.volume import save_labels, save_volume
 from paramorph_rt.transforms.formats import read_transform
-from paramorph_rt.volume import save_labels, save_volume
 
 from .phantoms import centred_grid, head, head_labels, volume_of, world_points
 

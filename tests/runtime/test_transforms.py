@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from paramorph_rt.compose import apply_transforms, compose
 from paramorph_rt.errors import ParamorphError, TransformError, VolumeError
-from paramorph_rt.field import DisplacementField
-from paramorph_rt.spaces import Grid
+from paramorph_rt.geometry.compose import apply_transforms, compose
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.images.volume import Volume, load_volume, save_volume
 from paramorph_rt.transforms import Images, Transform, itk
 from paramorph_rt.transforms.formats import format_of, read_transform, write_transform
-from paramorph_rt.volume import Volume, load_volume, save_volume
 
 from .phantoms import centred_grid, head, volume_of, world_points, write_nifti
 

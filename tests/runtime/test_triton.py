@@ -14,8 +14,8 @@ from paramorph_rt import Registration
 from paramorph_rt.bundle import default_bundle_path, load_bundle
 from paramorph_rt.cli import main
 from paramorph_rt.errors import BundleError, OutputError
+from paramorph_rt.images.volume import save_volume
 from paramorph_rt.triton import write_repository
-from paramorph_rt.volume import save_volume
 
 from .phantoms import (
     centred_grid,

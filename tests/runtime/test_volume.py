@@ -8,8 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 from paramorph_rt.errors import VolumeError
-from paramorph_rt.spaces import Grid
-from paramorph_rt.volume import (
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.images.volume import (
     Volume,
     check_image,
     check_same_grid,

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from paramorph_rt.field import DisplacementField
-from paramorph_rt.spaces import Grid
-from paramorph_rt.volume import Volume
-from paramorph_rt.warp import warp_volume
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.geometry.warp import warp_volume
+from paramorph_rt.images.volume import Volume
 
 from .phantoms import affine_of, centred_grid, head, head_labels, volume_of, world_points
 

@@ -10,8 +10,8 @@ from paramorph.data.published import hph_pm, lpba40, prostate158
 from paramorph.data.subjects import DataError, Split, SubjectFiles
 from paramorph.data.table import read_csv
 from paramorph.options import option
-from paramorph_rt.analyze import check_orientation
 from paramorph_rt.errors import VolumeError
+from paramorph_rt.images.analyze import check_orientation
 
 PUBLISHED = {"prostate158": prostate158, "lpba40": lpba40, "hph-pm": hph_pm}
 LAYOUTS = ("folder", "csv", *PUBLISHED)

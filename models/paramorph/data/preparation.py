@@ -21,18 +21,24 @@ import numpy as np
 import SimpleITK as sitk
 
 from paramorph.data.subjects import DataError, Subject
-from paramorph_rt.affine import align_affine
 from paramorph_rt.errors import VolumeError
-from paramorph_rt.preprocess import network_grid_for, prepare_moving, resample_to_grid
-from paramorph_rt.staging import staged_file
-from paramorph_rt.volume import check_same_grid, files_of, is_analyze, load_labels, load_volume
+from paramorph_rt.images.volume import (
+    check_same_grid,
+    files_of,
+    is_analyze,
+    load_labels,
+    load_volume,
+)
+from paramorph_rt.steps.affine import align_affine
+from paramorph_rt.steps.preprocess import network_grid_for, prepare_moving, resample_to_grid
+from paramorph_rt.system.staging import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from paramorph.data.subjects import SubjectFiles
     from paramorph_rt.bundle import InputSpec
-    from paramorph_rt.volume import Volume
+    from paramorph_rt.images.volume import Volume
 
 # Between the middles of the left and the right labels of a brain; they are some 60 mm apart.
 LEAST_APART_MM = 10.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from ..bundle import NO_MODEL
 from ..errors import BackendError, MissingDependencyError, ParamorphError
-from ..optional import import_optional, needs
+from ..system.optional import import_optional, needs
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..errors import BackendError, MissingDependencyError
-from ..optional import import_optional
+from ..system.optional import import_optional
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

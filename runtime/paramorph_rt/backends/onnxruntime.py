@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BackendError, MissingDependencyError
-from ..optional import import_optional, install_command, telemetry_off
+from ..system.optional import import_optional, install_command, telemetry_off
 from . import check_output
 from .runtime_cache import kernel_folder
 

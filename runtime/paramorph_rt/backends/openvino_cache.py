@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from isal import isal_zlib
 
-from ..staging import staged_file
+from ..system.staging import staged_file
 from .openvino_package import ov
 from .runtime_cache import user_cache_folder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..optional import telemetry_off
+from ..system.optional import telemetry_off
 
 with telemetry_off():
     import openvino as ov

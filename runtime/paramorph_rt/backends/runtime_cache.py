@@ -8,7 +8,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from ..staging import staged_file
+from ..system.staging import staged_file
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..bundle import PORTABLE
 from ..errors import BackendError
-from ..optional import import_optional
+from ..system.optional import import_optional
 from . import check_displacement, prove
 from .device_memory import Device, open_device
 from .runtime_cache import RuntimeCacheFile

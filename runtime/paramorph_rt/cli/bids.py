@@ -104,7 +104,7 @@ def _summarise(args: argparse.Namespace, settings: Settings, pairs: list[Pair]) 
     from ..cohort.dataset import finished
     from ..cohort.summary import HTML, write_summary
     from ..errors import CohortError
-    from ..outputs import json_text
+    from ..results.outputs import json_text
 
     outcomes = finished(pairs, settings, args.out_dir)
     if not outcomes:

@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
 def checked_settings(args: argparse.Namespace) -> Settings:
     """What is asked of all pairs; what cannot be met here is refused before files are read."""
-    from ..outputs import check_outputs
+    from ..results.outputs import check_outputs
 
     settings = settings_of(args)
     check_outputs(args.out_dir, force=True)
@@ -131,7 +131,7 @@ def register_all(args: argparse.Namespace, settings: Settings, pairs: list[Pair]
     from ..cohort.run import run_cohort
     from ..cohort.summary import HTML, write_summary
     from ..errors import CohortError
-    from ..outputs import json_text
+    from ..results.outputs import json_text
 
     outcomes: dict[str, Outcome] = {}
     start = time.monotonic()

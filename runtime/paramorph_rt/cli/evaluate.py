@@ -12,7 +12,7 @@ from .transform import read_transforms
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..landmarks import Landmarks
+    from ..images.landmarks import Landmarks
 
 # Those of `landmarks`, which would load NumPy for `--help`.
 SPACES = ("RAS", "LPS", "voxel")
@@ -102,9 +102,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write, print."""
     from ..errors import EvaluationError
     from ..evaluation import label_table
-    from ..outputs import check_file, json_text
-    from ..staging import staged_file
-    from ..threads import itk_threads
+    from ..results.outputs import check_file, json_text
+    from ..system.staging import staged_file
+    from ..system.threads import itk_threads
 
     to_stdout = [path for path in (args.csv, args.json) if path == STDOUT]
     if len(to_stdout) == 2:
@@ -158,9 +158,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _metrics(args: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation import Kind, evaluate
-    from ..label_names import load_label_names
+    from ..images.label_names import load_label_names
+    from ..images.volume import load_labels, load_volume
     from ..metrics.surface import NSD_TOLERANCE_MM
-    from ..volume import load_labels, load_volume
 
     return evaluate(
         Kind(*(path and load_volume(path) for path in (args.fixed, args.moving, args.warped))),
@@ -178,8 +178,8 @@ def _metrics(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _landmarks(args: argparse.Namespace) -> tuple[Landmarks, Landmarks] | None:
-    from ..landmarks import load_landmarks
-    from ..volume import load_grid
+    from ..images.landmarks import load_landmarks
+    from ..images.volume import load_grid
 
     files = {"fixed": args.fixed_landmarks, "moving": args.moving_landmarks}
     if not any(files.values()):

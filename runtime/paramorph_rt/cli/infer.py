@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends import AUTO, BACKENDS, PRECISIONS
 from ..bundle import AUTO_MODEL, NO_MODEL, bundle_path
-from ..optional import install_command
 from ..refinement.settings import DEFAULT_ITERATIONS
+from ..system.optional import install_command
 from .messages import DOUBTFUL
 
 if TYPE_CHECKING:
@@ -274,9 +274,9 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Register, save, print."""
-    from ..outputs import check_file, check_outputs, json_text
     from ..pair import Pair, names_of, register_pair
-    from ..staging import staged_file
+    from ..results.outputs import check_file, check_outputs, json_text
+    from ..system.staging import staged_file
 
     settings = settings_of(args)
     pair = Pair(

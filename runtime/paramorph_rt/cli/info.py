@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Look, print."""
     from ..bundle import default_bundle_path, load_bundle
     from ..errors import BundleError
-    from ..provenance import platform_of
+    from ..results.provenance import platform_of
 
     found: dict[str, Any] = {
         "version": _version(),

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from ..errors import explained, one_line
-from ..interrupts import number_of
+from ..system.interrupts import number_of
 
 ERROR = 1
 DOUBTFUL = 3  # results are written, and one of them has a warning

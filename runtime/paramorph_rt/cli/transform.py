@@ -116,7 +116,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the action and say what was written."""
-    from ..threads import itk_threads
+    from ..system.threads import itk_threads
 
     with itk_threads(args.threads):
         args.action(args)
@@ -125,10 +125,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _apply(args: argparse.Namespace) -> None:
-    from ..compose import apply_transforms
-    from ..outputs import check_file
-    from ..staging import staged_file
-    from ..volume import load_grid, load_labels, load_volume, save_volume
+    from ..geometry.compose import apply_transforms
+    from ..images.volume import load_grid, load_labels, load_volume, save_volume
+    from ..results.outputs import check_file
+    from ..system.staging import staged_file
 
     check_file(args.out, args.force, (".nii", ".nii.gz"))
     load = load_labels if args.interpolation == "nearest" else load_volume
@@ -141,10 +141,10 @@ def _apply(args: argparse.Namespace) -> None:
 def _invert(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from ..inverse import consistency_mm, invert_field
-    from ..outputs import check_file
+    from ..geometry.inverse import consistency_mm, invert_field
+    from ..images.volume import load_volume
+    from ..results.outputs import check_file
     from ..transforms import Images
-    from ..volume import load_volume
 
     check_file(args.out, args.force)
     (transform,), images = read_transforms(args), _images(args)
@@ -161,8 +161,8 @@ def _invert(args: argparse.Namespace) -> None:
 
 
 def _compose(args: argparse.Namespace) -> None:
-    from ..compose import compose
-    from ..outputs import check_file
+    from ..geometry.compose import compose
+    from ..results.outputs import check_file
 
     check_file(args.out, args.force)
     images = _images(args)
@@ -170,7 +170,7 @@ def _compose(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from ..outputs import check_file
+    from ..results.outputs import check_file
 
     check_file(args.out, args.force)
     (transform,) = read_transforms(args)
@@ -178,8 +178,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _images(args: argparse.Namespace) -> Images:
+    from ..images.volume import load_grid
     from ..transforms import Images
-    from ..volume import load_grid
 
     return Images(*(path and load_grid(path) for path in (args.fixed, args.moving)))
 
@@ -219,7 +219,7 @@ def read_transforms(args: argparse.Namespace) -> list[Transform]:
 
 
 def _write(args: argparse.Namespace, transform: Transform, images: Images) -> None:
-    from ..staging import staged_file
+    from ..system.staging import staged_file
     from ..transforms.formats import check_suffix, write_transform
 
     check_suffix(args.out, transform, args.to)

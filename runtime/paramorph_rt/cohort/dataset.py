@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ..bids import BidsName
 from ..errors import CohortError
+from ..results.bids import BidsName
 from .images import images_with_labels, is_dataset
 from .pairs import pairs_to_template
 from .work import Outcome, place_of

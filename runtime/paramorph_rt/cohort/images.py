@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import outputs
-from ..analyze import SUFFIXES as ANALYZE
-from ..bids import BidsName
 from ..errors import CohortError
-from ..itk_files import SUFFIXES as ITK
-from ..nifti import SUFFIXES as NIFTI
+from ..images.analyze import SUFFIXES as ANALYZE
+from ..images.itk_files import SUFFIXES as ITK
+from ..images.nifti import SUFFIXES as NIFTI
+from ..results import outputs
+from ..results.bids import BidsName
 
 log = logging.getLogger(__name__)
 

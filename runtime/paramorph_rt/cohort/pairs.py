@@ -13,8 +13,8 @@ from itertools import permutations
 from pathlib import Path
 
 from ..errors import CohortError
-from ..files import read_bytes
 from ..pair import SEVERAL, SINGLE, Pair
+from ..system.files import read_bytes
 from .images import Found, stem
 
 NEEDED = ("moving", "fixed")

@@ -6,9 +6,9 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from .. import outputs
-from ..provenance import facts_in
-from ..schemas import RECORD
+from ..results import outputs
+from ..results.provenance import facts_in
+from ..results.schemas import RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CohortError
-from ..optional import import_optional
-from ..outputs import write_shared
-from ..provenance import installed_versions
-from ..staging import sweep
+from ..results.outputs import write_shared
+from ..results.provenance import installed_versions
+from ..system.optional import import_optional
+from ..system.staging import sweep
 from .work import PAIRS, Outcome, Settings, place_of, run_pair
 
 if TYPE_CHECKING:

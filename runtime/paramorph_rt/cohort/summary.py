@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import outputs
-from ..staging import staged_file
+from ..results import outputs
+from ..system.staging import staged_file
 from .page import page
 from .work import Settings, place_of
 

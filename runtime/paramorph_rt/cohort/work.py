@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from .. import outputs
 from ..errors import CohortError, OutputError, ParamorphError, explained
-from ..files import check_regular
 from ..pair import Pair, Settings, names_of, register_pair
-from ..provenance import facts_of
-from ..staging import sweep
+from ..results import outputs
+from ..results.provenance import facts_of
+from ..system.files import check_regular
+from ..system.staging import sweep
 from .record import why_not_done, write_record
 
 PAIRS = "pairs"  # the folder of the pairs' folders

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..threads import mapped
+from ..system.threads import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jaxtyping import Float
 
-    from ..field import DisplacementField
+    from ..geometry.field import DisplacementField
 
 _SLAB = 4  # slices at a time: what ten determinants of them need stays in the cache
 _L2R_CROP = 2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 
-from ..spaces import flip_vectors, to_sitk
+from ..geometry.spaces import flip_vectors, to_sitk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

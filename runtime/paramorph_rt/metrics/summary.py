@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..preprocess import foreground_threshold, intensity_range, scaled
+from ..steps.preprocess import foreground_threshold, intensity_range, scaled
 from .overlap import dice, label_counts, mean_over, present_labels
 from .similarity import mse, ncc, ssim, within
 from .surface import NSD_TOLERANCE_MM, surface_distances
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float, Integer
 
-    from ..volume import Volume
+    from ..images.volume import Volume
 
     Stage = str
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from ..threads import mapped
+from ..system.threads import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

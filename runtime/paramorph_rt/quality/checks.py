@@ -17,7 +17,7 @@ from .looks import likeness
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..volume import Volume
+    from ..images.volume import Volume
     from .looks import Look
 
 #: Of neighbouring voxels exactly alike: 8-bit scans reach 0.12, label maps start at 0.8.

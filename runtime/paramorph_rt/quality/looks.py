@@ -15,9 +15,9 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from ..preprocess import foreground_box, foreground_threshold, resample_to_grid
-from ..spaces import Grid, from_sitk, to_sitk
-from ..volume import Volume
+from ..geometry.spaces import Grid, from_sitk, to_sitk
+from ..images.volume import Volume
+from ..steps.preprocess import foreground_box, foreground_threshold, resample_to_grid
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

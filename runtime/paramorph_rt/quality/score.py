@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..affine import agreement
-from ..preprocess import foreground_box
+from ..steps.affine import agreement
+from ..steps.preprocess import foreground_box
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ..field import DisplacementField
-    from ..volume import Volume
+    from ..geometry.field import DisplacementField
+    from ..images.volume import Volume
     from .flags import Flag
 
 #: Flags of the checks before that weigh on the score, whatever the model.

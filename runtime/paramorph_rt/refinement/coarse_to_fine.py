@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
-from ..field import DisplacementField, field_from_network
-from ..preprocess import foreground_box, images_on_grid, masked, resample_to_grid
-from ..spaces import Grid
-from ..volume import Volume
+from ..geometry.field import DisplacementField, field_from_network
+from ..geometry.spaces import Grid
+from ..images.volume import Volume
+from ..steps.preprocess import foreground_box, images_on_grid, masked, resample_to_grid
 from . import compiled, graph
 from .forces import RADIUS
 from .images import Features, LevelImages

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..preprocess import resample_to_grid
-from ..volume import Volume
+from ..images.volume import Volume
+from ..steps.preprocess import resample_to_grid
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from ..spaces import Grid
+    from ..geometry.spaces import Grid
 
 
 @dataclass(frozen=True, eq=False)

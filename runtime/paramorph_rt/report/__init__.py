@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import OutputError
-from ..optional import import_optional
-from ..staging import staged_file
+from ..system.optional import import_optional
+from ..system.staging import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ..images.volume import Volume
     from ..registration import RegistrationResult
-    from ..volume import Volume
 
     Source = str | Path | Volume
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Integer
 
-    from ..spaces import Grid
+    from ..geometry.spaces import Grid
     from .solid import Solid
 
 VIEWS = (

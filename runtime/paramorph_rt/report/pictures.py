@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .. import outputs
+from ..results import outputs
 from . import require_packages, write_figures, write_report
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
-from ..preprocess import foreground_box, foreground_threshold, resample_to_grid
-from ..spaces import Grid, reoriented, to_sitk
-from ..volume import Volume, load_labels, load_volume
+from ..geometry.spaces import Grid, reoriented, to_sitk
+from ..images.volume import Volume, load_labels, load_volume
+from ..steps.preprocess import foreground_box, foreground_threshold, resample_to_grid
 
 if TYPE_CHECKING:
     from pathlib import Path

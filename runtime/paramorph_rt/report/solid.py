@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 
-from ..preprocess import foreground_box, resample_to_grid
-from ..spaces import Grid, reoriented
-from ..volume import Volume
+from ..geometry.spaces import Grid, reoriented
+from ..images.volume import Volume
+from ..steps.preprocess import foreground_box, resample_to_grid
 
 if TYPE_CHECKING:
     from .slices import Pair

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import TransformError
-from ..field import DisplacementField
-from ..spaces import Grid
+from ..geometry.field import DisplacementField
+from ..geometry.spaces import Grid
 
 # Fixed world mm → moving world mm (RAS): a 4×4 affine, or a displacement field.
 Transform = np.ndarray | DisplacementField

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import TransformError
-from ..field import DisplacementField
-from ..files import check_regular
-from ..nifti import open_nifti
+from ..geometry.field import DisplacementField
+from ..images.nifti import open_nifti
+from ..system.files import check_regular
 from . import Images, Transform, freesurfer, fsl, itk, niftyreg
 from .matrix import check_affine
 

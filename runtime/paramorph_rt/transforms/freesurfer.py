@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import TransformError, VolumeError
-from ..field import DisplacementField
-from ..files import check_regular, most_bytes, read_text
-from ..gzip_files import GZIP_ERRORS, reading, writing
-from ..nifti import MAX_VOXELS
-from ..spaces import Grid
-from ..volume import check_grid
+from ..geometry.field import DisplacementField
+from ..geometry.spaces import Grid
+from ..images.gzip_files import GZIP_ERRORS, reading, writing
+from ..images.nifti import MAX_VOXELS
+from ..images.volume import check_grid
+from ..system.files import check_regular, most_bytes, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path

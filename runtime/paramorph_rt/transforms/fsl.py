@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import TransformError
-from ..field import DisplacementField
-from ..nifti import write_nifti
-from ..spaces import Grid, fsl_from_world
-from ..volume import load_vectors
+from ..geometry.field import DisplacementField
+from ..geometry.spaces import Grid, fsl_from_world
+from ..images.nifti import write_nifti
+from ..images.volume import load_vectors
 from .matrix import read_matrix, write_matrix
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
-from ..compose import compose, itk_transform
 from ..errors import TransformError
-from ..field import DisplacementField
-from ..files import check_regular, check_utf8
-from ..nifti import write_nifti
-from ..spaces import affine_from_itk, flip_vectors, from_sitk, itk_affine
-from ..volume import load_vectors
+from ..geometry.compose import compose, itk_transform
+from ..geometry.field import DisplacementField
+from ..geometry.spaces import affine_from_itk, flip_vectors, from_sitk, itk_affine
+from ..images.nifti import write_nifti
+from ..images.volume import load_vectors
+from ..system.files import check_regular, check_utf8
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import TransformError
-from ..files import read_text
+from ..system.files import read_text
 
 if TYPE_CHECKING:
     from pathlib import Path

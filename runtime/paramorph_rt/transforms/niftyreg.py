@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import TransformError
-from ..field import DisplacementField
-from ..nifti import write_nifti
-from ..volume import load_vectors
+from ..geometry.field import DisplacementField
+from ..images.nifti import write_nifti
+from ..images.volume import load_vectors
 from .matrix import read_matrix, write_matrix
 
 if TYPE_CHECKING:

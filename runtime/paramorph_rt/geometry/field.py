@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
+from ..system.threads import mapped
 from .separable import interpolate, samples_along_axes
 from .spaces import Grid, from_sitk, place, to_sitk
-from .threads import mapped
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import OutputError
+from ..errors import OutputError
 from .interrupts import held
 
 if TYPE_CHECKING:

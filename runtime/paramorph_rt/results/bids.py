@@ -15,9 +15,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError
+from ..errors import OutputError
+from ..images.volume import nifti_name
 from .outputs import LINKS, Names, Sidecar
-from .volume import nifti_name
 
 BIDS_VERSION = "1.11.1"
 DATASET = "dataset_description.json"
@@ -323,7 +323,7 @@ def _of_transform(what: str, ends: tuple[Path, Path], uri: Uris) -> dict[str, An
 
 
 def _dataset(links: Mapping[str, str]) -> dict[str, Any]:
-    from . import __version__
+    from .. import __version__
 
     return {
         "Name": "Registrations by ParaMorph",

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from .errors import AlignmentError, VolumeError
-from .spaces import Grid, from_sitk, itk_affine, network_grid, place, to_sitk
-from .threads import in_parallel
+from ..errors import AlignmentError, VolumeError
+from ..geometry.spaces import Grid, from_sitk, itk_affine, network_grid, place, to_sitk
+from ..system.threads import in_parallel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jaxtyping import Bool, Float, Shaped
 
-    from .bundle import InputSpec, IntensitySpec
-    from .volume import Volume
+    from ..bundle import InputSpec, IntensitySpec
+    from ..images.volume import Volume
 
 Interpolation = Literal["linear", "nearest", "bspline"]
 INTERPOLATORS = {

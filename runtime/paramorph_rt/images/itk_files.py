@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
-from .errors import VolumeError
-from .files import check_regular, check_utf8
+from ..errors import VolumeError
+from ..geometry.spaces import Grid, flip_vectors, from_sitk, grid_of_sitk
+from ..system.files import check_regular, check_utf8
 from .itk_headers import check_header
 from .nifti import MAX_VOXELS
-from .spaces import Grid, flip_vectors, from_sitk, grid_of_sitk
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped

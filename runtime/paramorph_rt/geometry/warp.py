@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import SimpleITK as sitk
 
-from .preprocess import INTERPOLATORS, outside_value
+from ..images.volume import Volume
+from ..steps.preprocess import INTERPOLATORS, outside_value
 from .spaces import from_sitk, to_sitk
-from .volume import Volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from ..steps.preprocess import Interpolation
     from .field import DisplacementField
-    from .preprocess import Interpolation
     from .spaces import Grid
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from .errors import ParamorphError
+    from ..errors import ParamorphError
 
 # No table, transform in text, manifest or header is as large.
 MOST_TEXT_BYTES = 2**26

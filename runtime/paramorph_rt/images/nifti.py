@@ -14,14 +14,14 @@ import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
-from .errors import VolumeError
-from .files import check_regular, most_bytes
+from ..errors import VolumeError
+from ..system.files import check_regular, most_bytes
 from .gzip_files import GZIP_ERRORS, is_no_gzip, reading, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .spaces import Grid
+    from ..geometry.spaces import Grid
 
 SUFFIXES = (".nii", ".nii.gz")
 # 1024³ voxels are 4 GiB as float32; a larger header is a mistake or an attack.

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
-from .errors import TransformError
+from ..errors import TransformError
+from ..images.volume import Volume
+from ..steps.preprocess import INTERPOLATORS, outside_value
 from .field import DisplacementField
-from .preprocess import INTERPOLATORS, outside_value
 from .spaces import from_sitk, itk_affine, place, to_sitk
-from .volume import Volume
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jaxtyping import Float
 
-    from .preprocess import Interpolation
+    from ..steps.preprocess import Interpolation
+    from ..transforms import Transform
     from .spaces import Grid
-    from .transforms import Transform
 
 
 def compose(transforms: Sequence[Transform], grid: Grid | None = None) -> Transform:

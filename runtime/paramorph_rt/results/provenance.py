@@ -14,15 +14,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bundle import AUTO_MODEL, NO_MODEL
-from .files import sha256_of
-from .refinement.settings import levels_of
+from ..bundle import AUTO_MODEL, NO_MODEL
+from ..refinement.settings import levels_of
+from ..system.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .pair import Pair, Settings
-    from .registration import Registration
+    from ..pair import Pair, Settings
+    from ..registration import Registration
 
 # Whose versions can change results.
 PACKAGES = (

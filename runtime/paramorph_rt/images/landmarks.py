@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import EvaluationError
-from .files import parse_json, read_text
-from .spaces import flip_vectors
+from ..errors import EvaluationError
+from ..geometry.spaces import flip_vectors
+from ..system.files import parse_json, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jaxtyping import Float
 
-    from .spaces import Grid
+    from ..geometry.spaces import Grid
 
 SPACES = ("RAS", "LPS", "voxel")
 # Slicer before 4.11 wrote numbers.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float, Int
 
-    from .volume import Volume
+    from ..images.volume import Volume
 
     # Rotation vector (3), shift of the moving centre in mm (3), logarithm of the scale.
     Pose = Float[np.ndarray, " 7"]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import VolumeError
-from .files import check_regular, most_bytes
+from ..errors import VolumeError
+from ..system.files import check_regular, most_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .metrics.definitions import METRICS as DEFINED
+from ..metrics.definitions import METRICS as DEFINED
 
 if TYPE_CHECKING:
-    from .metrics.definitions import Kind
+    from ..metrics.definitions import Kind
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 METRICS = "urn:paramorph-rt:schema:metrics:1"

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import OutputError
-from .interrupts import held
-from .staging import flush, locked, replace_together, staged_file, staging_folder, sweep
-from .volume import nifti_name
+from ..errors import OutputError
+from ..images.volume import nifti_name
+from ..system.interrupts import held
+from ..system.staging import flush, locked, replace_together, staged_file, staging_folder, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -14,8 +14,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
-from .errors import VolumeError
-from .files import MOST_TEXT_BYTES, check_regular, most_bytes
+from ..errors import VolumeError
+from ..system.files import MOST_TEXT_BYTES, check_regular, most_bytes
 from .gzip_files import GZIP_ERRORS, reading
 from .nifti import MAX_VOXELS, check_fields, check_voxels, first_line
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .errors import TransformError
+from ..errors import TransformError
+from ..steps.preprocess import foreground_threshold, resample_to_grid
+from ..system.threads import mapped
 from .field import DisplacementField
-from .preprocess import foreground_threshold, resample_to_grid
 from .spaces import Grid
-from .threads import mapped
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-    from .volume import Volume
+    from ..images.volume import Volume
 
 # Far below what interpolating the inverse costs.
 TOLERANCE_MM = 0.02

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import VolumeError
+from ..geometry.spaces import Grid
 from .analyze import SUFFIXES as ANALYZE_SUFFIXES
 from .analyze import both_files, oriented_affine, read_analyze
-from .errors import VolumeError
 from .itk_files import SUFFIXES as ITK_SUFFIXES
 from .itk_files import ItkFile, open_itk
 from .nifti import SUFFIXES as NIFTI_SUFFIXES
@@ -24,7 +25,6 @@ from .nifti import (
     write_nifti,
     writing_series,
 )
-from .spaces import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,0 +1,1 @@
+"""Where voxels are: grids, displacement fields, their composition, inversion, and resampling."""

@@ -1,0 +1,1 @@
+"""Image, label and landmark files: the only place that reads and writes them."""

@@ -1,0 +1,1 @@
+"""The steps before the network: affine alignment and preparing a pair."""
