@@ -26,11 +26,12 @@ import numpy as np
 from evaluation import LabelledPair, load_pair
 from pairs import add_pair_options, labelled_pairs
 from paramorph_rt.errors import ParamorphError, exit_code
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, save_volume
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
 from paramorph_rt.steps.affine import align_affine
-from paramorph_rt.steps.preprocess import foreground_box, foreground_threshold, resample_to_grid
+from paramorph_rt.steps.foreground import foreground_box, foreground_threshold
 from paramorph_rt.system.threads import itk_threads
 from paramorph_rt.transforms.itk import read_affine
 from record import write_page, write_result

@@ -9,10 +9,10 @@ import numpy as np
 
 from paramorph.data import SubjectFiles
 from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.images.volume import Volume, load_labels, load_volume, save_labels, save_volume
-from paramorph_rt.steps.preprocess import resample_to_grid
 
 if TYPE_CHECKING:
     from jaxtyping import Float

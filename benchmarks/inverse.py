@@ -24,7 +24,7 @@ from paramorph_rt.errors import exit_code
 from paramorph_rt.geometry.compose import compose
 from paramorph_rt.geometry.inverse import invert_field
 from paramorph_rt.geometry.spaces import from_sitk, to_sitk
-from paramorph_rt.steps.preprocess import foreground_threshold
+from paramorph_rt.steps.foreground import foreground_threshold
 from paramorph_rt.system.threads import itk_threads
 from record import weights_sha256, write_page, write_result
 from tables import markdown_table, origin

@@ -36,7 +36,7 @@ from paramorph_rt.errors import ParamorphError, exit_code
 from paramorph_rt.geometry.field import field_from_network
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.steps.affine import align_affine
-from paramorph_rt.steps.preprocess import PreparedPair, prepare_pair
+from paramorph_rt.steps.preparation import PreparedPair, prepare_pair
 from record import weights_sha256, write_page, write_result
 from tables import differences, markdown_table, origin
 

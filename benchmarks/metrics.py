@@ -21,13 +21,13 @@ from evaluation import LabelledPair, load_pair
 from pairs import BenchmarkError, labelled_pairs
 from paramorph_rt.errors import exit_code
 from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.metrics.deformation import digital_diffeomorphism, regularity
 from paramorph_rt.metrics.overlap import dice, label_counts, present_labels
 from paramorph_rt.metrics.summary import compare_images, compare_labels
 from paramorph_rt.metrics.surface import surface_distances
 from paramorph_rt.steps.affine import align_affine
-from paramorph_rt.steps.preprocess import resample_to_grid
 from paramorph_rt.system.threads import itk_threads
 from record import write_result
 

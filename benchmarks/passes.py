@@ -26,7 +26,7 @@ from paramorph_rt.geometry.field import DisplacementField, field_from_network
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.metrics.deformation import nonpositive_jacobian_percent
 from paramorph_rt.steps.affine import align_affine
-from paramorph_rt.steps.preprocess import prepare_pair
+from paramorph_rt.steps.preparation import prepare_pair
 from paramorph_rt.system.files import sha256_of
 from record import write_result
 

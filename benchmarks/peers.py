@@ -247,8 +247,8 @@ def demons(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
     import SimpleITK as sitk
 
     from paramorph_rt.geometry.field import DisplacementField
+    from paramorph_rt.geometry.resample import resample_to_grid
     from paramorph_rt.geometry.spaces import from_sitk, to_sitk
-    from paramorph_rt.steps.preprocess import resample_to_grid
 
     to_moving = _our_affine(moving, fixed, kind)
     aligned = to_sitk(resample_to_grid(moving, fixed.grid, to_moving), fixed.grid)
@@ -296,7 +296,7 @@ def convexadam(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
     from convexAdam.convex_adam_MIND import convex_adam_pt
 
     from paramorph_rt.geometry.field import field_from_network
-    from paramorph_rt.steps.preprocess import resample_to_grid
+    from paramorph_rt.geometry.resample import resample_to_grid
 
     torch.set_num_threads(threads())
     to_moving = _our_affine(moving, fixed, kind)

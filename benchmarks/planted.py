@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 import troubles
 from paramorph_rt.images.volume import Volume
-from paramorph_rt.steps.preprocess import foreground_threshold
+from paramorph_rt.steps.foreground import foreground_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Callable

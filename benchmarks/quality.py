@@ -30,7 +30,7 @@ from paramorph_rt.quality.choice import MENDED, choose
 from paramorph_rt.quality.domain import domain_of
 from paramorph_rt.quality.looks import asymmetry, likeness, look_of
 from paramorph_rt.quality.score import DOUBTS, LEAST_SCORE, score_of
-from paramorph_rt.steps.preprocess import masked
+from paramorph_rt.steps.foreground import masked
 from planted import PLANTED, Task
 from record import weights_sha256, write_page
 from rows import Rows

@@ -33,7 +33,7 @@ from paramorph_rt.geometry.compose import itk_transform
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.spaces import Grid, place, to_sitk
 from paramorph_rt.geometry.warp import warp_volume
-from paramorph_rt.steps.preprocess import network_grid_for
+from paramorph_rt.steps.preparation import network_grid_for
 from paramorph_rt.system.threads import itk_threads
 from record import add_run_options, write_page, write_result
 from tables import markdown_table, origin

@@ -15,9 +15,10 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume
-from paramorph_rt.steps.preprocess import foreground_threshold, resample_to_grid
+from paramorph_rt.steps.foreground import foreground_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,9 +14,10 @@ import SimpleITK as sitk
 
 from paramorph_rt.cli import main as paramorph_rt
 from paramorph_rt.errors import imports_of
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import to_sitk
 from paramorph_rt.images.volume import Volume, load_volume
-from paramorph_rt.steps.preprocess import foreground_box, resample_to_grid
+from paramorph_rt.steps.foreground import foreground_box
 from paramorph_rt.transforms.itk import read_affine
 
 with imports_of("demo", "demo"):

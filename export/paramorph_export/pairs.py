@@ -13,7 +13,7 @@ from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.images.volume import load_labels, load_volume
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
 from paramorph_rt.steps.affine import align_affine
-from paramorph_rt.steps.preprocess import prepare_pair
+from paramorph_rt.steps.preparation import prepare_pair
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from paramorph_rt.bundle import InputSpec
     from paramorph_rt.images.volume import Volume
-    from paramorph_rt.steps.preprocess import PreparedPair
+    from paramorph_rt.steps.preparation import PreparedPair
 
 
 @dataclass(frozen=True, eq=False)

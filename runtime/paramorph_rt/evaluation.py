@@ -12,6 +12,7 @@ import numpy as np
 from .errors import EvaluationError
 from .geometry.compose import apply_transforms, compose
 from .geometry.field import DisplacementField
+from .geometry.resample import resample_to_grid
 from .images.label_names import names_of_labels
 from .images.landmarks import paired
 from .metrics.definitions import definitions_of
@@ -19,15 +20,14 @@ from .metrics.deformation import regularity
 from .metrics.landmarks import target_registration_error
 from .metrics.summary import compare_images, compare_labels
 from .metrics.surface import NSD_TOLERANCE_MM
-from .steps.preprocess import resample_to_grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from .geometry.resample import Interpolation
     from .geometry.spaces import Grid
     from .images.landmarks import Landmarks
     from .images.volume import Volume
-    from .steps.preprocess import Interpolation
     from .transforms import Transform
 
 # Of a label's row, in this order; each has a column per stage.

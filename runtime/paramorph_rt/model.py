@@ -19,7 +19,7 @@ from .system.threads import Later, at_once
 if TYPE_CHECKING:
     from .bundle import Bundle
     from .refinement.settings import Level
-    from .steps.preprocess import PreparedPair
+    from .steps.preparation import PreparedPair
 
 
 @dataclass(eq=False)

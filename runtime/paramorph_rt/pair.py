@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .backends import AUTO
 from .errors import VolumeError
+from .geometry.resample import Interpolation
 from .geometry.spaces import Grid
 from .geometry.warp import warp_volumes
 from .images.analyze import check_orientation
@@ -31,7 +32,6 @@ from .results.bids import bids_names
 from .results.outputs import PLAIN, Names
 from .results.provenance import provenance_of
 from .steps.affine import AffineKind
-from .steps.preprocess import Interpolation
 from .transforms import Images
 from .transforms.formats import read_start
 from .transforms.itk import write_composite

@@ -29,6 +29,7 @@ from .bundle import (
 from .errors import OutputError, VolumeError
 from .geometry.field import DisplacementField
 from .geometry.inverse import consistency_mm, invert_field
+from .geometry.resample import Interpolation, resample_to_grid
 from .geometry.spaces import Grid
 from .geometry.warp import warp_volume, warp_volumes
 from .images.label_names import names_of_labels
@@ -66,7 +67,8 @@ from .results import outputs
 from .results.schemas import METRICS
 from .steps.affine import FLAGS as SAID_BY_AFFINE
 from .steps.affine import AffineKind, Alignment, align_affine
-from .steps.preprocess import Interpolation, masked, prepare_pair, resample_to_grid, share_outside
+from .steps.foreground import masked, share_outside
+from .steps.preparation import prepare_pair
 from .system.threads import Later, in_parallel, itk_threads, mapped
 from .transforms.itk import write_affine, write_displacement
 

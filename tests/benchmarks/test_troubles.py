@@ -7,7 +7,7 @@ from scipy.ndimage import center_of_mass
 from scipy.spatial.transform import Rotation
 
 from paramorph_rt.images.volume import Volume
-from paramorph_rt.steps.preprocess import foreground_threshold
+from paramorph_rt.steps.foreground import foreground_threshold
 from troubles import (
     BIAS,
     TROUBLES,

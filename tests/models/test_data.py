@@ -18,8 +18,9 @@ from paramorph.data import (
 )
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
 from paramorph_rt.errors import AlignmentError, VolumeError
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.images.volume import load_labels, load_volume
-from paramorph_rt.steps.preprocess import network_grid_for, resample_to_grid
+from paramorph_rt.steps.preparation import network_grid_for
 
 SPEC = InputSpec(GridSpec((32, 32, 32), (2.0, 2.0, 2.0), "RAS"), IntensitySpec(0.0, 100.0))
 SILENT = len  # takes a line and says nothing

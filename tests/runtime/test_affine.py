@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, load_labels, load_volume
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
 from paramorph_rt.steps.affine import _Copies, align_affine
-from paramorph_rt.steps.preprocess import resample_to_grid
 
 from .conftest import SHARED_DATA
 from .phantoms import centred_grid, head, volume_of, world_points

@@ -13,6 +13,7 @@ from scipy.ndimage import correlate1d, find_objects
 from skimage.metrics import mean_squared_error, structural_similarity
 
 from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, load_labels
 from paramorph_rt.metrics.definitions import METRICS, definitions_of
@@ -27,7 +28,6 @@ from paramorph_rt.metrics.overlap import dice, label_counts, mean_over, present_
 from paramorph_rt.metrics.similarity import mse, ncc, ssim, within
 from paramorph_rt.metrics.summary import compare_images, compare_labels
 from paramorph_rt.metrics.surface import surface_distances
-from paramorph_rt.steps.preprocess import resample_to_grid
 
 from .phantoms import centred_grid, head, head_labels, volume_of
 

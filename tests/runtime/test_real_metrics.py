@@ -10,11 +10,12 @@ from medpy.metric.binary import dc as medpy_dice
 from skimage.metrics import mean_squared_error, structural_similarity
 
 from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, load_labels, load_volume
 from paramorph_rt.metrics.deformation import digital_diffeomorphism
 from paramorph_rt.metrics.summary import BRIGHT_PERCENTILE, compare_images, compare_labels
-from paramorph_rt.steps.preprocess import foreground_threshold, resample_to_grid
+from paramorph_rt.steps.foreground import foreground_threshold
 
 from .test_metrics import monai_hd95, monai_nsd
 

@@ -25,7 +25,7 @@ from paramorph_rt.refinement.coarse_to_fine import view_over
 from paramorph_rt.refinement.forces import LEAST_FORCE, gaussian_taps
 from paramorph_rt.refinement.images import Features, LevelImages
 from paramorph_rt.refinement.settings import Level, levels_of
-from paramorph_rt.steps.preprocess import prepare_pair
+from paramorph_rt.steps.preparation import prepare_pair
 
 from .phantoms import centred_grid, head, smooth_displacement_vox, volume_of
 

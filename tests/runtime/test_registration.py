@@ -17,7 +17,8 @@ from paramorph_rt.errors import BackendError, VolumeError
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, load_volume, save_labels, save_volume
 from paramorph_rt.loaded import loaded
-from paramorph_rt.steps.preprocess import foreground_threshold, network_grid_for
+from paramorph_rt.steps.foreground import foreground_threshold
+from paramorph_rt.steps.preparation import network_grid_for
 from paramorph_rt.system.threads import Later
 
 from .phantoms import (

@@ -17,13 +17,13 @@ from PIL import Image
 from paramorph_rt import Registration
 from paramorph_rt.cli import main
 from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid, reoriented
 from paramorph_rt.images.volume import Volume, load_labels, load_volume, save_labels, save_volume
 from paramorph_rt.report import drawing, write_report
 from paramorph_rt.report.figures import draw_figures
 from paramorph_rt.report.slices import cut, load_pair
 from paramorph_rt.report.tables import label_table, summary, verdict
-from paramorph_rt.steps.preprocess import resample_to_grid
 
 from .phantoms import affine_of, centred_grid, head, head_labels, volume_of, world_points
 

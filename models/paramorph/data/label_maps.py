@@ -10,9 +10,9 @@ import numpy as np
 
 from paramorph.data.subjects import DataError, is_volume, stem
 from paramorph.options import option
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import network_grid
 from paramorph_rt.images.volume import load_labels
-from paramorph_rt.steps.preprocess import resample_to_grid
 
 if TYPE_CHECKING:
     from collections.abc import Collection

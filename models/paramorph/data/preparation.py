@@ -22,6 +22,7 @@ import SimpleITK as sitk
 
 from paramorph.data.subjects import DataError, Subject
 from paramorph_rt.errors import VolumeError
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.images.volume import (
     check_same_grid,
     files_of,
@@ -30,7 +31,7 @@ from paramorph_rt.images.volume import (
     load_volume,
 )
 from paramorph_rt.steps.affine import align_affine
-from paramorph_rt.steps.preprocess import network_grid_for, prepare_moving, resample_to_grid
+from paramorph_rt.steps.preparation import network_grid_for, prepare_moving
 from paramorph_rt.system.staging import staged_file
 
 if TYPE_CHECKING:

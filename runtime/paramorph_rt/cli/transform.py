@@ -13,7 +13,7 @@ from .infer import FORMATS, add_threads, inverse_lines
 if TYPE_CHECKING:
     from ..transforms import Images, Transform
 
-# Those of `preprocess`, which would load NumPy for `--help`.
+# Those of `geometry.resample`, which would load NumPy for `--help`.
 INTERPOLATIONS = ("linear", "nearest", "bspline")
 
 _ORDER = """

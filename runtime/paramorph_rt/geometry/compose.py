@@ -14,8 +14,8 @@ import SimpleITK as sitk
 
 from ..errors import TransformError
 from ..images.volume import Volume
-from ..steps.preprocess import INTERPOLATORS, outside_value
 from .field import DisplacementField
+from .resample import outside_value, resampled
 from .spaces import from_sitk, itk_affine, place, to_sitk
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
-    from ..steps.preprocess import Interpolation
     from ..transforms import Transform
+    from .resample import Interpolation
     from .spaces import Grid
 
 
@@ -81,13 +81,9 @@ def apply_transforms(
     Returns:
         Volume on `grid`, dtype of `moving`; outside the moving image its minimum, 0 for "nearest".
     """
-    resampler = sitk.ResampleImageFilter()
-    resampler.SetSize(grid.shape)
-    place(resampler, grid)
-    resampler.SetTransform(itk_transform(transforms))
-    resampler.SetInterpolator(INTERPOLATORS[interpolation])
-    resampler.SetDefaultPixelValue(outside_value(moving, interpolation))
-    warped = resampler.Execute(to_sitk(moving.data, moving.grid))
+    image = to_sitk(moving.data, moving.grid)
+    outside = outside_value(moving, interpolation)
+    warped = resampled(image, grid, itk_transform(transforms), interpolation, outside)
     return Volume(from_sitk(warped)[0], grid, moving.name)
 
 

@@ -7,11 +7,11 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..system.threads import mapped
+from .resample import resampled
 from .separable import interpolate, samples_along_axes
-from .spaces import Grid, from_sitk, place, to_sitk
+from .spaces import Grid, from_sitk, to_sitk
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -58,12 +58,8 @@ class DisplacementField:
     def _resampled_by_itk(self, grid: Grid) -> DisplacementField:
         """The same whatever the two grids are."""
         extended = self.extended_over(grid)
-        resampler = sitk.ResampleImageFilter()
-        resampler.SetSize(grid.shape)
-        place(resampler, grid)
-        resampler.SetInterpolator(sitk.sitkLinear)
-        vectors, _ = from_sitk(resampler.Execute(to_sitk(extended.vectors_mm, extended.grid)))
-        return DisplacementField(grid, vectors)
+        image = to_sitk(extended.vectors_mm, extended.grid)
+        return DisplacementField(grid, from_sitk(resampled(image, grid))[0])
 
     def extended_over(self, grid: Grid, margin_mm: float = 0.0) -> DisplacementField:
         """The field on its own grid, grown by border values until it covers another grid.

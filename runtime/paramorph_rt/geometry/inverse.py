@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..errors import TransformError
-from ..steps.preprocess import foreground_threshold, resample_to_grid
+from ..steps.foreground import foreground_threshold
 from ..system.threads import mapped
 from .field import DisplacementField
+from .resample import resample_to_grid
 from .spaces import Grid
 
 if TYPE_CHECKING:

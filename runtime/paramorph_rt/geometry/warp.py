@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import SimpleITK as sitk
 
 from ..images.volume import Volume
-from ..steps.preprocess import INTERPOLATORS, outside_value
+from .resample import INTERPOLATORS, outside_value
 from .spaces import from_sitk, to_sitk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ..steps.preprocess import Interpolation
     from .field import DisplacementField
+    from .resample import Interpolation
     from .spaces import Grid
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..steps.preprocess import foreground_threshold, intensity_range, scaled
+from ..steps.foreground import foreground_threshold
+from ..steps.intensity import intensity_range, scaled
 from .overlap import dice, label_counts, mean_over, present_labels
 from .similarity import mse, ncc, ssim, within
 from .surface import NSD_TOLERANCE_MM, surface_distances
@@ -39,7 +40,7 @@ def compare_images(
     """Likeness of each stage's moving image to the fixed one, within the fixed foreground.
 
     NCC sees no linear change of intensity; for SSIM and MSE, which would, each image is scaled to
-    [0, 1] by its own range (`preprocess.normalise`).
+    [0, 1] by its own range (`intensity.normalise`).
 
     Args:
         fixed: Image with contrast.

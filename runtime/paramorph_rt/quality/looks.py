@@ -15,9 +15,10 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
+from ..geometry.resample import resample_to_grid
 from ..geometry.spaces import Grid, from_sitk, to_sitk
 from ..images.volume import Volume
-from ..steps.preprocess import foreground_box, foreground_threshold, resample_to_grid
+from ..steps.foreground import foreground_box, foreground_threshold
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

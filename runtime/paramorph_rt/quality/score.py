@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..steps.affine import agreement
-from ..steps.preprocess import foreground_box
+from ..steps.foreground import foreground_box
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

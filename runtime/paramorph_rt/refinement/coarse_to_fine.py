@@ -22,9 +22,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..geometry.field import DisplacementField, field_from_network
+from ..geometry.resample import resample_to_grid
 from ..geometry.spaces import Grid
 from ..images.volume import Volume
-from ..steps.preprocess import foreground_box, images_on_grid, masked, resample_to_grid
+from ..steps.foreground import foreground_box, masked
+from ..steps.preparation import images_on_grid
 from . import compiled, graph
 from .forces import RADIUS
 from .images import Features, LevelImages

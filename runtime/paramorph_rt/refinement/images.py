@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..geometry.resample import resample_to_grid
 from ..images.volume import Volume
-from ..steps.preprocess import resample_to_grid
 
 if TYPE_CHECKING:
     from jaxtyping import Float

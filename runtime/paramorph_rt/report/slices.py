@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
+from ..geometry.resample import resample_to_grid
 from ..geometry.spaces import Grid, reoriented, to_sitk
 from ..images.volume import Volume, load_labels, load_volume
-from ..steps.preprocess import foreground_box, foreground_threshold, resample_to_grid
+from ..steps.foreground import foreground_box, foreground_threshold
 
 if TYPE_CHECKING:
     from pathlib import Path

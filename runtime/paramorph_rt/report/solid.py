@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 
+from ..geometry.resample import resample_to_grid
 from ..geometry.spaces import Grid, reoriented
 from ..images.volume import Volume
-from ..steps.preprocess import foreground_box, resample_to_grid
+from ..steps.foreground import foreground_box
 
 if TYPE_CHECKING:
     from .slices import Pair

@@ -1,1 +1,1 @@
-"""The steps before the network: affine alignment and preparing a pair."""
+"""The steps before the network: foreground, intensities, affine alignment and preparing a pair."""

@@ -11,12 +11,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import AlignmentError
+from ..geometry.resample import resample_to_grid
 from ..geometry.spaces import Grid, affine_from_itk, flip_vectors, from_sitk, itk_affine, to_sitk
 from ..images.volume import Volume
 from ..quality.flags import Flag
 from ..system.threads import itk_threads
+from .foreground import foreground_box, foreground_threshold, hole_of, masked
 from .pose import MutualInformation, find_pose
-from .preprocess import foreground_box, foreground_threshold, hole_of, masked, resample_to_grid
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

@@ -6,15 +6,12 @@ from scipy.ndimage import map_coordinates
 
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
 from paramorph_rt.errors import AlignmentError, VolumeError
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume
-from paramorph_rt.steps.preprocess import (
-    foreground_box,
-    network_grid_for,
-    normalise,
-    prepare_pair,
-    resample_to_grid,
-)
+from paramorph_rt.steps.foreground import foreground_box
+from paramorph_rt.steps.intensity import normalise
+from paramorph_rt.steps.preparation import network_grid_for, prepare_pair
 
 from .phantoms import centred_grid, head, head_labels, volume_of, world_points
 
