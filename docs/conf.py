@@ -35,6 +35,7 @@ include_patterns = [
     "runtime/cpp/README.md",
     "benchmarks/*.md",
     "benchmarks/results/*.md",
+    "benchmarks/results/settled/*.md",
 ]
 # Not even looked into.
 exclude_patterns = [".*", "build", "demo", "runs", "tests", "*.egg-info", "**/bundles"]

@@ -1,7 +1,7 @@
 """Random changes to a training pair: pose, size and shape, left-right, intensities.
 
 Not from a library: MONAI and TorchIO need two or three interpolations, each of which blurs, for
-what is one here, and take longer (`benchmarks/augmentation.py`).
+what is one here, and take longer (`benchmarks/results/settled`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Linear interpolation between grids whose axes are parallel, one axis after the other.
 
 The network grid is parallel to the fixed image's, so this is how every displacement field reaches
-its voxels, in a fraction of the time that any two grids need (benchmarks/resampling.py).
+its voxels, in a fraction of the time that any two grids need
+(benchmarks/results/settled/resampling.md).
 """
 
 from __future__ import annotations
