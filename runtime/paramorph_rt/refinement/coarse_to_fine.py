@@ -30,6 +30,7 @@ from ..steps.preparation import images_on_grid
 from . import compiled, graph
 from .forces import RADIUS
 from .images import Features, LevelImages
+from .rescaling import rescaled
 from .settings import Level
 
 if TYPE_CHECKING:
@@ -87,22 +88,24 @@ def refine(
     Raises:
         AlignmentError: The moving foreground lies outside the field of view.
     """
-    field, iterate = start, compiled.iterate if compiled.is_available() else graph.iterate
+    iterate = compiled.iterate if compiled.is_available() else graph.iterate
     masks = {"moving_mask": moving_mask, "fixed_mask": fixed_mask}
     plan = list(_grids(grid, fixed.grid, levels))
-    if plan:
-        finest = plan[-1][1]
-        whole = images_on_grid(moving, fixed, affine, finest, intensity, **masks)
-        counts = _counting(fixed_mask, whole.holes, finest)
-        pyramid = _pyramid(LevelImages(whole.moving, whole.fixed, finest, None, counts), plan)
-        for (level, _), images in zip(plan, pyramid, strict=True):
-            if features is not None and _compares_features(level, grid):
-                images = replace(images, features=features.on(grid, images.grid))
-                level = replace(level, field_sigma=level.feature_sigma)
-            log.debug("refinement: %s voxels, %d steps", images.grid.shape, level.iterations)
-            displacement = iterate(images, level, _voxels(field, images.grid), threads)
-            field = field_from_network(displacement, images.grid)
-    return field or DisplacementField(grid, np.zeros((*grid.shape, 3), np.float32))
+    if not plan:
+        return start or DisplacementField(grid, np.zeros((*grid.shape, 3), np.float32))
+    finest = plan[-1][1]
+    whole = images_on_grid(moving, fixed, affine, finest, intensity, **masks)
+    counts = _counting(fixed_mask, whole.holes, finest)
+    pyramid = _pyramid(LevelImages(whole.moving, whole.fixed, finest, None, counts), plan)
+    displacement, last = _voxels(start, plan[0][1]), plan[0][1]
+    for (level, _), images in zip(plan, pyramid, strict=True):
+        if features is not None and _compares_features(level, grid):
+            images = replace(images, features=features.on(grid, images.grid))
+            level = replace(level, field_sigma=level.feature_sigma)
+        log.debug("refinement: %s voxels, %d steps", images.grid.shape, level.iterations)
+        displacement = iterate(images, level, _rescaled(displacement, last, images.grid), threads)
+        last = images.grid
+    return field_from_network(displacement, last)
 
 
 def _compares_features(level: Level, grid: Grid) -> bool:
@@ -188,3 +191,11 @@ def _voxels(field: DisplacementField | None, grid: Grid) -> Float[np.ndarray, "3
     vectors_mm = field.resampled_to(grid).vectors_mm
     to_voxels = np.linalg.inv(grid.affine[:3, :3]).astype(np.float32)
     return np.stack([vectors_mm @ row for row in to_voxels])
+
+
+def _rescaled(
+    displacement_vox: Float[np.ndarray, "3 d h w"], grid: Grid, target: Grid
+) -> Float[np.ndarray, "3 a b c"]:
+    """A displacement in voxels of one level, in those of another."""
+    growth = np.divide(target.shape, grid.shape).astype(np.float32)
+    return rescaled(displacement_vox, grid, target) * growth[:, np.newaxis, np.newaxis, np.newaxis]

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..geometry.resample import resample_to_grid
-from ..images.volume import Volume
+from .rescaling import rescaled
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Float
 
     from ..geometry.spaces import Grid
@@ -30,12 +28,7 @@ class Features:
 
     def on(self, grid: Grid, target: Grid) -> Features:
         """The features, which lie on `grid`, on another of the same field of view."""
-        return Features(
-            *(
-                np.stack([_on(channel, grid, target) for channel in channels])
-                for channels in (self.moving, self.fixed)
-            )
-        )
+        return Features(rescaled(self.moving, grid, target), rescaled(self.fixed, grid, target))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +51,6 @@ class LevelImages:
 
     def on(self, grid: Grid) -> LevelImages:
         """The images, without features, on a coarser grid of the same field of view."""
-        counts = None if self.counts is None else _on(self.counts, self.grid, grid)
-        moving, fixed = (_on(image, self.grid, grid) for image in (self.moving, self.fixed))
+        counts = None if self.counts is None else rescaled(self.counts, self.grid, grid)
+        moving, fixed = (rescaled(image, self.grid, grid) for image in (self.moving, self.fixed))
         return LevelImages(moving, fixed, grid, None, counts)
-
-
-def _on(array: Float[np.ndarray, "d h w"], grid: Grid, target: Grid) -> Float[np.ndarray, "a b c"]:
-    if target.shape == grid.shape:
-        return np.ascontiguousarray(array, np.float32)
-    return np.ascontiguousarray(resample_to_grid(Volume(array, grid, ""), target), np.float32)
