@@ -121,7 +121,7 @@ JOBS: dict[str, Job] = {
     "default": Job("ParaMorph"),
     "no-network": Job("ParaMorph, no network", model="none"),
     "unrefined": Job("ParaMorph, not refined", refine="off"),
-    "thorough": Job("ParaMorph, 20 iterations", refine="20"),
+    "thorough": Job("ParaMorph, 16 iterations", refine="16"),
     "forced": Job("ParaMorph, brain-t1-small", model="brain-t1-small"),
     "onnxruntime": Job("ParaMorph, ONNX Runtime", engine="onnxruntime:fp32"),
     "openvino": Job("ParaMorph, OpenVINO", engine="openvino:fp32"),

@@ -72,7 +72,8 @@ def write_repository(bundle: Bundle, out_dir: str | Path, force: bool = False) -
         What was written.
 
     Raises:
-        BundleError: A file was altered, or the bundle's name cannot be a model's.
+        BundleError: A file was altered, the bundle's name cannot be a model's, or it holds nothing
+            that Triton can serve.
         OutputError: A model is there already and `force` is not set, or writing fails; no model is
             half-written then.
     """
@@ -94,7 +95,7 @@ def served_models(bundle: Bundle) -> list[ServedModel]:
     """The models that a bundle makes, see `write_repository`.
 
     Raises:
-        BundleError: Its name cannot be a model's.
+        BundleError: Its name cannot be a model's, or it holds nothing that Triton can serve.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bundle.name):
         raise BundleError(
@@ -120,7 +121,13 @@ def served_models(bundle: Bundle) -> list[ServedModel]:
         log.warning(
             "%s: left out, because %s; its network is served by ONNX Runtime.", engine.file, reason
         )
-    return models + [_of_engines(bundle, engines) for engines in sets.values()]
+    models += [_of_engines(bundle, engines) for engines in sets.values()]
+    if not models:
+        raise BundleError(
+            f"{bundle.name}: expected a registration network that Triton can serve, got none; choose "
+            "another model, as one of features alone needs the refinement of paramorph-rt."
+        )
+    return models
 
 
 def config_of(model: ServedModel, bundle: Bundle) -> str:

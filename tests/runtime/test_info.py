@@ -141,6 +141,10 @@ def test_no_gpu_is_said_once(bundle_path, no_gpu, capsys):
     assert "no: see GPU" in table
 
 
+def test_a_shipped_model_by_its_name(capsys):
+    assert info(capsys, "--model", "hippocampus-small")["model"]["name"] == "hippocampus-small"
+
+
 def test_without_a_model(monkeypatch, no_gpu, tmp_path, capsys):
     monkeypatch.setenv("PARAMORPH_MODEL", str(tmp_path))
     found = info(capsys)

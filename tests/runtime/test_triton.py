@@ -102,6 +102,12 @@ def check_warm_up(config):
     assert all(tensor.random_data for tensor in inputs.values())
 
 
+def test_a_model_of_features_alone_cannot_be_served(tmp_path, capsys):
+    assert main(["triton", "hippocampus-small", "--out-dir", str(tmp_path / "repo")]) == 1
+    assert "expected a registration network that Triton can serve" in capsys.readouterr().err
+    assert not (tmp_path / "repo").exists()
+
+
 def test_config_says_what_the_network_is(bundle_folder, tmp_path, capsys):
     assert main(["triton", str(bundle_folder), "--out-dir", str(tmp_path / "repo")]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'repo' / NAME}\n"

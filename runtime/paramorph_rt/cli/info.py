@@ -32,7 +32,7 @@ PACKAGES = (
 _EPILOG = """
 examples:
   paramorph-rt info
-  paramorph-rt info --model BUNDLE --load
+  paramorph-rt info --model hippocampus-small --load
   paramorph-rt info --json
 """
 
@@ -47,7 +47,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
     )
     add = parser.add_argument
-    add("--model", type=Path, metavar="BUNDLE", help="model bundle (default: the shipped one)")
+    add(
+        "--model",
+        metavar="MODEL",
+        help="name of a shipped model, or folder of a bundle (default: the first shipped one)",
+    )
     add(
         "--load",
         action="store_true",
@@ -59,7 +63,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, print."""
-    from ..bundle import default_bundle_path, load_bundle
+    from ..bundle import bundle_path, default_bundle_path, load_bundle
     from ..errors import BundleError
     from ..results.provenance import platform_of
 
@@ -70,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         "gpu": _gpu(),
     }
     try:
-        bundle = load_bundle(args.model or default_bundle_path())
+        bundle = load_bundle(bundle_path(args.model) if args.model else default_bundle_path())
     except BundleError as err:
         if args.model is not None:
             raise

@@ -10,7 +10,7 @@ Each network of the bundle becomes a model for Triton's backend onnxruntime, and
 engines models for the backend tensorrt. Each model's folder has a README.md with a client.
 
 example:
-  paramorph-rt triton BUNDLE --out-dir REPOSITORY
+  paramorph-rt triton brain-t1-small --out-dir REPOSITORY
   tritonserver --model-repository=REPOSITORY
 """
 
@@ -26,11 +26,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add = parser.add_argument
     add(
-        "bundle",
+        "model",
         nargs="?",
-        type=Path,
-        metavar="BUNDLE",
-        help="model bundle (default: the shipped one)",
+        metavar="MODEL",
+        help="name of a shipped model, or folder of a bundle (default: the first shipped one)",
     )
     add(
         *("-o", "--out-dir"),
@@ -45,10 +44,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the models and name them."""
-    from ..bundle import default_bundle_path, load_bundle
+    from ..bundle import bundle_path, default_bundle_path, load_bundle
     from ..triton import write_repository
 
-    bundle = load_bundle(args.bundle or default_bundle_path())
+    bundle = load_bundle(bundle_path(args.model) if args.model else default_bundle_path())
     for model in write_repository(bundle, args.out_dir, args.force):
         print(f"wrote {args.out_dir / model.name}")
     return 0
