@@ -124,8 +124,8 @@ def served_models(bundle: Bundle) -> list[ServedModel]:
     models += [_of_engines(bundle, engines) for engines in sets.values()]
     if not models:
         raise BundleError(
-            f"{bundle.name}: expected a registration network that Triton can serve, got none; choose "
-            "another model, as one of features alone needs the refinement of paramorph-rt."
+            f"{bundle.name}: expected a registration network that Triton can serve, got none; "
+            "choose another model, as one of features alone needs the refinement of paramorph-rt."
         )
     return models
 
