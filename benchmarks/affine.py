@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from nibabel.affines import from_matvec
 
 from evaluation import LabelledPair, load_pair
 from pairs import add_pair_options, labelled_pairs
@@ -69,10 +70,8 @@ def random_pose(rng: np.random.Generator, centre: np.ndarray) -> tuple[np.ndarra
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     angle = math.radians(degrees)
     turn = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
-    pose = np.eye(4)
-    pose[:3, :3] = scale * turn
     shift = rng.uniform(-MOST_SHIFT_MM, MOST_SHIFT_MM, 3)
-    pose[:3, 3] = centre + shift - pose[:3, :3] @ centre
+    pose = from_matvec(scale * turn, centre + shift - scale * turn @ centre)
     return pose, {"degrees": round(degrees, 1), "scale": round(scale, 3)}
 
 
@@ -83,10 +82,8 @@ def cropped(volume: Volume, rng: np.random.Generator) -> Volume:
     first = rng.integers(0, 2, 3) == 0
     lo, hi = np.where(first, lo + cut, 0), np.where(first, volume.data.shape, hi - cut)
     box = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
-    affine = volume.grid.affine.copy()
-    affine[:3, 3] = volume.grid.world(lo)
     data = np.ascontiguousarray(volume.data[box])
-    return Volume(data, Grid(data.shape, affine), volume.name)
+    return Volume(data, volume.grid.cropped(lo, hi), volume.name)
 
 
 def posed(volume: Volume, pose: np.ndarray) -> Volume:

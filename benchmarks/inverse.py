@@ -66,9 +66,7 @@ def there_and_back(
 ) -> dict[str, float]:
     """Of an image's foreground, on the grid of `there`; points that leave on the way are out."""
     both = compose([there, back], image.grid)
-    index = there.grid.positions() + there.vectors_mm
-    to_index = np.linalg.inv(back.grid.affine)
-    index = index @ to_index[:3, :3].T + to_index[:3, 3]
+    index = back.grid.index(there.grid.positions() + there.vectors_mm)
     inside = ((index >= 0) & (index <= np.array(back.grid.shape) - 1)).all(axis=-1)
     shown = image.data > foreground_threshold(image.data)
     error = np.linalg.norm(both.vectors_mm[inside & shown], axis=-1)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import from_matvec
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from pairs import BenchmarkError
@@ -197,12 +198,11 @@ def deformed(moving: SubjectFiles, image: Path, seed: int, made: Path) -> Case:
         made: Where the files go.
     """
     source, labels = load_volume(image), load_labels(moving.labels)
-    grid = _padded(source.grid, MARGIN_VOX)
+    grid = source.grid.padded([MARGIN_VOX] * 3)
     truth = smooth_field(grid, source, seed)
     voxels = np.indices(grid.shape).reshape(3, -1).T
     points = grid.world(voxels) + truth.vectors_mm.reshape(-1, 3)
-    to_index = np.linalg.inv(source.grid.affine)
-    at = (points @ to_index[:3, :3].T + to_index[:3, 3]).T.reshape(3, *grid.shape)
+    at = source.grid.index(points).T.reshape(3, *grid.shape)
 
     brain = map_coordinates((source.data > 0).astype(np.float32), at, order=1) > 0.5
     data = map_coordinates(source.data.astype(np.float32), at, order=3)
@@ -224,17 +224,10 @@ def smooth_field(grid: Grid, brain: Volume, seed: int) -> DisplacementField:
     smooth = np.stack([gaussian_filter(n, FIELD_SIGMA_MM / grid.spacing) for n in noise], axis=-1)
     smooth *= FIELD_MEAN_MM / np.linalg.norm(smooth, axis=-1).mean()
     turn = 0.08 * random.normal(size=(3, 3))  # radians and shares: about 5 degrees, 8 %
-    matrix = np.eye(4)
-    matrix[:3, :3] += turn
+    matrix = np.eye(3) + turn
     middle = brain.grid.world(np.argwhere(brain.data > 0).mean(axis=0))
-    matrix[:3, 3] = middle - matrix[:3, :3] @ middle + random.normal(0, 3, 3)
-    return DisplacementField(grid, smooth).composed_with_affine(matrix)
-
-
-def _padded(grid: Grid, margin: int) -> Grid:
-    affine = grid.affine.copy()
-    affine[:3, 3] = grid.world(np.full(3, -margin))
-    return Grid(tuple(size + 2 * margin for size in grid.shape), affine, grid.world_code)
+    affine = from_matvec(matrix, middle - matrix @ middle + random.normal(0, 3, 3))
+    return DisplacementField(grid, smooth).composed_with_affine(affine)
 
 
 def _written(

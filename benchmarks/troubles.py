@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import from_matvec
 
 from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
@@ -111,10 +112,8 @@ def same_places(first: Grid, second: Grid) -> bool:
 
 def _moved(image: Volume, labels: Volume, matrix: Float[np.ndarray, "3 3"]) -> Pair:
     """Map every point x of the world to matrix (x - middle) + middle."""
-    to_source = np.eye(4)
-    to_source[:3, :3] = np.linalg.inv(matrix)
-    middle = _middle(image.grid)
-    to_source[:3, 3] = middle - to_source[:3, :3] @ middle
+    undone, middle = np.linalg.inv(matrix), _middle(image.grid)
+    to_source = from_matvec(undone, middle - undone @ middle)
     # The moved corners, seen along the voxel axes, say how much room is needed.
     half_mm = np.multiply(image.grid.shape, image.grid.spacing) / 2
     corners = np.array(list(product((-1, 1), repeat=3))) * half_mm
@@ -134,10 +133,7 @@ def _on_grid(image: Volume, labels: Volume, grid: Grid, to_source: np.ndarray) -
 
 def _grid_about(image: Volume, matrix: Float[np.ndarray, "3 3"], shape: np.ndarray) -> Grid:
     """A grid of these voxels, centred where the image is."""
-    affine = np.eye(4)
-    affine[:3, :3] = matrix
-    affine[:3, 3] = _middle(image.grid) - matrix @ ((shape - 1) / 2)
-    return Grid(tuple(shape), affine)
+    return Grid(tuple(shape), from_matvec(matrix, _middle(image.grid) - matrix @ ((shape - 1) / 2)))
 
 
 def _middle(grid: Grid) -> Float[np.ndarray, " 3"]:

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 from paramorph_export.errors import ExportError
 from paramorph_rt.backends.gpu import find_gpu
 from paramorph_rt.bundle import MANIFEST, PORTABLE, load_bundle
-from paramorph_rt.errors import BackendError, BundleError, MissingDependencyError
+from paramorph_rt.errors import BackendError, BundleError, MissingDependencyError, install_command
 from paramorph_rt.system.files import sha256_of
-from paramorph_rt.system.optional import install_command
 from paramorph_rt.system.staging import flush, staged_file
 
 if TYPE_CHECKING:

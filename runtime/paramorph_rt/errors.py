@@ -5,9 +5,12 @@ A message is one sentence: *subject: expected …, got …; do …*.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+_FOLDERS = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][^/\\:*?\"'<>|()\n]+)+[/\\]")
 
 
 class ParamorphError(Exception):
@@ -22,8 +25,6 @@ def exit_code(program: str, command: Callable[[], object], extra: str | None = N
         command: The work.
         extra: That its imports need.
     """
-    from .system.optional import needs
-
     try:
         with needs(extra, "imports"):
             command()
@@ -42,8 +43,6 @@ def exit_code(program: str, command: Callable[[], object], extra: str | None = N
 @contextmanager
 def imports_of(program: str, extra: str) -> Iterator[None]:
     """Imports of a script that an extra brings; without them it ends in one line, exit code 1."""
-    from .system.optional import needs
-
     try:
         with needs(extra, "imports"):
             yield
@@ -114,3 +113,38 @@ class BackendError(ParamorphError, RuntimeError):
 
 class MissingDependencyError(ParamorphError, ImportError):
     """An optional package that is needed here and not installed."""
+
+
+def install_command(extra: str | None = None) -> str:
+    """What to type for an extra, or for the base install."""
+    wanted = f'"paramorph-rt[{extra}]"' if extra else "paramorph-rt"
+    return f"`python -m pip install {wanted}`"
+
+
+@contextmanager
+def needs(extra: str | None, subject: str) -> Iterator[None]:
+    """Imports in this block need an extra.
+
+    Args:
+        extra: Of paramorph-rt; None for the base install.
+        subject: Who needs it, for the message.
+
+    Raises:
+        MissingDependencyError: An import failed.
+    """
+    try:
+        yield
+    except MissingDependencyError:
+        raise
+    except ImportError as err:
+        raise missing(err, extra, subject) from err
+
+
+def missing(err: Exception, extra: str | None, subject: str) -> MissingDependencyError:
+    """The sentence for an import that failed; arguments as of `needs`."""
+    what = f"the packages of its extra {extra}" if extra else "the packages of the base install"
+    said = (str(err).splitlines() or [type(err).__name__])[0]
+    got = _FOLDERS.sub("", said).rstrip(".")  # where Python is installed helps nobody
+    return MissingDependencyError(
+        f"{subject}: expected {what}, got {got[:1].lower()}{got[1:]}; run {install_command(extra)}."
+    )

@@ -13,6 +13,7 @@ from .errors import EvaluationError
 from .geometry.compose import apply_transforms, compose
 from .geometry.field import DisplacementField
 from .geometry.resample import resample_to_grid
+from .geometry.transform import as_transform
 from .images.label_names import names_of_labels
 from .images.landmarks import paired
 from .metrics.definitions import definitions_of
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
     from .geometry.resample import Interpolation
     from .geometry.spaces import Grid
+    from .geometry.transform import Transform
     from .images.landmarks import Landmarks
     from .images.volume import Volume
-    from .transforms import Transform
 
 # Of a label's row, in this order; each has a column per stage.
 PER_LABEL = (
@@ -171,8 +172,8 @@ def _stages(
 
 def _as_field(transforms: Sequence[Transform], fixed: Grid | None) -> DisplacementField:
     """All transforms as one field; on the grid of the first, if it has one."""
-    first_has_grid = isinstance(transforms[0], DisplacementField)
-    whole = compose(transforms, None if first_has_grid else fixed)
+    first = as_transform(transforms[0])
+    whole = as_transform(compose(transforms, fixed if first.grid is None else None))
     if isinstance(whole, DisplacementField):
         return whole
     if fixed is None:
@@ -180,5 +181,4 @@ def _as_field(transforms: Sequence[Transform], fixed: Grid | None) -> Displaceme
             "transform: expected an image on whose grid to measure it, as it is an affine, got "
             "none; pass --fixed."
         )
-    nothing = np.zeros((*fixed.shape, 3), dtype=np.float32)
-    return DisplacementField(fixed, nothing).composed_with_affine(whole)
+    return whole.on(fixed)

@@ -118,8 +118,7 @@ def test_command_says_it_on_one_line_with_exit_code_1(bundle_path, tmp_path):
 
 
 def test_folders_of_an_installation_stay_out_of_the_message():
-    from paramorph_rt.errors import MissingDependencyError
-    from paramorph_rt.system.optional import needs
+    from paramorph_rt.errors import MissingDependencyError, needs
 
     told = "cannot import name 'x' from 'y' (/usr/lib/python3/site-packages/y/__init__.py)"
     with (

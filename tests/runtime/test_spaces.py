@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -97,6 +98,47 @@ def test_network_grid_takes_the_smallest_shape_that_its_box_fits_into(box, shape
     network = spaces.network_grid(grid, (0, 0, 0), box, shapes, (2.0, 2.0, 2.0), "RAS")
     assert network.shape == shape
     np.testing.assert_allclose(network.spacing, 2 * growth)
+
+
+def test_index_undoes_world(grid):
+    index = np.random.default_rng(0).uniform(-5, 9, (4, 2, 3))
+    np.testing.assert_allclose(grid.index(grid.world(index)), index, atol=1e-12)
+    positions = nib.affines.apply_affine(np.linalg.inv(grid.affine), grid.world(index))
+    np.testing.assert_allclose(grid.index(grid.world(index)), positions, atol=1e-12)
+
+
+def test_cropping_moves_no_voxel(grid):
+    part = grid.cropped((1, 2, 3), (4, 4, 7))
+    assert part.shape == (3, 2, 4)
+    np.testing.assert_allclose(world_points(part), world_points(grid)[1:4, 2:4, 3:7], atol=1e-12)
+
+
+def test_padding_is_undone_by_cropping(grid):
+    padded = grid.padded((1, 0, 2), (3, 1, 0))
+    assert padded.shape == (9, 7, 9)
+    assert padded.cropped((1, 0, 2), (6, 6, 9)).matches(grid, 1e-12)
+    assert grid.padded((2, 2, 2)).shape == (9, 10, 11)
+
+
+@pytest.mark.parametrize("steps", [3, (1, 2, 4)])
+def test_coarsened_grid_has_every_so_many_voxels(grid, steps):
+    i, j, k = np.broadcast_to(steps, 3)
+    expected = world_points(grid)[::i, ::j, ::k]
+    coarse = grid.coarsened(steps)
+    assert coarse.shape == expected.shape[:3]
+    np.testing.assert_allclose(world_points(coarse), expected, atol=1e-12)
+
+
+def test_grid_by_its_spacing_lies_where_its_origin_or_its_centre_does(grid):
+    given = grid.shape, grid.spacing, grid.directions
+    assert Grid.from_spacing(*given, origin=grid.affine[:3, 3]).matches(grid, 1e-12)
+    centre = world_points(grid).mean(axis=(0, 1, 2))
+    assert Grid.from_spacing(*given, centre=centre).matches(grid, 1e-12)
+
+
+def test_grid_says_what_it_is():
+    grid = Grid((5, 6, 7), affine_of("LPS", (1.0, 1.5, 3.0), (10.0, -20.0, 30.0)))
+    assert repr(grid) == "Grid(5 × 6 × 7 voxels of 1 × 1.5 × 3 mm, LPS, origin (10, -20, 30) mm)"
 
 
 def test_grids_match_within_header_rounding_only():

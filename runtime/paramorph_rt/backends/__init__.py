@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from ..bundle import NO_MODEL
-from ..errors import BackendError, MissingDependencyError, ParamorphError
-from ..system.optional import import_optional, needs
+from ..errors import BackendError, MissingDependencyError, ParamorphError, needs
+from ..system.optional import import_optional
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BackendError, MissingDependencyError
-from ..system.optional import import_optional, install_command, telemetry_off
+from ..errors import BackendError, MissingDependencyError, install_command
+from ..system.optional import import_optional, telemetry_off
 from . import check_output
 from .runtime_cache import kernel_folder
 

@@ -37,15 +37,13 @@ def run(args: argparse.Namespace) -> int:
     """Print the script."""
     import shtab
 
-    from . import build_parser
     from .layout import parsers_of
 
-    root = build_parser()
-    for parser in parsers_of(root):
+    for parser in parsers_of(args.root):
         for action in parser._actions:
             if action.metavar in _FOLDERS:
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
             elif action.type is Path or action.metavar in _FILES:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
-    print(shtab.complete(root, shell=args.shell))
+    print(shtab.complete(args.root, shell=args.shell))
     return 0

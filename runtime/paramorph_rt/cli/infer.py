@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends import AUTO, BACKENDS, PRECISIONS
 from ..bundle import AUTO_MODEL, NO_MODEL, bundle_path
+from ..errors import install_command
 from ..refinement.settings import DEFAULT_ITERATIONS
-from ..system.optional import install_command
 from .messages import DOUBTFUL
 
 if TYPE_CHECKING:

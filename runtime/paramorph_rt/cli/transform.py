@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from .infer import FORMATS, add_threads, inverse_lines
 
 if TYPE_CHECKING:
-    from ..transforms import Images, Transform
+    from ..geometry.field import DisplacementField
+    from ..geometry.transform import Affine, Transform
+    from ..transforms import Images
 
 # Those of `geometry.resample`, which would load NumPy for `--help`.
 INTERPOLATIONS = ("linear", "nearest", "bspline")
@@ -139,8 +141,6 @@ def _apply(args: argparse.Namespace) -> None:
 
 
 def _invert(args: argparse.Namespace) -> None:
-    import numpy as np
-
     from ..geometry.inverse import consistency_mm, invert_field
     from ..images.volume import load_volume
     from ..results.outputs import check_file
@@ -149,8 +149,8 @@ def _invert(args: argparse.Namespace) -> None:
     check_file(args.out, args.force)
     (transform,), images = read_transforms(args), _images(args)
     back = Images(fixed=images.moving, moving=images.fixed)
-    if isinstance(transform, np.ndarray):
-        _write(args, np.linalg.inv(transform), back)
+    if transform.grid is None:
+        _write(args, transform.inverse(), back)
         return
     images.grid("moving", args.transforms[0])
     moving = load_volume(args.moving)
@@ -184,14 +184,12 @@ def _images(args: argparse.Namespace) -> Images:
     return Images(*(path and load_grid(path) for path in (args.fixed, args.moving)))
 
 
-def read_transforms(args: argparse.Namespace) -> list[Transform]:
+def read_transforms(args: argparse.Namespace) -> list[Affine | DisplacementField]:
     """The transforms in order, each inverted if the ANTs notation [FILE,1] asks for it.
 
     Args:
         args: With `transforms`, `source` (--from), `fixed` and `moving` (image files or None).
     """
-    import numpy as np
-
     from ..errors import TransformError
     from ..transforms import Images
     from ..transforms.formats import read_transform
@@ -208,12 +206,12 @@ def read_transforms(args: argparse.Namespace) -> list[Transform]:
         name, inverted = notation.groups() if notation else (word, "0")
         transform = read_transform(Path(name), args.source, images)
         if inverted == "1":
-            if not isinstance(transform, np.ndarray):
+            if transform.grid is not None:
                 raise TransformError(
                     f"{word}: expected an affine to invert on the way, got a field; run "
                     "paramorph-rt transform invert first."
                 )
-            transform = np.linalg.inv(transform)
+            transform = transform.inverse()
         transforms.append(transform)
     return transforms
 

@@ -14,7 +14,7 @@ from .. import PURPOSE, __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .summary import Row
+    from .row import Row
 
 STAGES = ("before", "affine", "after")
 SCORE = "quality.score"

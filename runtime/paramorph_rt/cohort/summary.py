@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from ..results import outputs
 from ..system.staging import staged_file
 from .page import page
+from .row import Row
 from .work import Settings, place_of
 
 if TYPE_CHECKING:
@@ -30,21 +30,6 @@ RANKING = ("quality.score", "dice.after.mean", "ncc.after")
 # What is summarised of each label.
 OF_LABELS = ("dice.before", "dice.after", "hd95_mm.after", "assd_mm.after")
 QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A pair, what came of it, and the numbers of its metrics.json by their path in it."""
-
-    pair: Pair
-    status: str
-    note: str
-    warnings: tuple[str, ...]
-    metrics: dict[str, float | None]
-    folder: str  # relative to the cohort's, as is the report
-    report: str | None
-    labels: dict[str, dict[str, float | None]] = field(default_factory=dict)  # of `OF_LABELS`
-    label_names: dict[str, str] = field(default_factory=dict)
 
 
 def write_summary(

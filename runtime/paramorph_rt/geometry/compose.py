@@ -16,16 +16,15 @@ from ..errors import TransformError
 from ..images.volume import Volume
 from .field import DisplacementField
 from .resample import outside_value, resampled
-from .spaces import from_sitk, itk_affine, place, to_sitk
+from .spaces import from_sitk, place, to_sitk
+from .transform import as_transform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jaxtyping import Float
-
-    from ..transforms import Transform
     from .resample import Interpolation
     from .spaces import Grid
+    from .transform import Transform
 
 
 def compose(transforms: Sequence[Transform], grid: Grid | None = None) -> Transform:
@@ -41,16 +40,13 @@ def compose(transforms: Sequence[Transform], grid: Grid | None = None) -> Transf
     Raises:
         TransformError: A grid is needed and not given.
     """
-    first, others = transforms[0], transforms[1:]
-    affines = [transform for transform in others if isinstance(transform, np.ndarray)]
-    if len(affines) == len(others):
-        affine = _product(affines)
-        if isinstance(first, np.ndarray):
-            return affine @ first
-        if grid is None:
-            return first.composed_with_affine(affine) if affines else first
-    if isinstance(first, DisplacementField):
-        grid = grid or first.grid
+    first, *others = map(as_transform, transforms)
+    if all(other.grid is None for other in others) and (first.grid is None or grid is None):
+        affine = np.eye(4)
+        for other in others:
+            affine = np.asarray(other) @ affine
+        return first.composed_with_affine(affine) if others else first
+    grid = grid or first.grid
     if grid is None:
         raise TransformError(
             "composition: expected to know where the field shall lie, as the first transform is an "
@@ -87,20 +83,6 @@ def apply_transforms(
     return Volume(from_sitk(warped)[0], grid, moving.name)
 
 
-def _product(affines: Sequence[np.ndarray]) -> Float[np.ndarray, "4 4"]:
-    product = np.eye(4)
-    for affine in affines:
-        product = affine @ product
-    return product
-
-
 def itk_transform(transforms: Sequence[Transform]) -> sitk.CompositeTransform:
     """The same list for ITK, which applies the last of its own list first."""
-    return sitk.CompositeTransform([_as_itk(transform) for transform in reversed(transforms)])
-
-
-def _as_itk(transform: Transform) -> sitk.Transform:
-    if isinstance(transform, np.ndarray):
-        return itk_affine(transform)
-    vectors = transform.vectors_mm.astype(np.float64)
-    return sitk.DisplacementFieldTransform(to_sitk(vectors, transform.grid))
+    return sitk.CompositeTransform([as_transform(each).to_itk() for each in reversed(transforms)])

@@ -7,6 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
+import SimpleITK as sitk
 
 from ..system.threads import mapped
 from .resample import resampled
@@ -37,6 +38,32 @@ class DisplacementField:
 
     def __post_init__(self) -> None:
         assert self.vectors_mm.shape == (*self.grid.shape, 3), self.vectors_mm.shape
+
+    def map(self, points_mm: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
+        """Map points of the fixed world, interpolating the vectors linearly.
+
+        Args:
+            points_mm: World mm (RAS).
+
+        Returns:
+            World mm (RAS) in the moving image; NaN for points outside the grid's outer voxels.
+        """
+        index, last = self.grid.index(points_mm), np.array(self.grid.shape) - 1
+        inside = np.logical_and(index >= -0.5, index <= last + 0.5).all(axis=-1, keepdims=True)
+        index = np.where(inside, index, 0.0).clip(0, last)
+        lower = np.floor(index).astype(int)
+        share = index - lower
+        displacement = np.where(inside, np.zeros(3), np.nan)
+        for corner in product((0, 1), repeat=3):
+            voxel = np.moveaxis(np.minimum(lower + corner, last), -1, 0)
+            weight = np.where(corner, share, 1 - share).prod(axis=-1, keepdims=True)
+            displacement += weight * self.vectors_mm[tuple(voxel)]
+        return points_mm + displacement
+
+    def to_itk(self) -> sitk.Transform:
+        """For ITK, which moves nothing beyond the grid."""
+        vectors = self.vectors_mm.astype(np.float64)
+        return sitk.DisplacementFieldTransform(to_sitk(vectors, self.grid))
 
     def resampled_to(self, grid: Grid) -> DisplacementField:
         """Interpolate the vectors linearly at the voxels of another grid.
@@ -70,9 +97,7 @@ class DisplacementField:
         """
         before, after = self._reach(grid, margin_mm)
         padded = np.pad(self.vectors_mm, [*zip(before, after, strict=True), (0, 0)], mode="edge")
-        affine = self.grid.affine.copy()
-        affine[:3, 3] = self.grid.world(-before)
-        return DisplacementField(Grid(padded.shape[:3], affine), padded)
+        return DisplacementField(self.grid.padded(before, after), padded)
 
     def composed_with_affine(self, affine: Float[np.ndarray, "4 4"]) -> DisplacementField:
         """Follow the field by an affine: the displacement of ``x ↦ affine(x + u(x))``.
@@ -118,8 +143,7 @@ class DisplacementField:
     def _reach(self, grid: Grid, margin_mm: float) -> tuple[np.ndarray, np.ndarray]:
         """How many voxels this grid lacks before and after each axis to cover another grid."""
         corners = np.array(list(product(*[(0, n - 1) for n in grid.shape])))
-        to_index = np.linalg.inv(self.grid.affine)
-        index = grid.world(corners) @ to_index[:3, :3].T + to_index[:3, 3]
+        index = self.grid.index(grid.world(corners))
         margin = margin_mm / self.grid.spacing
         before = np.ceil(np.maximum(0, margin - index.min(axis=0)))
         after = np.ceil(np.maximum(0, margin + index.max(axis=0) - np.array(self.grid.shape) + 1))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from nibabel.affines import from_matvec
 
 from ..errors import TransformError
 from ..steps.foreground import foreground_threshold
@@ -72,8 +73,7 @@ def invert_field(field: DisplacementField, grid: Grid) -> Inverse:
             "check that it is the right file."
         )
     solver = _Solver(field, affine)
-    coarse = _every_so_many_voxels(grid, _COARSE)
-    start = solver.solve(coarse, None, COARSE_STEPS).field
+    start = solver.solve(grid.coarsened(_COARSE), None, COARSE_STEPS).field
     return solver.solve(grid, start.resampled_to(grid), FINE_STEPS)
 
 
@@ -107,7 +107,7 @@ def _error_of_fixed(
 ) -> Float[np.ndarray, " n"]:
     """``|x + field(x) + inverse(x + field(x)) - x|`` at the voxels x that count."""
     table = _Table(inverse.vectors_mm)
-    to_inverse = np.linalg.inv(inverse.grid.affine)
+    to_inverse = inverse.grid.world_to_index
     to_index, turn = _of_points(to_inverse @ field.grid.affine), _of_vectors(to_inverse)
     voxels = np.flatnonzero(counting.ravel(order="F"))
     vectors = _components(field.vectors_mm)
@@ -205,10 +205,10 @@ class _Solver:
     """
 
     def __init__(self, field: DisplacementField, affine: Float[np.ndarray, "4 4"]) -> None:
-        self._to_fixed = field.grid.affine  # voxel of the field → fixed world
+        self._grid = field.grid
         self._to_moving = affine @ field.grid.affine
         rest = field.composed_with_affine(np.linalg.inv(affine)).vectors_mm
-        turn = np.linalg.inv(field.grid.affine[:3, :3]).astype(np.float32)
+        turn = field.grid.world_to_index[:3, :3].astype(np.float32)
         in_voxels = np.empty(rest.shape, np.float32, order="F")
         for a in range(3):
             in_voxels[..., a] = sum(turn[a, b] * rest[..., b] for b in range(3))
@@ -230,10 +230,10 @@ class _Solver:
         errors, insides = error_mm.ravel(order="F"), inside.ravel(order="F")
         starts = start and _components(start.vectors_mm)
         to_q = _of_points(np.linalg.inv(self._to_moving) @ grid.affine)
-        to_start = _of_points(np.linalg.inv(self._to_fixed) @ grid.affine)
-        turn = _of_vectors(np.linalg.inv(self._to_fixed))
-        to_vectors, minus_y = _of_vectors(self._to_fixed), _of_points(-grid.affine)
-        minus_y[3, :3] += self._to_fixed[:3, 3]
+        to_start = _of_points(self._grid.world_to_index @ grid.affine)
+        turn = _of_vectors(self._grid.world_to_index)
+        to_vectors, minus_y = _of_vectors(self._grid.affine), _of_points(-grid.affine)
+        minus_y[3, :3] += self._grid.affine[:3, 3]
 
         def fill(first: int) -> None:
             part = slice(first, min(first + _CHUNK, len(errors)))
@@ -372,13 +372,4 @@ def _best_affine(field: DisplacementField) -> Float[np.ndarray, "4 4"]:
     centre = x.mean(axis=0)  # keeps the equations well conditioned far from the origin
     design = np.column_stack([x - centre, np.ones(len(x))])
     solution = np.linalg.lstsq(design, u, rcond=None)[0]
-    affine = np.eye(4)
-    affine[:3, :3] += solution[:3].T
-    affine[:3, 3] = solution[3] - solution[:3].T @ centre
-    return affine
-
-
-def _every_so_many_voxels(grid: Grid, step: int) -> Grid:
-    affine = grid.affine.copy()
-    affine[:3, :3] *= step
-    return Grid(tuple(-(-n // step) for n in grid.shape), affine)
+    return from_matvec(np.eye(3) + solution[:3].T, solution[3] - solution[:3].T @ centre)

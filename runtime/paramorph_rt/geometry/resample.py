@@ -96,7 +96,7 @@ def _step_in_voxels(
 
     The row norm is the scale factor whatever the rotation between the two.
     """
-    target_to_source = np.linalg.inv(source.affine) @ transform @ target.affine
+    target_to_source = source.world_to_index @ transform @ target.affine
     return np.linalg.norm(target_to_source[:3, :3], axis=1)
 
 

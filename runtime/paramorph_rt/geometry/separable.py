@@ -35,7 +35,7 @@ class AxisSamples(NamedTuple):
 
 def samples_along_axes(source: Grid, target: Grid) -> list[AxisSamples] | None:
     """For each axis of the target, where in the source its voxels lie; None if it is oblique."""
-    to_source = np.linalg.inv(source.affine) @ target.affine
+    to_source = source.world_to_index @ target.affine
     matrix, offset = to_source[:3, :3], to_source[:3, 3]
     axes = np.abs(matrix).argmax(axis=0)
     along = np.zeros((3, 3), dtype=bool)

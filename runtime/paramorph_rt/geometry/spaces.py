@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import from_matvec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +43,41 @@ class Grid:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "affine", np.array(self.affine, dtype=np.float64))
 
+    @classmethod
+    def from_spacing(
+        cls,
+        shape: Sequence[int] | Float[np.ndarray, " 3"],
+        spacing_mm: Sequence[float] | Float[np.ndarray, " 3"] | float,
+        directions: Float[np.ndarray, "3 3"],
+        *,
+        origin: Float[np.ndarray, " 3"] | None = None,
+        centre: Float[np.ndarray, " 3"] | None = None,
+    ) -> Grid:
+        """A grid by its spacing, and by where its first voxel or its middle is.
+
+        Args:
+            shape: Voxels along the array axes.
+            spacing_mm: Between voxel centres along each array axis.
+            directions: Column c is the unit vector (RAS) along array axis c.
+            origin: World mm (RAS) of the first voxel's centre.
+            centre: World mm (RAS) of the middle of all voxels, in place of `origin`.
+        """
+        matrix = directions * np.asarray(spacing_mm)
+        if origin is None:
+            origin = centre - matrix @ (np.subtract(shape, 1) / 2)
+        return cls(tuple(shape), from_matvec(matrix, origin))
+
+    def __repr__(self) -> str:
+        shape = " × ".join(map(str, self.shape))
+        spacing = " × ".join(f"{mm:.4g}" for mm in self.spacing)
+        origin = ", ".join(f"{mm:.4g}" for mm in self.affine[:3, 3])
+        return f"Grid({shape} voxels of {spacing} mm, {self.orientation}, origin ({origin}) mm)"
+
+    @cached_property
+    def world_to_index(self) -> Float[np.ndarray, "4 4"]:
+        """World mm (RAS) → voxel index, the inverse of `affine`."""
+        return np.linalg.inv(self.affine)
+
     @cached_property
     def spacing(self) -> Float[np.ndarray, " 3"]:
         """Millimetres between voxel centres along each array axis."""
@@ -61,6 +97,11 @@ class Grid:
         """Map voxel indices to world mm (RAS)."""
         return np.asarray(index, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
 
+    def index(self, points_mm: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
+        """Map world mm (RAS) to voxel indices, which whole numbers are at voxel centres."""
+        points_mm = np.asarray(points_mm, dtype=np.float64)
+        return points_mm @ self.world_to_index[:3, :3].T + self.world_to_index[:3, 3]
+
     def positions(self) -> Float[np.ndarray, "i j k 3"]:
         """World mm (RAS) of every voxel."""
         return self.world(np.moveaxis(np.indices(self.shape, dtype=np.float64), 0, -1))
@@ -72,6 +113,28 @@ class Grid:
         affine[:3, :3] *= sizes
         affine[:3, 3] = self.world((sizes - 1) / 2)
         return Grid(tuple(shape), affine, self.world_code)
+
+    def cropped(
+        self,
+        first: Sequence[int] | Float[np.ndarray, " 3"],
+        stop: Sequence[int] | Float[np.ndarray, " 3"],
+    ) -> Grid:
+        """The voxels from `first` to one before `stop` on each axis, which may lie outside."""
+        affine = from_matvec(self.affine[:3, :3], self.world(np.asarray(first)))
+        return Grid(tuple(np.subtract(stop, first)), affine, self.world_code)
+
+    def padded(
+        self, before: Sequence[int] | np.ndarray, after: Sequence[int] | np.ndarray | None = None
+    ) -> Grid:
+        """More voxels before each axis, and after it; as many as before where that is None."""
+        after = before if after is None else after
+        return self.cropped(np.negative(before), np.add(self.shape, after))
+
+    def coarsened(self, steps: Sequence[int] | np.ndarray | int) -> Grid:
+        """Every so many voxels along each axis, starting from the first one."""
+        matrix = self.affine[:3, :3] * np.asarray(steps)
+        shape = -(-np.array(self.shape) // steps)
+        return Grid(tuple(shape), from_matvec(matrix, self.affine[:3, 3]), self.world_code)
 
     def matches(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
         """Whether both grids have the same voxels in the same places.
@@ -121,11 +184,10 @@ def network_grid(
 
     shape = min(shapes, key=lambda shape: (growth_of(shape), math.prod(shape)))
 
-    affine = np.eye(4)
-    affine[:3, :3] = directions * np.asarray(spacing_mm) * growth_of(shape)
     centre = fixed.world(np.add(box_lo, box_hi) / 2 - 0.5)
-    affine[:3, 3] = centre - affine[:3, :3] @ (np.subtract(shape, 1) / 2)
-    return Grid(tuple(shape), affine)
+    return Grid.from_spacing(
+        shape, np.multiply(spacing_mm, growth_of(shape)), directions, centre=centre
+    )
 
 
 def reoriented(
@@ -158,8 +220,7 @@ def flip_vectors(vectors: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 
 
 def flip_affine(transform: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
     """Turn a world → world transform between RAS worlds into LPS worlds, or back."""
-    flip = np.eye(4)
-    flip[:3, :3] = _FLIP
+    flip = from_matvec(_FLIP)
     return flip @ transform @ flip
 
 
@@ -176,10 +237,7 @@ def affine_from_itk(transform: sitk.Transform) -> Float[np.ndarray, "4 4"]:
     """Read the RAS world → world matrix off a linear ITK transform, whatever its kind."""
     origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
     columns = [np.array(transform.TransformPoint(tuple(axis))) - origin for axis in np.eye(3)]
-    lps = np.eye(4)
-    lps[:3, :3] = np.stack(columns, axis=1)
-    lps[:3, 3] = origin
-    return flip_affine(lps)
+    return flip_affine(from_matvec(np.stack(columns, axis=1), origin))
 
 
 def fsl_from_world(grid: Grid) -> Float[np.ndarray, "4 4"]:
@@ -191,7 +249,7 @@ def fsl_from_world(grid: Grid) -> Float[np.ndarray, "4 4"]:
     scaled = np.diag([*grid.spacing, 1.0])
     if np.linalg.det(grid.affine[:3, :3]) > 0:
         scaled[0] = (-grid.spacing[0], 0.0, 0.0, (grid.shape[0] - 1) * grid.spacing[0])
-    return scaled @ np.linalg.inv(grid.affine)
+    return scaled @ grid.world_to_index
 
 
 def place(image: sitk.Image | sitk.ImageFilter, grid: Grid) -> None:
@@ -225,11 +283,9 @@ def to_sitk(array: Shaped[np.ndarray, "i j k *component"], grid: Grid) -> sitk.I
 
 def grid_of_sitk(image: sitk.Image | sitk.ImageFileReader) -> Grid:
     """The grid of an ITK image, or of a file whose header was read."""
-    affine = np.eye(4)
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    affine[:3, :3] = _FLIP @ direction * np.array(image.GetSpacing())
-    affine[:3, 3] = flip_vectors(np.array(image.GetOrigin()))
-    return Grid(image.GetSize(), affine)
+    directions = _FLIP @ np.array(image.GetDirection()).reshape(3, 3)
+    origin = flip_vectors(np.array(image.GetOrigin()))
+    return Grid.from_spacing(image.GetSize(), image.GetSpacing(), directions, origin=origin)
 
 
 def from_sitk(image: sitk.Image) -> tuple[Shaped[np.ndarray, "i j k *component"], Grid]:

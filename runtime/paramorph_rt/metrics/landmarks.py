@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import SimpleITK as sitk
 
-from ..geometry.spaces import flip_vectors, to_sitk
+from ..geometry.transform import as_transform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jaxtyping import Float
 
-    from ..transforms import Transform
+    from ..geometry.transform import Transform
 
 
 def target_registration_error(
@@ -65,19 +64,5 @@ def map_points(
     """
     points = np.array(points_mm, dtype=np.float64)
     for transform in transforms:
-        if isinstance(transform, np.ndarray):
-            points = points @ transform[:3, :3].T + transform[:3, 3]
-        else:
-            image = to_sitk(transform.vectors_mm, transform.grid)
-            points = points + np.array([_sample(image, point) for point in points]).reshape(-1, 3)
+        points = as_transform(transform).map(points)
     return points
-
-
-def _sample(field: sitk.Image, point_mm: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " 3"]:
-    """A displacement field of ITK at a point, both RAS for us; NaN outside."""
-    lps = flip_vectors(point_mm)
-    index = np.array(field.TransformPhysicalPointToContinuousIndex(lps.tolist()))
-    # ITK takes half a voxel around the outermost ones for inside, and goes on with their values.
-    if not ((index >= -0.5) & (index <= np.array(field.GetSize()) - 0.5)).all():
-        return np.full(3, np.nan)
-    return flip_vectors(np.array(field.EvaluateAtContinuousIndex(index.tolist(), sitk.sitkLinear)))

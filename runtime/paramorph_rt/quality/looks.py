@@ -89,7 +89,7 @@ def look_of(volume: Volume) -> Look:
         flat=flat,
         commonest=commonest,
         smooth=smooth,
-        ranks=_ranks(Volume(data, _cropped(grid, low, data.shape), volume.name), threshold, along),
+        ranks=_ranks(Volume(data, grid.cropped(low, high), volume.name), threshold, along),
     )
 
 
@@ -111,12 +111,6 @@ def asymmetry(ranks: Float[np.ndarray, "20 24 20"]) -> Float[np.ndarray, "20 24 
 def _anatomical(grid: Grid) -> Float[np.ndarray, "3 2"]:
     """For each voxel axis the closest of right, anterior and superior, and its sign."""
     return nib.io_orientation(grid.affine)
-
-
-def _cropped(grid: Grid, low: np.ndarray, shape: tuple[int, ...]) -> Grid:
-    affine = grid.affine.copy()
-    affine[:3, 3] = grid.world(low)
-    return Grid(shape, affine, grid.world_code)
 
 
 def _at_border(data: Float[np.ndarray, "i j k"], threshold: float) -> float:
@@ -153,11 +147,9 @@ def _ranks(
     for axis, (anatomical, sign) in enumerate(along):
         extents[int(anatomical)] = box.grid.spacing[axis] * box.grid.shape[axis]
         axes[:, int(anatomical)] = box.grid.directions[:, axis] * sign
-    affine = np.eye(4)
-    affine[:3, :3] = axes * (extents / CELLS)
     centre = box.grid.world((np.array(box.data.shape) - 1) / 2)
-    affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(CELLS) - 1) / 2)
-    cells = resample_to_grid(_coarse(box, extents.min() / max(CELLS)), Grid(CELLS, affine))
+    grid = Grid.from_spacing(CELLS, extents / CELLS, axes, centre=centre)
+    cells = resample_to_grid(_coarse(box, extents.min() / max(CELLS)), grid)
     foreground = cells > threshold
     ranks = np.full(CELLS, np.nan, np.float32)
     values = cells[foreground]

@@ -126,10 +126,7 @@ def view_over(fixed: Volume, mask: Volume | None = None) -> Grid:
     """
     low, high = (np.array(corner) for corner in foreground_box(masked(fixed, mask)))
     margin = np.ceil(MARGIN_MM / fixed.grid.spacing)
-    low, high = low - margin, high + margin
-    affine = fixed.grid.affine.copy()
-    affine[:3, 3] = fixed.grid.world(low)
-    box = Grid((high - low).astype(int).tolist(), affine, fixed.grid.world_code)
+    box = fixed.grid.cropped(low - margin, high + margin)
     return box.with_shape(np.maximum(1, np.round(box.spacing * box.shape)).astype(int).tolist())
 
 
@@ -189,7 +186,7 @@ def _voxels(field: DisplacementField | None, grid: Grid) -> Float[np.ndarray, "3
     if field is None:
         return np.zeros((3, *grid.shape), np.float32)
     vectors_mm = field.resampled_to(grid).vectors_mm
-    to_voxels = np.linalg.inv(grid.affine[:3, :3]).astype(np.float32)
+    to_voxels = grid.world_to_index[:3, :3].astype(np.float32)
     return np.stack([vectors_mm @ row for row in to_voxels])
 
 

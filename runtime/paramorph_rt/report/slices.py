@@ -16,6 +16,7 @@ import SimpleITK as sitk
 
 from ..geometry.resample import resample_to_grid
 from ..geometry.spaces import Grid, reoriented, to_sitk
+from ..geometry.transform import Affine
 from ..images.volume import Volume, load_labels, load_volume
 from ..steps.foreground import foreground_box, foreground_threshold
 
@@ -189,15 +190,12 @@ def _grids(fixed: Volume, count: int) -> list[Grid]:
         step = max(1, round(_COVERED * (extent - 1) / max(1, slices - 1)))
         while (slices - 1) * step >= extent:
             step -= 1
-        first = np.array(shown_lo)
+        first, stop, steps = shown_lo.copy(), shown_hi.copy(), np.ones(3, int)
         first[normal] = (lo[normal] + hi[normal] - 1 - (slices - 1) * step) // 2
-        steps = np.ones(3)
+        stop[normal] = first[normal] + (slices - 1) * step + 1
         steps[normal] = step
-        affine = np.eye(4)
-        affine[:3, :3] = (grid.affine[:3, :3] * steps)[:, [column, row, normal]]
-        affine[:3, 3] = grid.world(first)
-        columns, rows = (shown_hi - shown_lo)[[column, row]]
-        grids.append(Grid((columns, rows, slices), affine))
+        box, axes = grid.cropped(first, stop).coarsened(steps), [column, row, normal]
+        grids.append(Grid(tuple(box.shape[axis] for axis in axes), box.affine[:, [*axes, 3]]))
     return grids
 
 
@@ -253,7 +251,6 @@ def _outline(fixed: Volume, grid: Grid) -> Float[np.ndarray, "column row slice"]
 def _lattice(pair: Pair, grid: Grid) -> Float[np.ndarray, "2 column row slice"]:
     result = pair.result
     found = result.displacement.resampled_to(grid)
-    undone = np.linalg.inv(result.affine)
-    aligned = (grid.positions() + found.vectors_mm) @ undone[:3, :3].T + undone[:3, 3]
+    aligned = Affine(result.affine).inverse().map(grid.positions() + found.vectors_mm)
     from_first = aligned - grid.affine[:3, 3]
     return np.stack([from_first @ grid.directions[:, axis] for axis in (0, 1)])

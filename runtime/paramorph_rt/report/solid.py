@@ -93,10 +93,8 @@ def _grid(fixed: Volume) -> Grid:
     margin = _MARGIN_MM / grid.spacing
     extent_mm = (hi - lo + 2 * margin) * grid.spacing
     step = max(FINEST_MM, float(extent_mm.max()) / LONGEST_SIDE, float(grid.spacing.min()))
-    affine = np.eye(4)
-    affine[:3, :3] = grid.directions * step
-    affine[:3, 3] = grid.world(lo - margin)
-    return Grid(tuple(np.ceil(extent_mm / step)), affine)
+    shape, origin = np.ceil(extent_mm / step), grid.world(lo - margin)
+    return Grid.from_spacing(shape, step, grid.directions, origin=origin)
 
 
 def _packed(scaled: np.ndarray, grid: Grid) -> str:

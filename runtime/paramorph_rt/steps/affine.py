@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import from_matvec
 
 from ..errors import AlignmentError
 from ..geometry.resample import resample_to_grid
@@ -230,10 +231,8 @@ class _Side:
         margin = np.ceil(2 * spacing / image.grid.spacing).astype(int)
         lo, hi = np.maximum(lo - margin, 0), np.minimum(hi + margin, image.grid.shape)
         shape = np.maximum(((hi - lo) * image.grid.spacing / spacing).astype(int), 4)
-        affine = np.eye(4)
-        affine[:3, :3] = image.grid.directions * spacing
-        affine[:3, 3] = image.grid.world((lo + hi - 1) / 2) - affine[:3, :3] @ ((shape - 1) / 2)
-        grid = Grid(tuple(shape), affine)
+        centre = image.grid.world((lo + hi - 1) / 2)
+        grid = Grid.from_spacing(shape, spacing, image.grid.directions, centre=centre)
         small = resample_to_grid(_averaged(image, lo, hi, spacing), grid)
         hole = self.hole and Volume(
             resample_to_grid(self.hole, grid, interpolation="nearest"), grid, self.hole.name
@@ -248,13 +247,11 @@ class _Side:
         its edge cannot match the frame's.
         """
         width = [n // 2 for n in self.image.data.shape]
-        grid = self.image.grid
-        affine = grid.affine.copy()
-        affine[:3, 3] = grid.world(-np.array(width))
+        grid = self.image.grid.padded(width)
 
         def padded(volume: Volume, value: float) -> Volume:
             data = np.pad(volume.data, [(w, w) for w in width], constant_values=value)
-            return Volume(data, Grid(data.shape, affine), volume.name)
+            return Volume(data, grid, volume.name)
 
         image = padded(self.image, float(np.median(self.image.data)))
         return _Side(image, self.hole and padded(self.hole, 0))
@@ -281,9 +278,7 @@ class _Copies:
     def centred(self) -> Float[np.ndarray, "4 4"]:
         """The foregrounds' centres of gravity upon each other."""
         moving, fixed = self.fine
-        start = np.eye(4)
-        start[:3, 3] = moving.centre - fixed.centre
-        return start
+        return from_matvec(np.eye(3), moving.centre - fixed.centre)
 
     def best_pose(self, keep_size: bool) -> Float[np.ndarray, "4 4"]:
         """Turned, moved and, unless `keep_size`, scaled so that the images become alike."""
@@ -400,10 +395,7 @@ def _averaged(
     What is left to smooth takes an eighth of the work.
     """
     box = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
-    affine = image.grid.affine.copy()
-    affine[:3, 3] = image.grid.world(lo)
-    data = image.data[box]
-    cropped = Volume(data, Grid(data.shape, affine), image.name)
+    cropped = Volume(image.data[box], image.grid.cropped(lo, hi), image.name)
     factors = np.maximum(1, spacing_mm / image.grid.spacing / 1.4).astype(int)
     if factors.max() == 1:
         return cropped

@@ -41,8 +41,7 @@ def foreground_box(volume: Volume) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def share_outside(volume: Volume, grid: Grid) -> float:
     """Share of the foreground's voxels whose centres lie in no voxel of another grid, 0 to 1."""
     index = np.argwhere(volume.data > foreground_threshold(volume.data))
-    to_index = np.linalg.inv(grid.affine) @ volume.grid.affine
-    there = index @ to_index[:3, :3].T + to_index[:3, 3]
+    there = grid.index(volume.grid.world(index))
     covered = ((there >= -0.5) & (there <= np.array(grid.shape) - 0.5)).all(axis=1)
     return 1.0 - float(covered.mean())
 

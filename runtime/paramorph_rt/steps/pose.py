@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+from nibabel.affines import from_matvec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -70,7 +71,7 @@ class MutualInformation:
         self._moving_bins = bins.ravel()
         self._last = np.subtract(bins.shape, 1, dtype=np.float32)
         self._strides = np.array([bins.shape[1] * bins.shape[2], bins.shape[2], 1], np.float32)
-        self._to_index = np.linalg.inv(moving.grid.affine)
+        self._to_index = moving.grid.world_to_index.copy()
         self._to_index[:3, 3] += 1.0
 
     def __call__(self, affine: Float[np.ndarray, "4 4"]) -> float:
@@ -190,10 +191,8 @@ def _affine_of(
     moving_centre: Float[np.ndarray, " 3"],
     fixed_centre: Float[np.ndarray, " 3"],
 ) -> Float[np.ndarray, "4 4"]:
-    affine = np.eye(4)
-    affine[:3, :3] = math.exp(pose[6]) * _rotation(pose[:3])
-    affine[:3, 3] = moving_centre + pose[3:6] - affine[:3, :3] @ fixed_centre
-    return affine
+    matrix = math.exp(pose[6]) * _rotation(pose[:3])
+    return from_matvec(matrix, moving_centre + pose[3:6] - matrix @ fixed_centre)
 
 
 def _rotation(vector: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:

@@ -6,26 +6,18 @@ Whatever is imported through it, also transitively, is either there or a `Missin
 from __future__ import annotations
 
 import os
-import re
 import sys
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..errors import MissingDependencyError
+from ..errors import MissingDependencyError, missing, needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-_FOLDERS = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][^/\\:*?\"'<>|()\n]+)+[/\\]")
 _OPENVINO_TELEMETRY = "openvino_telemetry"
-
-
-def install_command(extra: str | None = None) -> str:
-    """What to type for an extra, or for the base install."""
-    wanted = f'"paramorph-rt[{extra}]"' if extra else "paramorph-rt"
-    return f"`python -m pip install {wanted}`"
 
 
 def import_optional(module: str, extra: str | None, subject: str) -> ModuleType:
@@ -46,18 +38,7 @@ def import_optional(module: str, extra: str | None, subject: str) -> ModuleType:
     except (OSError, RuntimeError) as err:  # as packages of engines do without their libraries
         if isinstance(err, MissingDependencyError):
             raise
-        raise _missing(err, extra, subject) from err
-
-
-@contextmanager
-def needs(extra: str | None, subject: str) -> Iterator[None]:
-    """Imports in this block need an extra; see `import_optional`."""
-    try:
-        yield
-    except MissingDependencyError:
-        raise
-    except ImportError as err:
-        raise _missing(err, extra, subject) from err
+        raise missing(err, extra, subject) from err
 
 
 @contextmanager
@@ -77,12 +58,3 @@ def telemetry_off() -> Iterator[None]:
     finally:
         loaded.pop(_OPENVINO_TELEMETRY, None)
         loaded.update(before)
-
-
-def _missing(err: Exception, extra: str | None, subject: str) -> MissingDependencyError:
-    what = f"the packages of its extra {extra}" if extra else "the packages of the base install"
-    said = (str(err).splitlines() or [type(err).__name__])[0]
-    got = _FOLDERS.sub("", said).rstrip(".")  # where Python is installed helps nobody
-    return MissingDependencyError(
-        f"{subject}: expected {what}, got {got[:1].lower()}{got[1:]}; run {install_command(extra)}."
-    )

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..errors import TransformError
-from ..geometry.field import DisplacementField
 from ..geometry.spaces import Grid
-
-# Fixed world mm → moving world mm (RAS): a 4×4 affine, or a displacement field.
-Transform = np.ndarray | DisplacementField
+from ..geometry.transform import Transform as Transform
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import TransformError
-from ..geometry.field import DisplacementField
+from ..geometry.transform import Affine, as_transform
 from ..images.nifti import open_nifti
 from ..system.files import check_regular
 from . import Images, Transform, freesurfer, fsl, itk, niftyreg
@@ -17,6 +17,8 @@ from .matrix import check_affine
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+    from ..geometry.field import DisplacementField
 
 FORMATS: dict[str, ModuleType] = {
     "itk": itk,
@@ -28,7 +30,7 @@ FORMATS: dict[str, ModuleType] = {
 
 def read_transform(
     path: Path, format: str | None = None, images: Images | None = None
-) -> Transform:
+) -> Affine | DisplacementField:
     """Read an affine or a field as a map from fixed to moving (RAS).
 
     Args:
@@ -40,8 +42,8 @@ def read_transform(
         TransformError: The format cannot be told, the file is not of it, or an image is missing.
         VolumeError: A damaged NIfTI or MGH file.
     """
-    transform = FORMATS[format or format_of(path)].read(path, images or Images())
-    if not isinstance(transform, DisplacementField):
+    transform = as_transform(FORMATS[format or format_of(path)].read(path, images or Images()))
+    if isinstance(transform, Affine):
         check_affine(transform, path.name)
     elif not (np.isfinite(transform.vectors_mm).all() and np.isfinite(transform.grid.affine).all()):
         raise TransformError(
@@ -65,7 +67,7 @@ def read_start(
     """
     say = "say with --initial-transform-format what it is"
     transform = read_transform(path, format or format_of(path, else_do=say), images)
-    if isinstance(transform, DisplacementField):
+    if transform.grid is not None:
         raise TransformError(
             f"{path.name}: expected a linear transform to start from, got a displacement field; "
             "pass its affine part."
@@ -88,13 +90,15 @@ def write_transform(
         TransformError: A suffix of another kind of file, or an image is missing.
     """
     check_suffix(path, transform, format)
-    FORMATS[format].write(path, transform, images or Images())
+    module, is_field = FORMATS[format], as_transform(transform).grid is not None
+    write = module.write_field if is_field else module.write_affine
+    write(path, transform, images or Images())
 
 
 def check_suffix(path: Path, transform: Transform, format: str) -> None:
     """Refuse a name that readers of the format would take for something else."""
     module = FORMATS[format]
-    is_field = isinstance(transform, DisplacementField)
+    is_field = as_transform(transform).grid is not None
     suffixes = module.FIELD_SUFFIXES if is_field else module.AFFINE_SUFFIXES
     kind = "a field" if is_field else "an affine"
     if not path.name.endswith(suffixes):

@@ -14,6 +14,7 @@ import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
+from nibabel.affines import from_matvec
 
 from ..errors import TransformError, VolumeError
 from ..geometry.field import DisplacementField
@@ -54,16 +55,26 @@ def read(path: Path, images: Images) -> Transform:
     return _read_lta(path) if path.name.endswith(".lta") else _read_warp(path)
 
 
-def write(path: Path, transform: Transform, images: Images) -> None:
-    """Write a warp (RAS displacement; needs the moving image) or an affine (needs both)."""
+def write_affine(path: Path, affine: Float[np.ndarray, "4 4"], images: Images) -> None:
+    """Write an LTA, for which both images are needed."""
+    moving, fixed = images.grid("moving", path.name), images.grid("fixed", path.name)
+    text = io.StringIO()
+    text.write("type      = 1 # LINEAR_RAS_TO_RAS, moving to fixed\n")
+    text.write("nxforms   = 1\nmean      = 0.0 0.0 0.0\nsigma     = 1.0\n1 4 4\n")
+    np.savetxt(text, np.linalg.inv(affine), fmt="%.15e")
+    for title, grid in (("src", moving), ("dst", fixed)):
+        spacing, *directions, centre = np.split(np.array(_geometry_floats(grid)), [3, 6, 9, 12])
+        text.write(f"{title} volume info\nvalid = 1  # volume info valid\nfilename = none\n")
+        text.write("volume = {} {} {}\n".format(*grid.shape))
+        names = ("voxelsize", "xras  ", "yras  ", "zras  ", "cras  ")
+        for name, values in zip(names, (spacing, *directions, centre), strict=True):
+            text.write(f"{name} = " + " ".join(f"{value:.15e}" for value in values) + "\n")
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def write_field(path: Path, field: DisplacementField, images: Images) -> None:
+    """Write a warp (RAS displacement), for which the moving image is needed."""
     moving = images.grid("moving", path.name)
-    if isinstance(transform, DisplacementField):
-        _write_warp(path, transform, moving)
-    else:
-        _write_lta(path, transform, images.grid("fixed", path.name), moving)
-
-
-def _write_warp(path: Path, field: DisplacementField, moving: Grid) -> None:
     shape, geometry = field.grid.shape, _geometry_floats(field.grid)
     header = struct.pack(">7ih15f", _WARP_VERSION, *shape, 3, _FLOAT32, 1, 1, *geometry)
     with writing(path, compressed=True) as stream:
@@ -157,25 +168,8 @@ def _geometry_floats(grid: Grid) -> list[float]:
 
 def _grid(shape: list[int], geometry: tuple[float, ...] | list[float]) -> Grid:
     spacing, directions, centre = np.split(np.array(geometry, dtype=np.float64), [3, 12])
-    affine = np.eye(4)
-    affine[:3, :3] = directions.reshape(3, 3).T * spacing
-    affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) / 2)
-    return Grid(tuple(shape), affine)
-
-
-def _write_lta(path: Path, affine: Float[np.ndarray, "4 4"], fixed: Grid, moving: Grid) -> None:
-    text = io.StringIO()
-    text.write("type      = 1 # LINEAR_RAS_TO_RAS, moving to fixed\n")
-    text.write("nxforms   = 1\nmean      = 0.0 0.0 0.0\nsigma     = 1.0\n1 4 4\n")
-    np.savetxt(text, np.linalg.inv(affine), fmt="%.15e")
-    for title, grid in (("src", moving), ("dst", fixed)):
-        spacing, *directions, centre = np.split(np.array(_geometry_floats(grid)), [3, 6, 9, 12])
-        text.write(f"{title} volume info\nvalid = 1  # volume info valid\nfilename = none\n")
-        text.write("volume = {} {} {}\n".format(*grid.shape))
-        names = ("voxelsize", "xras  ", "yras  ", "zras  ", "cras  ")
-        for name, values in zip(names, (spacing, *directions, centre), strict=True):
-            text.write(f"{name} = " + " ".join(f"{value:.15e}" for value in values) + "\n")
-    path.write_text(text.getvalue(), encoding="utf-8")
+    matrix = directions.reshape(3, 3).T * spacing
+    return Grid(tuple(shape), from_matvec(matrix, centre - matrix @ (np.array(shape) / 2)))
 
 
 def _read_lta(path: Path) -> Float[np.ndarray, "4 4"]:
@@ -194,7 +188,7 @@ def _read_lta(path: Path) -> Float[np.ndarray, "4 4"]:
                 f"{path.name}: expected the geometry of both images in a voxel LTA, got none; "
                 "convert it with lta_convert --outlta first."
             )
-        matrix = grids["dst"].affine @ matrix @ np.linalg.inv(grids["src"].affine)
+        matrix = grids["dst"].affine @ matrix @ grids["src"].world_to_index
     elif kind != _RAS_TO_RAS:
         raise TransformError(
             f"{path.name}: expected an LTA of type 0 (voxels) or 1 (RAS), got type {kind}; convert "

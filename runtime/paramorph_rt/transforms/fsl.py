@@ -41,15 +41,24 @@ def read(path: Path, images: Images) -> Transform:
     )
 
 
-def write(path: Path, transform: Transform, images: Images) -> None:
-    """Write a relative warp, for which the moving image is needed, or a matrix (both)."""
-    moving = images.grid("moving", path.name)
-    if isinstance(transform, DisplacementField):
-        _write_warp(path, transform, moving)
-        return
-    fixed = images.grid("fixed", path.name)
-    to_moving = fsl_from_world(moving) @ transform @ np.linalg.inv(fsl_from_world(fixed))
+def write_affine(path: Path, affine: Float[np.ndarray, "4 4"], images: Images) -> None:
+    """Write a matrix, for which both images are needed."""
+    moving, fixed = images.grid("moving", path.name), images.grid("fixed", path.name)
+    to_moving = fsl_from_world(moving) @ affine @ np.linalg.inv(fsl_from_world(fixed))
     write_matrix(path, np.linalg.inv(to_moving))
+
+
+def write_field(path: Path, field: DisplacementField, images: Images) -> None:
+    """Write a relative warp, for which the moving image is needed."""
+    to_fsl, moving = fsl_from_world(field.grid), images.grid("moving", path.name)
+    in_world = field.composed_with_affine(np.linalg.inv(to_fsl) @ fsl_from_world(moving))
+    write_nifti(
+        path,
+        in_world.vectors_mm @ to_fsl[:3, :3].T.astype(np.float32),
+        field.grid,
+        intent=WARP_INTENT,
+        descrip="FSL relative warp in FSL mm, from this grid into the image to be warped",
+    )
 
 
 def _read_warp(path: Path, moving: Grid) -> DisplacementField:
@@ -74,15 +83,3 @@ def _in_world(
     to_fsl = fsl_from_world(grid)
     field = DisplacementField(grid, relative @ np.linalg.inv(to_fsl[:3, :3]).T.astype(np.float32))
     return field.composed_with_affine(np.linalg.inv(fsl_from_world(moving)) @ to_fsl)
-
-
-def _write_warp(path: Path, field: DisplacementField, moving: Grid) -> None:
-    to_fsl = fsl_from_world(field.grid)
-    in_world = field.composed_with_affine(np.linalg.inv(to_fsl) @ fsl_from_world(moving))
-    write_nifti(
-        path,
-        in_world.vectors_mm @ to_fsl[:3, :3].T.astype(np.float32),
-        field.grid,
-        intent=WARP_INTENT,
-        descrip="FSL relative warp in FSL mm, from this grid into the image to be warped",
-    )

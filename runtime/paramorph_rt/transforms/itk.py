@@ -40,14 +40,12 @@ def read(path: Path, images: Images) -> Transform:
     return compose(_parts(read_itk(path), path))
 
 
-def write(path: Path, transform: Transform, images: Images) -> None:
-    """Write a field (.nii, .nii.gz, .h5) or an affine (.tfm, .txt, .mat, .h5). Needs no image."""
-    if isinstance(transform, DisplacementField) and path.name.endswith(".h5"):
-        _write_itk(path, itk_transform([transform]))
-    elif isinstance(transform, DisplacementField):
-        write_displacement(path, transform)
+def write_field(path: Path, field: DisplacementField, images: Images) -> None:
+    """Write a field (.nii, .nii.gz, .h5). Needs no image."""
+    if path.name.endswith(".h5"):
+        _write_itk(path, itk_transform([field]))
     else:
-        write_affine(path, transform)
+        write_displacement(path, field)
 
 
 def write_displacement(path: Path, field: DisplacementField) -> None:
@@ -79,8 +77,10 @@ def read_displacement(path: Path) -> DisplacementField:
     return DisplacementField(grid, flip_vectors(vectors))
 
 
-def write_affine(path: Path, affine: Float[np.ndarray, "4 4"]) -> None:
-    """Write fixed world → moving world (RAS) in the form that the file's suffix names.
+def write_affine(
+    path: Path, affine: Float[np.ndarray, "4 4"], images: Images | None = None
+) -> None:
+    """Write an affine (.tfm, .txt, .mat, .h5), fixed world → moving world (RAS). Needs no image.
 
     Raises:
         OSError: The disk is full.

@@ -18,6 +18,8 @@ from .matrix import read_matrix, write_matrix
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from jaxtyping import Float
+
     from . import Images, Transform
 
 FIELD_SUFFIXES = (".nii", ".nii.gz")
@@ -44,15 +46,17 @@ def read(path: Path, images: Images) -> Transform:
     return DisplacementField(grid, vectors)
 
 
-def write(path: Path, transform: Transform, images: Images) -> None:
-    """Write a displacement field or an affine. Needs no image."""
-    if not isinstance(transform, DisplacementField):
-        write_matrix(path, transform)
-        return
+def write_affine(path: Path, affine: Float[np.ndarray, "4 4"], images: Images) -> None:
+    """Write an affine. Needs no image."""
+    write_matrix(path, affine)
+
+
+def write_field(path: Path, field: DisplacementField, images: Images) -> None:
+    """Write a displacement field. Needs no image."""
     write_nifti(
         path,
-        transform.vectors_mm[:, :, :, np.newaxis, :].astype(np.float32, copy=False),
-        transform.grid,
+        field.vectors_mm[:, :, :, np.newaxis, :].astype(np.float32, copy=False),
+        field.grid,
         intent="vector",
         intent_name=INTENT_NAME,
         intent_p1=DISPLACEMENT,
