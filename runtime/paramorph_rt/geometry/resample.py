@@ -22,7 +22,7 @@ INTERPOLATORS = {
     "bspline": sitk.sitkBSpline,  # cubic
 }
 # Full width at half maximum of a Gaussian, in standard deviations.
-_FWHM = 2.355
+FWHM = 2.355
 
 
 def resampled(
@@ -101,7 +101,7 @@ def _step_in_voxels(
 
 
 def _without_aliases(image: sitk.Image, step: Float[np.ndarray, " 3"]) -> sitk.Image:
-    sigma = np.sqrt(np.maximum(0.0, step**2 - 1)) / _FWHM
+    sigma = np.sqrt(np.maximum(0.0, step**2 - 1)) / FWHM
     if sigma.max() < 0.1:  # a tenth of a voxel changes no sample visibly
         return image
     # ITK's discrete kernel stays exact below one voxel, where its recursive one does not.

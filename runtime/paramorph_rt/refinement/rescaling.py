@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..geometry.resample import FWHM
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
     from ..geometry.spaces import Grid
-
-_FWHM = 2.355  # of a Gaussian, in standard deviations
 
 
 def rescaled(
@@ -48,7 +48,7 @@ def _matrix(size: int, target: int) -> Float[np.ndarray, "target size"]:
     samples = (np.arange(target) + 0.5) * step - 0.5
     # Rows of the identity, interpolated, are the weights of linear interpolation.
     weights = np.stack([np.interp(samples, range(size), row) for row in np.eye(size)], axis=1)
-    variance = (step**2 - 1) / _FWHM**2
+    variance = (step**2 - 1) / FWHM**2
     if variance > 0:
         weights = weights @ _gaussian(size, variance)
     return weights.astype(np.float32)
