@@ -30,8 +30,10 @@ from pairs import BenchmarkError
 from paramorph_rt.cohort.images import images_with_labels
 from paramorph_rt.cohort.pairs import Pair, pairs_of_all
 from paramorph_rt.cohort.run import run_cohort
-from paramorph_rt.cohort.work import PAIRS, Settings
+from paramorph_rt.cohort.work import PAIRS
 from paramorph_rt.errors import exit_code
+from paramorph_rt.loaded import loaded
+from paramorph_rt.request import Inputs, Options
 from record import write_result
 
 COARSER = 4
@@ -90,7 +92,7 @@ def _single(pairs: Sequence[Pair], backend: str, out: Path) -> dict[str, Any]:
     """`paramorph-rt infer` for each pair, a process each."""
     calls = []
     for pair in pairs:
-        files = {f"--{role.replace('_', '-')}": path for role, path in pair.files().items()}
+        files = {f"--{role.replace('_', '-')}": path for role, path in pair.inputs.files().items()}
         words = [word for option in files.items() for word in option]
         words += ["--out-dir", out / PAIRS / pair.name, "--backend", backend]
         command = [sys.executable, "-m", "paramorph_rt", "infer", *map(str, words)]
@@ -105,21 +107,21 @@ def _single(pairs: Sequence[Pair], backend: str, out: Path) -> dict[str, Any]:
 
 
 def _cohort(pairs: Sequence[Pair], backend: str, at_once: int, out: Path) -> dict[str, Any]:
-    settings = Settings(backend=backend)
+    options = Options(backend=backend)
     out.mkdir(parents=True)
     start = time.perf_counter()
-    settings.registration()
-    loaded = time.perf_counter()
+    loaded(options)
+    ready = time.perf_counter()
     memory = []
-    for outcome in run_cohort(pairs, settings, out, at_once=at_once):
+    for outcome in run_cohort(pairs, options, out, at_once=at_once):
         assert outcome.status == "done", outcome.note
         memory.append(_resident_mb())
-    seconds = time.perf_counter() - loaded
+    seconds = time.perf_counter() - ready
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "at_once": at_once,
         "pairs": len(pairs),
-        "load_seconds": loaded - start,
+        "load_seconds": ready - start,
         "seconds": seconds,
         "pairs_per_minute": 60 * len(pairs) / seconds,
         "cpu_seconds_per_pair": (used.ru_utime + used.ru_stime) / len(pairs),
@@ -146,10 +148,13 @@ def _coarser(pairs: Sequence[Pair], scratch: Path) -> list[Pair]:
     """The same pairs of every fourth voxel, without labels."""
     folder = scratch / "coarse"
     folder.mkdir()
-    for path in {path for pair in pairs for path in (pair.moving, pair.fixed)}:
+    for path in {path for pair in pairs for path in (pair.inputs.moving, pair.inputs.fixed)}:
         image = nib.load(path).slicer[::COARSER, ::COARSER, ::COARSER]
         nib.save(image, folder / path.name)
-    return [Pair(pair.name, folder / pair.moving.name, folder / pair.fixed.name) for pair in pairs]
+    return [
+        Pair(pair.name, Inputs(folder / pair.inputs.moving.name, folder / pair.inputs.fixed.name))
+        for pair in pairs
+    ]
 
 
 def _check_same(pair: Pair, *outs: Path) -> None:

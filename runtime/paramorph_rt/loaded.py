@@ -19,46 +19,38 @@ from .backends import (
 from .bundle import AUTO_MODEL, NO_MODEL, Bundle, bundle_path, candidates, load_bundle
 from .errors import ParamorphError
 from .model import Model
-from .refinement.settings import DEFAULT_LEVELS
 from .registration import Registration
 from .system.threads import Later, submitted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import numpy as np
 
-    from .refinement.settings import Level
+    from .request import Options
 
 _loading = threading.Lock()
 
 
-def loaded(
-    model: Path | str | None,
-    threads: int | None,
-    backend: str,
-    precision: str,
-    wait: bool = True,
-    levels: Sequence[Level] = DEFAULT_LEVELS,
-) -> Registration:
-    """The same registration for the same arguments, whichever thread asks; see `Registration`.
+def loaded(options: Options, wait: bool = True) -> Registration:
+    """The same registration for the same model and engine, in every thread; see `Registration`.
 
     Args:
+        options: Name model, engine, precision and threads; their refinement decides what is loaded.
         wait: Until the network is loaded. Without, it loads while the first pair is aligned, when
             that has been read without an error, and what is wrong with it is raised where it is
             needed.
-        levels: Of the refinement, which decide what is loaded.
 
     Raises:
-        BackendError: A request for an engine or a precision that cannot be met here.
+        BackendError: An engine or a precision that cannot be had here.
     """
     with _loading:
-        register = _load(model, threads, backend, precision)
+        register = _load(options.model, options.threads, options.backend, options.precision)
     if wait:
         try:
-            register.ready(levels)
+            register.ready(options.levels)
         except ParamorphError:
-            _load.cache_clear()  # what is missing may be there when somebody asks again
+            _load.cache_clear()  # what is missing may be there the next time
             raise
     return register
 
@@ -81,14 +73,12 @@ class _InItsThread:
 
 
 @lru_cache(maxsize=1)
-def _load(
-    model: Path | str | None, threads: int | None, backend: str, precision: str
-) -> Registration:
+def _load(model: Path | str, threads: int | None, backend: str, precision: str) -> Registration:
     if model == NO_MODEL:
         check_no_request(backend, precision)
         return Registration(NO_MODEL, threads)
-    is_free = model in (None, AUTO_MODEL)
-    paths = candidates() if is_free else [bundle_path(model or "")]
+    is_free = model == AUTO_MODEL
+    paths = candidates() if is_free else [bundle_path(model)]
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
 
     def ready(bundle: Bundle) -> Model:

@@ -8,13 +8,16 @@ import pytest
 
 from paramorph_rt import Registration
 from paramorph_rt.errors import OutputError
-from paramorph_rt.results.bids import DATASET, IGNORE, Uris, bids_names, is_skull_stripped, root_of
+from paramorph_rt.request import Inputs, Options
+from paramorph_rt.results.bids import IGNORE, bids_names
+from paramorph_rt.results.bids_sidecars import DATASET, Uris, is_skull_stripped, root_of
 from paramorph_rt.results.outputs import check_outputs
 
 from .phantoms import centred_grid, head, head_labels, volume_of
 
 TEMPLATE = "tpl-MNI152NLin2009cAsym_res-01_T1w.nii.gz"
 OUT = Path("derivatives")
+OPTIONS = Options()
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,7 @@ OUT = Path("derivatives")
     ],
 )
 def test_names_follow_those_of_the_images(moving, fixed, warped, way):
-    names = bids_names(Path(moving), Path(fixed), OUT)
+    names = bids_names(Inputs(Path(moving), Path(fixed)), OPTIONS, OUT)
     assert names.warped == warped
     folder = warped.rpartition("/")[0]
     assert names.displacement == f"{folder}/{way}_xfm.nii.gz"
@@ -64,15 +67,14 @@ def test_names_follow_those_of_the_images(moving, fixed, warped, way):
 
 
 def test_what_goes_along_keeps_its_own_entities():
-    names = bids_names(
+    inputs = Inputs(
         Path("sub-01_T1w.nii.gz"),
         Path(TEMPLATE),
-        OUT,
         moving_labels=Path("sub-01_desc-aseg_dseg.nii.gz"),
-        also=[Path("sub-01_FLAIR.nii.gz"), Path("t2.mha")],
-        also_labels=[Path("lesion.nii.gz")],
-        output_grid="fine grid.nii.gz",
+        also=(Path("sub-01_FLAIR.nii.gz"), Path("t2.mha")),
+        also_labels=(Path("lesion.nii.gz"),),
     )
+    names = bids_names(inputs, Options(output_grid="fine grid.nii.gz"), OUT)
     stem = "sub-01/anat/sub-01_space-MNI152NLin2009cAsym_res-finegrid"
     assert names.warped_labels == f"{stem}_desc-aseg_dseg.nii.gz"
     assert names.also_names == {
@@ -84,18 +86,19 @@ def test_what_goes_along_keeps_its_own_entities():
 
 
 def test_series_and_its_reference_have_names_of_their_own():
-    moving = Path("sub-01_task-rest_bold.nii.gz")
-    names = bids_names(moving, Path(TEMPLATE), OUT, series=True)
+    moving, series = Path("sub-01_task-rest_bold.nii.gz"), Options(apply_to_all=True)
+    names = bids_names(Inputs(moving, Path(TEMPLATE)), series, OUT)
     assert names.series.endswith("_space-MNI152NLin2009cAsym_bold.nii.gz")
     assert names.warped.endswith("_space-MNI152NLin2009cAsym_boldref.nii.gz")
-    names = bids_names(Path("sub-01_T1map.nii.gz"), Path(TEMPLATE), OUT, series=True)
+    names = bids_names(Inputs(Path("sub-01_T1map.nii.gz"), Path(TEMPLATE)), series, OUT)
     assert names.warped.endswith("_desc-reference_T1map.nii.gz")
 
 
 def test_two_results_of_one_name_are_refused():
-    same = [Path("a/sub-01_T2w.nii.gz"), Path("b/sub-01_T2w.nii.gz")]
+    same = (Path("a/sub-01_T2w.nii.gz"), Path("b/sub-01_T2w.nii.gz"))
+    inputs = Inputs(Path("sub-01_T1w.nii.gz"), Path(TEMPLATE), also=same)
     with pytest.raises(OutputError, match=r"_T2w.nii.gz: expected a BIDS name for each result"):
-        bids_names(Path("sub-01_T1w.nii.gz"), Path(TEMPLATE), OUT, also=same)
+        bids_names(inputs, OPTIONS, OUT)
 
 
 def test_dataset_grows_by_subjects_and_force_replaces_only_ones_own(zero_bundle_path, tmp_path):
@@ -108,13 +111,13 @@ def test_dataset_grows_by_subjects_and_force_replaces_only_ones_own(zero_bundle_
         result = register(
             moving, fixed, labels, affine=False, also=[replace(moving, name="x.mha")], refine=0
         )
-        names = bids_names(
+        inputs = Inputs(
             tmp_path / moving.name,
             tmp_path / TEMPLATE,
-            out,
             moving_labels=tmp_path / labels.name,
-            also=[tmp_path / "x.mha"],
+            also=(tmp_path / "x.mha",),
         )
+        names = bids_names(inputs, OPTIONS, out)
         result.save(out, names=names, extras={"report": lambda f: (f / "report.html").touch()})
         results[subject] = result, names
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
@@ -197,7 +200,8 @@ def test_a_description_that_is_there_gets_the_links_that_it_lacks(zero_bundle_pa
     out.mkdir()
     mine = {"Name": "mine", "DatasetLinks": {"atlas": "doi:1"}}
     (out / DATASET).write_text(json.dumps(mine), encoding="utf-8")
-    names = bids_names(tmp_path / "s/sub-1/anat/sub-1_T1w.nii.gz", tmp_path / TEMPLATE, out)
+    inputs = Inputs(tmp_path / "s/sub-1/anat/sub-1_T1w.nii.gz", tmp_path / TEMPLATE)
+    names = bids_names(inputs, OPTIONS, out)
     result.save(out, names=names)
     found = json.loads((out / DATASET).read_text(encoding="utf-8"))
     assert found == {"Name": "mine", "DatasetLinks": {"atlas": "doi:1", "s": "../s"}} | {

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,10 +27,11 @@ from paramorph_rt.cohort.pairs import (
 )
 from paramorph_rt.cohort.run import run_cohort
 from paramorph_rt.cohort.summary import statistics_of, write_summary
-from paramorph_rt.cohort.work import Outcome, Settings
+from paramorph_rt.cohort.work import Outcome
 from paramorph_rt.errors import BundleError, CohortError
 from paramorph_rt.images.volume import save_labels, save_volume
 from paramorph_rt.registration import RegistrationResult
+from paramorph_rt.request import Inputs, Options
 from paramorph_rt.results.provenance import content_hash
 
 from .phantoms import NETWORK_SHAPE, centred_grid, head, head_labels, volume_of
@@ -50,9 +52,13 @@ def subjects(tmp_path) -> Path:
     return folder
 
 
+def a_to_b(subjects: Path, name: str) -> Pair:
+    return Pair(name, Inputs(subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz"))
+
+
 @pytest.fixture
-def settings(zero_bundle_path) -> Settings:
-    return Settings(zero_bundle_path, "onnxruntime", threads=1, affine=False)
+def options(zero_bundle_path) -> Options:
+    return Options(model=zero_bundle_path, backend="onnxruntime", threads=1, affine="none")
 
 
 def cohort(model: Path, out: Path, *words: object) -> int:
@@ -90,10 +96,14 @@ def test_table_with_all_columns(subjects, separator, mark):
     (pair,) = pairs_of_table(table)
     assert pair == Pair(
         "Ü 1",
-        *(subjects / name for name in ("a_t1.nii.gz", "b_t1.nii.gz")),
-        *(subjects / name for name in ("a_labels.nii.gz", "b_labels.nii.gz")),
-        moving_mask=subjects / "c_labels.nii.gz",
-        also=(subjects / "a_t1.nii.gz", subjects / "c_t1.nii.gz"),
+        Inputs(
+            subjects / "a_t1.nii.gz",
+            subjects / "b_t1.nii.gz",
+            moving_labels=subjects / "a_labels.nii.gz",
+            fixed_labels=subjects / "b_labels.nii.gz",
+            moving_mask=subjects / "c_labels.nii.gz",
+            also=(subjects / "a_t1.nii.gz", subjects / "c_t1.nii.gz"),
+        ),
         notes=(("age", "61"),),
     )
 
@@ -296,13 +306,13 @@ def test_missing_file_fails_its_pair_alone_unless_strict(
     assert statuses(tmp_path / "out") == {"lost": "done", "a": "kept"}
 
 
-def test_defect_in_one_pair_does_not_stop_the_others(subjects, settings, tmp_path, monkeypatch):
+def test_defect_in_one_pair_does_not_stop_the_others(subjects, options, tmp_path, monkeypatch):
     def broken(*_: object) -> None:
         raise ZeroDivisionError("broken")
 
     monkeypatch.setattr(work, "_run_pair", broken)
-    pairs = [Pair(n, subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz") for n in "xy"]
-    outcomes = list(run_cohort(pairs, settings, tmp_path / "out"))
+    pairs = [a_to_b(subjects, n) for n in "xy"]
+    outcomes = list(run_cohort(pairs, options, tmp_path / "out"))
     assert {(o.status, o.note) for o in outcomes} == {
         ("failed", f"{name}: expected a registration, got ZeroDivisionError: broken.")
         for name in "xy"
@@ -310,56 +320,56 @@ def test_defect_in_one_pair_does_not_stop_the_others(subjects, settings, tmp_pat
 
 
 def test_model_that_cannot_be_loaded_is_one_error(subjects, tmp_path):
-    pairs = [Pair("x", subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz")]
+    pairs = [a_to_b(subjects, "x")]
     with pytest.raises(BundleError, match="expected a bundle"):
-        next(run_cohort(pairs, Settings(tmp_path), tmp_path / "out"))
+        next(run_cohort(pairs, Options(model=tmp_path), tmp_path / "out"))
 
 
 # --- restarts -------------------------------------------------------------------------------------
 
 
-def run(pair: Pair, settings: Settings, out: Path, **options: bool) -> tuple[str, str]:
-    (outcome,) = run_cohort([pair], settings, out, **options)
+def run(pair: Pair, options: Options, out: Path, **more: bool) -> tuple[str, str]:
+    (outcome,) = run_cohort([pair], options, out, **more)
     return outcome.status, outcome.note
 
 
 @pytest.fixture
 def pair(subjects) -> Pair:
-    return Pair("x", subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz")
+    return a_to_b(subjects, "x")
 
 
-def test_finished_pair_is_known_by_content(pair, settings, subjects, tmp_path):
+def test_finished_pair_is_known_by_content(pair, options, subjects, tmp_path):
     out = tmp_path / "out"
-    assert run(pair, settings, out) == ("done", "")
+    assert run(pair, options, out) == ("done", "")
     before = inodes(out)
-    assert run(pair, settings, out) == ("kept", "")
+    assert run(pair, options, out) == ("kept", "")
     moved = tmp_path / "moved.nii.gz"
-    moved.write_bytes(pair.moving.read_bytes())
-    elsewhere = Pair("x", moved, pair.fixed)
-    assert run(elsewhere, settings, out) == ("kept", "")
+    moved.write_bytes(pair.inputs.moving.read_bytes())
+    elsewhere = Pair("x", Inputs(moved, pair.inputs.fixed))
+    assert run(elsewhere, options, out) == ("kept", "")
     assert inodes(out) == before
-    other = Pair("x", subjects / "c_t1.nii.gz", pair.fixed)
-    assert run(other, settings, out) == ("done", "changed since: inputs moving")
-    pair.fixed.write_bytes((subjects / "c_t1.nii.gz").read_bytes())
-    assert run(other, settings, out) == ("done", "changed since: inputs fixed")
-    assert run(other, settings, out, force=True) == ("done", "")
+    other = Pair("x", Inputs(subjects / "c_t1.nii.gz", pair.inputs.fixed))
+    assert run(other, options, out) == ("done", "changed since: inputs moving")
+    pair.inputs.fixed.write_bytes((subjects / "c_t1.nii.gz").read_bytes())
+    assert run(other, options, out) == ("done", "changed since: inputs fixed")
+    assert run(other, options, out, force=True) == ("done", "")
 
 
 def test_other_options_model_and_versions_are_other_results(
-    pair, settings, bundle_path, tmp_path, monkeypatch
+    pair, options, bundle_path, tmp_path, monkeypatch
 ):
     out = tmp_path / "out"
-    run(pair, settings, out)
-    inverse = Settings(settings.model, "onnxruntime", "auto", 1, False, inverse=True)
+    run(pair, options, out)
+    inverse = replace(options, inverse=True)
     assert run(pair, inverse, out) == ("done", "changed since: options inverse")
-    threads = Settings(settings.model, "onnxruntime", "auto", 2, False, inverse=True)
+    threads = replace(options, threads=2, inverse=True)
     assert run(pair, threads, out) == ("kept", "")
-    model = Settings(bundle_path, "onnxruntime", "auto", 1, False, inverse=True)
+    model = replace(options, model=bundle_path, inverse=True)
     assert run(pair, model, out) == ("done", "changed since: model sha256 registration.onnx")
     versions = {"paramorph-rt": "99"}
     monkeypatch.setattr("paramorph_rt.results.provenance.installed_versions", lambda: versions)
     assert "software paramorph-rt" in run(pair, model, out)[1]
-    grid = Settings(bundle_path, "onnxruntime", "auto", 1, False, output_grid=str(pair.moving))
+    grid = replace(options, model=bundle_path, output_grid=str(pair.inputs.moving))
     assert "inputs output_grid, options inverse, options output_grid" in run(pair, grid, out)[1]
 
 
@@ -383,22 +393,22 @@ def test_other_options_model_and_versions_are_other_results(
         ),
     ],
 )
-def test_half_written_pair_is_done_again(pair, settings, tmp_path, spoil, note):
+def test_half_written_pair_is_done_again(pair, options, tmp_path, spoil, note):
     out = tmp_path / "out"
-    run(pair, settings, out)
+    run(pair, options, out)
     (out / "pairs/x/mine.txt").write_text("stays", encoding="utf-8")
     spoil(out / "pairs/x")
-    status, said = run(pair, settings, out)
+    status, said = run(pair, options, out)
     assert status == "done"
     assert said.startswith(note)
-    assert run(pair, settings, out) == ("kept", "")
+    assert run(pair, options, out) == ("kept", "")
     assert (out / "pairs/x/mine.txt").read_text(encoding="utf-8") == "stays"
 
 
-def test_crash_while_replacing_leaves_no_record(pair, settings, subjects, tmp_path, monkeypatch):
+def test_crash_while_replacing_leaves_no_record(pair, options, subjects, tmp_path, monkeypatch):
     """Some files are new and others old then: nothing may vouch for them."""
     out = tmp_path / "out"
-    run(pair, settings, out)
+    run(pair, options, out)
     real = Path.replace
 
     def crash(self: Path, target: Path) -> Path:
@@ -406,14 +416,14 @@ def test_crash_while_replacing_leaves_no_record(pair, settings, subjects, tmp_pa
             raise OSError(5, "Input/output error")
         return real(self, target)
 
-    other = Pair("x", subjects / "c_t1.nii.gz", pair.fixed)
+    other = Pair("x", Inputs(subjects / "c_t1.nii.gz", pair.inputs.fixed))
     monkeypatch.setattr(Path, "replace", crash)
-    told = run(other, settings, out)
+    told = run(other, options, out)
     assert told[0] == "failed"
     monkeypatch.undo()
     assert not (out / "pairs/x/record.json").exists(), told
     # The next run first finishes the move, whose results are of another image.
-    status, note = run(pair, settings, out)
+    status, note = run(pair, options, out)
     assert status == "done"
     assert "inputs" in note
 
@@ -422,19 +432,19 @@ def test_crash_while_replacing_leaves_no_record(pair, settings, subjects, tmp_pa
     ("kind", "name"), [(Registration, "__call__"), (RegistrationResult, "save")]
 )
 def test_pair_that_another_process_finishes_meanwhile_is_kept(
-    pair, settings, tmp_path, monkeypatch, kind, name
+    pair, options, tmp_path, monkeypatch, kind, name
 ):
     out, real, found = tmp_path / "out", getattr(kind, name), {}
 
-    def overtaken(*given, **options):
-        result = real(*given, **options)
+    def overtaken(*given, **named):
+        result = real(*given, **named)
         monkeypatch.setattr(kind, name, real)
-        assert work.run_pair(pair, settings, out).status == "done"
+        assert work.run_pair(pair, options, out).status == "done"
         found.update(inodes(out))
         return result
 
     monkeypatch.setattr(kind, name, overtaken)
-    assert run(pair, settings, out) == ("kept", "")
+    assert run(pair, options, out) == ("kept", "")
     assert inodes(out) == found
     assert [path.name for path in (out / "pairs").iterdir()] == ["x"]
 
@@ -453,16 +463,16 @@ def test_pictures_are_drawn_when_they_are_asked_for(subjects, zero_bundle_path, 
     assert statuses(out) == {"p00": "kept"}
 
 
-def test_leftovers_of_killed_runs_are_swept_away(pair, settings, tmp_path):
+def test_leftovers_of_killed_runs_are_swept_away(pair, options, tmp_path):
     out = tmp_path / "out"
-    run(pair, settings, out)
+    run(pair, options, out)
     for leftover in (out / "pairs/.paramorph-1", out / "pairs/x/.paramorph-2"):
         leftover.mkdir()
         (leftover / "warped.nii.gz").write_text("half", encoding="utf-8")
         os.utime(leftover, (0, 0))
     young = out / "pairs/.paramorph-3"  # as of another process that writes just now
     young.mkdir()
-    assert run(pair, settings, out) == ("kept", "")
+    assert run(pair, options, out) == ("kept", "")
     assert young.is_dir()
     young.rmdir()
     assert not [*out.glob("pairs/.paramorph-*"), *out.glob("pairs/*/.paramorph-*")]
@@ -486,7 +496,7 @@ def test_content_of_folders_and_detached_files(tmp_path):
 # --- running --------------------------------------------------------------------------------------
 
 
-def test_one_model_load_and_one_network_at_a_time(subjects, settings, tmp_path, monkeypatch):
+def test_one_model_load_and_one_network_at_a_time(subjects, options, tmp_path, monkeypatch):
     loads, running, most = [], [], []
 
     class Slow:
@@ -505,14 +515,14 @@ def test_one_model_load_and_one_network_at_a_time(subjects, settings, tmp_path, 
 
     monkeypatch.setattr(loaded, "choose_backend", lambda *_: Slow())
     loaded._load.cache_clear()
-    pairs = [Pair(str(n), subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz") for n in range(6)]
-    outcomes = list(run_cohort(pairs, settings, tmp_path / "out", at_once=3))
+    pairs = [a_to_b(subjects, str(n)) for n in range(6)]
+    outcomes = list(run_cohort(pairs, options, tmp_path / "out", at_once=3))
     loaded._load.cache_clear()
     assert [outcome.status for outcome in outcomes] == ["done"] * 6
     assert (len(loads), max(most)) == (1, 1)
 
 
-def test_pairs_at_once_are_bounded(subjects, settings, tmp_path, monkeypatch):
+def test_pairs_at_once_are_bounded(subjects, options, tmp_path, monkeypatch):
     lock, counts = threading.Lock(), [0, 0]
 
     def slow(pair: Pair, **_: object) -> Outcome:
@@ -525,13 +535,13 @@ def test_pairs_at_once_are_bounded(subjects, settings, tmp_path, monkeypatch):
         return Outcome(pair.name, "done")
 
     monkeypatch.setattr(cohort_run, "run_pair", slow)
-    pairs = [Pair(str(n), subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz") for n in range(12)]
-    outcomes = list(run_cohort(pairs, settings, tmp_path / "out", at_once=4))
+    pairs = [a_to_b(subjects, str(n)) for n in range(12)]
+    outcomes = list(run_cohort(pairs, options, tmp_path / "out", at_once=4))
     assert sorted(outcome.name for outcome in outcomes) == sorted(pair.name for pair in pairs)
     assert counts[1] == 4
 
 
-def test_warnings_belong_to_their_pair(subjects, settings, tmp_path, monkeypatch):
+def test_warnings_belong_to_their_pair(subjects, options, tmp_path, monkeypatch):
     real, barrier = work._run_pair, threading.Barrier(2)
 
     def warn(pair: Pair, *rest: object) -> object:
@@ -541,8 +551,8 @@ def test_warnings_belong_to_their_pair(subjects, settings, tmp_path, monkeypatch
         return real(pair, *rest)
 
     monkeypatch.setattr(work, "_run_pair", warn)
-    pairs = [Pair(n, subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz") for n in "xy"]
-    outcomes = list(run_cohort(pairs, settings, tmp_path / "out", at_once=2))
+    pairs = [a_to_b(subjects, n) for n in "xy"]
+    outcomes = list(run_cohort(pairs, options, tmp_path / "out", at_once=2))
     assert {o.name: o.warnings for o in outcomes} == {n: (f"{n} looks odd",) for n in "xy"}
     record = json.loads((tmp_path / "out/pairs/x/record.json").read_text(encoding="utf-8"))
     assert record["warnings"] == ["x looks odd"]
@@ -666,13 +676,13 @@ def processes(out: Path) -> dict[str, int]:
     return {record["name"]: record["process"] for record in records}
 
 
-def test_no_scheduler_is_one_sentence(subjects, settings, tmp_path, monkeypatch):
+def test_no_scheduler_is_one_sentence(subjects, options, tmp_path, monkeypatch):
     pytest.importorskip("distributed", reason="needs the extra cluster")
     monkeypatch.setattr(cohort_run, "CONNECT_SECONDS", 0.2)
-    pairs = [Pair("x", subjects / "a_t1.nii.gz", subjects / "b_t1.nii.gz")]
+    pairs = [a_to_b(subjects, "x")]
     for address in ("tcp://127.0.0.1:9", "nonsense://x"):
         with pytest.raises(CohortError, match=f"{address}: expected a Dask scheduler"):
-            next(run_cohort(pairs, settings, tmp_path / "out", scheduler=address))
+            next(run_cohort(pairs, options, tmp_path / "out", scheduler=address))
 
 
 class Workers:
@@ -757,8 +767,9 @@ def test_summary_escapes_names_and_needs_no_network(subjects, zero_bundle_path, 
 
 def test_summary_has_the_worst_first(tmp_path):
     scores = {"middle": 0.5, "worst": 0.25, "best": 0.75, "odd": None}
-    pairs = [Pair(name, Path("m"), Path("f"), notes=(("site", "A"),)) for name in scores]
-    pairs += [Pair("failed", Path("m"), Path("f")), Pair("waiting", Path("m"), Path("f"))]
+    inputs = Inputs(Path("m"), Path("f"))
+    pairs = [Pair(name, inputs, notes=(("site", "A"),)) for name in scores]
+    pairs += [Pair("failed", inputs), Pair("waiting", inputs)]
     outcomes = {"failed": Outcome("failed", "failed", "f: expected x, got y; do z.")}
     for name, score in scores.items():
         folder = tmp_path / "pairs" / name
@@ -794,7 +805,7 @@ def written(out: Path, metrics: dict[str, tuple[dict, list[str]]]) -> dict:
         folder.mkdir(parents=True)
         (folder / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
         (folder / "record.json").write_text(json.dumps({"warnings": warnings}), encoding="utf-8")
-    pairs = [Pair(name, Path("m"), Path("f")) for name in metrics]
+    pairs = [Pair(name, Inputs(Path("m"), Path("f"))) for name in metrics]
     return write_summary(out, pairs, {name: Outcome(name, "done") for name in metrics}, seconds=1)
 
 
@@ -949,9 +960,9 @@ def test_without_distributed_the_sentence_says_what_to_install(tmp_path):
     program = (
         "import sys; sys.modules['distributed'] = None\n"
         "from paramorph_rt.cohort.run import run_cohort\n"
-        "from paramorph_rt.cohort.work import Settings\n"
+        "from paramorph_rt.request import Options\n"
         "from paramorph_rt.errors import MissingDependencyError\n"
-        f"try: next(run_cohort([], Settings(), {str(tmp_path)!r}, scheduler='tcp://x:1'))\n"
+        f"try: next(run_cohort([], Options(), {str(tmp_path)!r}, scheduler='tcp://x:1'))\n"
         "except MissingDependencyError as err: print(err)"
     )
     assert 'python -m pip install "paramorph-rt[cluster]"' in run_python("-c", program).stdout

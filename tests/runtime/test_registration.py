@@ -17,6 +17,7 @@ from paramorph_rt.errors import BackendError, VolumeError
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, load_volume, save_labels, save_volume
 from paramorph_rt.loaded import loaded
+from paramorph_rt.request import Options
 from paramorph_rt.steps.foreground import foreground_threshold
 from paramorph_rt.steps.preparation import network_grid_for
 from paramorph_rt.system.threads import Later
@@ -214,12 +215,16 @@ def test_an_engine_that_is_still_loading_is_waited_for(bundle_path):
     assert "load network" not in register(moving, fixed, affine=False, refine=0).metrics["seconds"]
 
 
+def options_for(bundle_path, precision: str) -> Options:
+    return Options(model=bundle_path, threads=1, backend="onnxruntime", precision=precision)
+
+
 def test_an_engine_that_cannot_be_loaded_says_so_when_it_is_needed(bundle_path, monkeypatch):
     def refuse(*_):
         raise BackendError("this network: expected another")
 
     monkeypatch.setattr("paramorph_rt.loaded.choose_backend", refuse)
-    register = loaded(bundle_path, 1, "onnxruntime", "fp32", wait=False)
+    register = loaded(options_for(bundle_path, "fp32"), wait=False)
     for needed in (register.ready, lambda: register(*pair_on("RAS-RAS"), affine=False, refine=0)):
         with pytest.raises(BackendError, match=r"^this network: expected another"):
             needed()
@@ -227,7 +232,7 @@ def test_an_engine_that_cannot_be_loaded_says_so_when_it_is_needed(bundle_path, 
 
 def test_a_request_that_cannot_be_met_is_refused_before_anything_is_loaded(bundle_path):
     with pytest.raises(BackendError, match=r"^onnxruntime: expected precision fp32, got bf16"):
-        loaded(bundle_path, 1, "onnxruntime", "bf16", wait=False)
+        loaded(options_for(bundle_path, "bf16"), wait=False)
 
 
 def test_no_engine_is_loaded_for_a_pair_that_cannot_be_read(bundle_path, tmp_path):

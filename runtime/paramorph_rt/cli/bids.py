@@ -6,18 +6,19 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .arguments import options_of
 from .cohort import (
     add_running_options,
-    checked_settings,
+    checked_options,
     is_doubtful,
     register_all,
     summary_table,
 )
-from .infer import settings_of
 from .messages import DOUBTFUL
 
 if TYPE_CHECKING:
-    from ..pair import Pair, Settings
+    from ..cohort.pairs import Pair
+    from ..request import Options
 
 LEVELS = ("participant", "group")
 
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
     args.out_dir = args.out_dir.absolute()
     group = args.level == "group"
-    settings = settings_of(args) if group else checked_settings(args)
+    options = options_of(args) if group else checked_options(args)
     pairs = pairs_of_dataset(
         args.bids_dir.absolute(),
         args.template.absolute(),
@@ -97,22 +98,22 @@ def run(args: argparse.Namespace) -> int:
         label_folders=[path.absolute() for path in args.derivatives],
         out_dir=args.out_dir,
     )
-    return (_summarise if group else register_all)(args, settings, pairs)
+    return (_summarise if group else register_all)(args, options, pairs)
 
 
-def _summarise(args: argparse.Namespace, settings: Settings, pairs: list[Pair]) -> int:
+def _summarise(args: argparse.Namespace, options: Options, pairs: list[Pair]) -> int:
     from ..cohort.dataset import finished
     from ..cohort.summary import HTML, write_summary
     from ..errors import CohortError
     from ..results.outputs import json_text
 
-    outcomes = finished(pairs, settings, args.out_dir)
+    outcomes = finished(pairs, options, args.out_dir)
     if not outcomes:
         raise CohortError(
             f"{args.out_dir}: expected results of the level participant, got none; run that first "
             "with the same options."
         )
-    summary = write_summary(args.out_dir, pairs, outcomes, 0, settings)
+    summary = write_summary(args.out_dir, pairs, outcomes, 0, options)
     page = args.out_dir / HTML
     print(json_text(summary, None).rstrip() if args.json else summary_table(summary, page))
-    return DOUBTFUL if args.fail_on_quality and is_doubtful(summary) else 0
+    return DOUBTFUL if options.fail_on_quality and is_doubtful(summary) else 0

@@ -12,18 +12,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .infer import (
-    add_bids_names,
-    add_common_options,
-    add_picture_options,
-    positive,
-    settings_of,
-)
+from ..request import Options, whole
+from .arguments import add_fields, options_of
 from .messages import DOUBTFUL, INTERRUPTED
 
 if TYPE_CHECKING:
+    from ..cohort.pairs import Pair
     from ..cohort.work import Outcome
-    from ..pair import Pair, Settings
 
 _EPILOG = """
 The table has a pair on each line and the names of its columns in the first: moving and fixed, and
@@ -76,7 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="do nothing at all where a file of the table is not there; else only its pair fails",
     )
-    add_bids_names(parser)
+    add_fields(parser, Options, ["bids_names"])
     add_running_options(parser)
     parser.set_defaults(run=run, usage_error=parser.error)
 
@@ -86,7 +81,7 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--at-once",
-        type=positive,
+        type=whole(1),
         default=3,
         metavar="N",
         help="pairs in memory at once, so that files are read and written while the network works "
@@ -100,8 +95,7 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--force", action="store_true", help="register finished pairs again")
     add("--json", action="store_true", help="print summary.json to stdout instead of a table")
-    add_common_options(parser)
-    add_picture_options(parser)
+    add_fields(parser, Options, but=["bids_names"])
     # Of single pairs only their outcomes are told.
     parser.set_defaults(messages="paramorph_rt.cohort")
 
@@ -110,23 +104,25 @@ def run(args: argparse.Namespace) -> int:
     """Find the pairs, register them all."""
     if bool(args.template) != bool(args.images) or (args.template_labels and not args.template):
         args.usage_error("--template and --images belong together; --template-labels to them")
-    settings = checked_settings(args)
-    return register_all(args, settings, _pairs(args))
+    options = checked_options(args)
+    return register_all(args, options, _pairs(args))
 
 
-def checked_settings(args: argparse.Namespace) -> Settings:
-    """What is asked of all pairs; what cannot be met here is refused before files are read."""
+def checked_options(args: argparse.Namespace) -> Options:
+    """The options of all pairs; those that cannot be met here are refused before files are read."""
+    from ..loaded import loaded
+    from ..pair import check
     from ..results.outputs import check_outputs
 
-    settings = settings_of(args)
+    options = options_of(args)
     check_outputs(args.out_dir, force=True)
     if args.scheduler is None:
-        settings.check()
-        settings.registration(wait=False)
-    return settings
+        check(options)
+        loaded(options, wait=False)
+    return options
 
 
-def register_all(args: argparse.Namespace, settings: Settings, pairs: list[Pair]) -> int:
+def register_all(args: argparse.Namespace, options: Options, pairs: list[Pair]) -> int:
     """Register all pairs, summarise, print; returns the exit code."""
     from ..cohort.run import run_cohort
     from ..cohort.summary import HTML, write_summary
@@ -136,8 +132,15 @@ def register_all(args: argparse.Namespace, settings: Settings, pairs: list[Pair]
     outcomes: dict[str, Outcome] = {}
     start = time.monotonic()
     with _progress(len(pairs), args.quiet) as show, _first_ctrl_c(args.scheduler is None) as stop:
-        options: dict[str, Any] = {"at_once": args.at_once, "scheduler": args.scheduler}
-        running = run_cohort(pairs, settings, args.out_dir, force=args.force, stop=stop, **options)
+        running = run_cohort(
+            pairs,
+            options,
+            args.out_dir,
+            at_once=args.at_once,
+            scheduler=args.scheduler,
+            force=args.force,
+            stop=stop,
+        )
         try:
             with closing(running):
                 for outcome in running:
@@ -145,7 +148,7 @@ def register_all(args: argparse.Namespace, settings: Settings, pairs: list[Pair]
                     show(outcome)
         except KeyboardInterrupt:
             stop.set()
-    summary = write_summary(args.out_dir, pairs, outcomes, time.monotonic() - start, settings)
+    summary = write_summary(args.out_dir, pairs, outcomes, time.monotonic() - start, options)
     page = args.out_dir / HTML
     print(json_text(summary, None).rstrip() if args.json else summary_table(summary, page))
     if stop.is_set() and summary["not_run"]:
@@ -159,7 +162,7 @@ def register_all(args: argparse.Namespace, settings: Settings, pairs: list[Pair]
             f"{some} failed; see {args.out_dir / HTML}, mend what it says and run the same command "
             "again."
         )
-    return DOUBTFUL if args.fail_on_quality and is_doubtful(summary) else 0
+    return DOUBTFUL if options.fail_on_quality and is_doubtful(summary) else 0
 
 
 def is_doubtful(summary: dict[str, Any]) -> bool:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .infer import FORMATS, STDOUT, add_json, add_threads
+from ..request import FORMATS, Options
+from .arguments import STDOUT, add_fields, add_json
 from .transform import read_transforms
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="MM",
         help="of the normalised surface distance, in mm (default: 1)",
     )
-    add_threads(parser)
+    add_fields(parser, Options, ["threads"])
     add(
         "--label-names",
         type=Path,

@@ -8,15 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .infer import FORMATS, add_threads, inverse_lines
+from ..request import FORMATS, INTERPOLATIONS, Options
+from .arguments import add_fields
+from .infer import inverse_lines
 
 if TYPE_CHECKING:
     from ..geometry.field import DisplacementField
     from ..geometry.transform import Affine, Transform
     from ..transforms import Images
-
-# Those of `geometry.resample`, which would load NumPy for `--help`.
-INTERPOLATIONS = ("linear", "nearest", "bspline")
 
 _ORDER = """
 A transform maps points of the fixed image to the moving one. Several are read as ANTs reads its -t:
@@ -111,7 +110,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             add("--interpolation", help="nearest for label maps (default: linear)", **choices)
         else:
             add("--to", default="itk", choices=FORMATS, help="format of --out (default: itk)")
-        add_threads(action)
+        add_fields(action, Options, ["threads"])
         add("--force", action="store_true", help="replace an existing --out")
         action.set_defaults(run=run, action=runs[name])
 

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ..errors import CohortError
-from ..results.bids import BidsName
+from ..results.bids_entities import BidsName
 from .images import images_with_labels, is_dataset
 from .pairs import pairs_to_template
 from .work import Outcome, place_of
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ..pair import Pair, Settings
+    from ..request import Options
     from .images import Found
+    from .pairs import Pair
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +76,11 @@ def pairs_of_dataset(
     return pairs_to_template(template, images, template_labels)
 
 
-def finished(pairs: Sequence[Pair], settings: Settings, out_dir: Path) -> dict[str, Outcome]:
+def finished(pairs: Sequence[Pair], options: Options, out_dir: Path) -> dict[str, Outcome]:
     """What earlier runs have left of the pairs, by name."""
     outcomes = {}
     for pair in pairs:
-        place = place_of(pair, settings, out_dir)
+        place = place_of(pair, options, out_dir)
         if (place.folder / place.names.record).is_file():
             outcomes[pair.name] = Outcome(pair.name, "kept")
     return outcomes

@@ -18,7 +18,7 @@ from ..images.analyze import SUFFIXES as ANALYZE
 from ..images.itk_files import SUFFIXES as ITK
 from ..images.nifti import SUFFIXES as NIFTI
 from ..results import outputs
-from ..results.bids import BidsName
+from ..results.bids_entities import BidsName
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,13 @@ import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from pathlib import Path
 
 from ..errors import CohortError
-from ..pair import SEVERAL, SINGLE, Pair
+from ..request import SEVERAL, SINGLE, Inputs
 from ..system.files import read_bytes
 from .images import Found, stem
 
@@ -22,6 +23,21 @@ COLUMNS = ("name", *SINGLE, *SEVERAL)
 BETWEEN = "|"  # the files of one cell
 SEPARATORS = ",;\t"  # of a table's cells; its first line tells which
 LONGEST_NAME = 200
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images of a cohort that are registered to each other.
+
+    Attributes:
+        name: Of the folder of results; no other pair has it.
+        inputs: Its files.
+        notes: Other columns of the table, which go into the summary.
+    """
+
+    name: str
+    inputs: Inputs
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 def pairs_of_table(table: Path, strict: bool = False) -> list[Pair]:
@@ -77,8 +93,13 @@ def pairs_to_template(
     names = _names(found)
     pairs = {
         f"{image.image}": Pair(
-            *(names[image.image], image.image, template, image.labels),
-            template_labels if image.labels else None,
+            names[image.image],
+            Inputs(
+                image.image,
+                template,
+                moving_labels=image.labels,
+                fixed_labels=template_labels if image.labels else None,
+            ),
         )
         for image in found
         if image.image.resolve() != same
@@ -99,7 +120,12 @@ def pairs_of_all(found: Sequence[Found]) -> list[Pair]:
         {
             f"{moving.image} to {fixed.image}": Pair(
                 f"{names[moving.image]}_to_{names[fixed.image]}",
-                *(moving.image, fixed.image, moving.labels, moving.labels and fixed.labels),
+                Inputs(
+                    moving.image,
+                    fixed.image,
+                    moving_labels=moving.labels,
+                    fixed_labels=moving.labels and fixed.labels,
+                ),
             )
             for moving, fixed in permutations(found, 2)
         }
@@ -188,7 +214,7 @@ def _pair(cells: Mapping[str, str], table: Path) -> Pair:
         (column, cell) for column, cell in cells.items() if column and column not in COLUMNS
     )
     name = cells.get("name") or _default_name(paths["moving"], paths["fixed"])
-    return Pair(name, **paths, **several, notes=notes)  # type: ignore[arg-type]
+    return Pair(name, Inputs(**paths, **several), notes)  # type: ignore[arg-type]
 
 
 def _checked(pairs: Mapping[str, Pair]) -> list[Pair]:
@@ -205,7 +231,7 @@ def _checked(pairs: Mapping[str, Pair]) -> list[Pair]:
                 f"{subject}: expected a name of its own for each pair, got {pair.name} as for "
                 f"{other}; use a table with a column name."
             )
-        if pair.fixed_labels and not pair.moving_labels:
+        if pair.inputs.fixed_labels and not pair.inputs.moving_labels:
             raise CohortError(
                 f"{subject}: expected moving_labels to compare fixed_labels with, got none; fill "
                 "both or only the first."
@@ -219,7 +245,7 @@ def _check_files(pairs: Mapping[str, Pair], strict: bool) -> None:
     missing = [
         (subject, role, path)
         for subject, pair in pairs.items()
-        for role, path in pair.files().items()
+        for role, path in pair.inputs.files().items()
         if not exists(path)
     ]
     if missing and (strict or len({subject for subject, *_ in missing}) == len(pairs)):

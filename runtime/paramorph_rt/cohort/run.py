@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CohortError
+from ..loaded import loaded
+from ..pair import check, names_of_labels
 from ..results.outputs import write_shared
 from ..results.provenance import installed_versions
 from ..system.optional import import_optional
 from ..system.staging import sweep
-from .work import PAIRS, Outcome, Settings, place_of, run_pair
+from .work import PAIRS, Outcome, place_of, run_pair
 
 if TYPE_CHECKING:
+    from ..request import Options
     from .pairs import Pair
 
 log = logging.getLogger(__name__)
@@ -30,7 +33,7 @@ CONNECT_SECONDS = 20
 
 def run_cohort(
     pairs: Sequence[Pair],
-    settings: Settings,
+    options: Options,
     out_dir: str | Path,
     *,
     at_once: int = PAIRS_AT_ONCE,
@@ -46,7 +49,7 @@ def run_cohort(
 
     Args:
         pairs: See `pairs`; their names must differ.
-        settings: Of all pairs.
+        options: Of all pairs.
         out_dir: Gets `pairs/NAME` for each pair.
         at_once: Pairs in memory; on a cluster each worker has its own number of threads instead.
         scheduler: Address of a Dask scheduler, whose workers see the same files under the same
@@ -65,30 +68,30 @@ def run_cohort(
         ParamorphError: The model cannot be loaded here.
     """
     out_dir = Path(out_dir).absolute()
-    home = out_dir if settings.bids_names else out_dir / PAIRS
-    _check_places(pairs, settings, out_dir)
+    home = out_dir if options.bids_names else out_dir / PAIRS
+    _check_places(pairs, options, out_dir)
     if scheduler is None:
-        settings.check()
-        settings.registration()  # a model that cannot be loaded is one error, not one of each pair
+        check(options)
+        loaded(options)  # a model that cannot be loaded is one error, not one of each pair
     else:
-        settings.names_of_labels()  # a table that cannot be used is one error, too
+        names_of_labels(options)  # a table that cannot be used is one error, too
     home.mkdir(parents=True, exist_ok=True)
     for folder in (home, *home.iterdir()):
         if folder.is_dir():
             sweep(folder)
     for pair in pairs:  # one after the other, so that each links to the datasets of those before
-        write_shared(home, place_of(pair, settings, out_dir).names)
-    task = partial(run_pair, settings=settings, out_dir=out_dir, force=force)
+        write_shared(home, place_of(pair, options, out_dir).names)
+    task = partial(run_pair, options=options, out_dir=out_dir, force=force)
     if scheduler is not None:
         yield from _on_cluster(pairs, task, scheduler)
         return
     yield from _in_threads(pairs, task, at_once, stop or threading.Event())
 
 
-def _check_places(pairs: Sequence[Pair], settings: Settings, out_dir: Path) -> None:
+def _check_places(pairs: Sequence[Pair], options: Options, out_dir: Path) -> None:
     owners: dict[Path, str] = {}
     for pair in pairs:
-        place = place_of(pair, settings, out_dir)
+        place = place_of(pair, options, out_dir)
         for name in place.names.own:
             owner = owners.setdefault(place.folder / name, pair.name)
             if owner != pair.name:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..request import Options
 from ..results import outputs
 from ..system.staging import staged_file
 from .page import page
 from .row import Row
-from .work import Settings, place_of
+from .work import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ def write_summary(
     pairs: Sequence[Pair],
     outcomes: Mapping[str, Outcome],
     seconds: float,
-    settings: Settings | None = None,
+    options: Options | None = None,
 ) -> dict[str, Any]:
     """Write the three files beside the pairs, from the metrics in the pairs' folders.
 
@@ -46,7 +47,7 @@ def write_summary(
         pairs: All of it.
         outcomes: By the pair's name; those without one have not run.
         seconds: That the cohort took.
-        settings: Of the cohort, which tell where the results lie.
+        options: Of the cohort, which tell where the results lie.
 
     Returns:
         What summary.json holds.
@@ -54,8 +55,8 @@ def write_summary(
     Raises:
         OutputError: They cannot be written.
     """
-    settings = settings or Settings()
-    rows = worst_first([_row(out_dir, p, outcomes.get(p.name), settings) for p in pairs])
+    options = options or Options()
+    rows = worst_first([_row(out_dir, p, outcomes.get(p.name), options) for p in pairs])
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
     statistics = {name: statistics_of([r.metrics.get(name) for r in rows]) for name in names}
     done = sum(row.status == "done" for row in rows)
@@ -136,8 +137,8 @@ def statistics_of(values: Sequence[float | None]) -> dict[str, float] | None:
     }
 
 
-def _row(out_dir: Path, pair: Pair, outcome: Outcome | None, settings: Settings) -> Row:
-    place = place_of(pair, settings, out_dir)
+def _row(out_dir: Path, pair: Pair, outcome: Outcome | None, options: Options) -> Row:
+    place = place_of(pair, options, out_dir)
     folder, names = place.folder, place.names
     # Of a dataset that all share, the folder that holds this pair's.
     home = (folder / names.metrics).parent.relative_to(out_dir).as_posix()
@@ -183,7 +184,7 @@ def _entry(row: Row) -> dict[str, Any]:
         "note": row.note,
         "warnings": list(row.warnings),
         "folder": row.folder,
-        "files": {role: str(path) for role, path in row.pair.files().items()},
+        "files": {role: str(path) for role, path in row.pair.inputs.files().items()},
         "notes": dict(row.pair.notes),
         "metrics": row.metrics,
     }
@@ -199,7 +200,7 @@ def _write_csv(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
             writer.writerow(
                 [
                     *(row.pair.name, row.status, row.note, " ".join(row.warnings)),
-                    *(row.pair.moving, row.pair.fixed),
+                    *(row.pair.inputs.moving, row.pair.inputs.fixed),
                     *(own.get(column, "") for column in notes),
                     *(row.metrics.get(name) for name in names),
                 ]

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import CohortError, OutputError, ParamorphError, explained
-from ..pair import Pair, Settings, names_of, register_pair
+from ..loaded import loaded
+from ..pair import names_of, register_pair
+from ..report import pictures
+from ..request import Options
 from ..results import outputs
 from ..results.provenance import facts_of
 from ..system.files import check_regular
 from ..system.staging import sweep
+from .pairs import Pair
 from .record import why_not_done, write_record
 
 PAIRS = "pairs"  # the folder of the pairs' folders
@@ -31,14 +35,14 @@ class Place:
     names: outputs.Names
 
 
-def place_of(pair: Pair, settings: Settings, out_dir: Path) -> Place:
+def place_of(pair: Pair, options: Options, out_dir: Path) -> Place:
     """A folder of the pair's own, or with BIDS names the dataset that it shares with the others.
 
     Raises:
         OutputError: Two of its results would have one name.
     """
-    folder = out_dir if settings.bids_names else out_dir / PAIRS / pair.name
-    return Place(folder, names_of(pair, settings, folder))
+    folder = out_dir if options.bids_names else out_dir / PAIRS / pair.name
+    return Place(folder, names_of(pair.inputs, options, folder))
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Outcome:
     warnings: tuple[str, ...] = ()
 
 
-def run_pair(pair: Pair, settings: Settings, out_dir: Path, force: bool = False) -> Outcome:
+def run_pair(pair: Pair, options: Options, out_dir: Path, force: bool = False) -> Outcome:
     """Register a pair into its folder, unless that holds the same results already.
 
     The record is the last file that appears, so a pair that is interrupted anywhere is done again,
@@ -68,7 +72,7 @@ def run_pair(pair: Pair, settings: Settings, out_dir: Path, force: bool = False)
 
     Args:
         pair: Any pair.
-        settings: Of the cohort.
+        options: Of the cohort.
         out_dir: The cohort's folder, which holds the pair's.
         force: Do it again in any case.
 
@@ -78,7 +82,7 @@ def run_pair(pair: Pair, settings: Settings, out_dir: Path, force: bool = False)
     start = time.perf_counter()
     try:
         with _warnings_of_this_thread() as warnings:
-            note = _run_pair(pair, settings, out_dir, force, warnings)
+            note = _run_pair(pair, options, out_dir, force, warnings)
     except ParamorphError as err:
         return Outcome(pair.name, "failed", str(err), time.perf_counter() - start)
     except Exception as err:  # one pair's trouble, even a defect of ours, must not stop the others
@@ -92,27 +96,27 @@ def run_pair(pair: Pair, settings: Settings, out_dir: Path, force: bool = False)
 
 
 def _run_pair(
-    pair: Pair, settings: Settings, out_dir: Path, force: bool, warnings: list[str]
+    pair: Pair, options: Options, out_dir: Path, force: bool, warnings: list[str]
 ) -> str | None:
     """Why an earlier result was not kept ("" if there was none), or None if it was."""
-    register = settings.registration()
-    place = place_of(pair, settings, out_dir)
+    register = loaded(options)
+    place = place_of(pair, options, out_dir)
     folder, names = place.folder, place.names
-    for role, path in pair.files().items():
+    for role, path in pair.inputs.files().items():
         if not path.exists():
             raise CohortError(
                 f"{pair.name}: expected a file as {role}, found none at {path}; check the path."
             )
         if not path.is_dir():
             check_regular(path, f"a file as {role}", CohortError)
-    facts = facts_of(pair, settings, register)
-    wanted = [names.pictures[plain] for plain in settings.pictures.files]
+    facts = facts_of(pair.inputs, options, register)
+    wanted = [names.pictures[plain] for plain in pictures.files_of(options)]
     sweep(folder)  # what was killed while it moved is finished first
     check = partial(why_not_done, folder, facts, wanted, names)
     reason = check()
     if reason is None and not force:
         return None
-    result, extras = register_pair(register, pair, settings, names, facts)
+    result, extras = register_pair(register, pair.inputs, options, names, facts)
     try:
         with outputs.staged_outputs(folder, True, names) as staging:
             result.save(staging, True, extras, names)

@@ -1,9 +1,8 @@
-"""Which pictures are wanted of a registration, and what draws them into its folder."""
+"""The pictures of a registration that its options request, and what draws them."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..results import outputs
@@ -14,74 +13,57 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..registration import RegistrationResult
+    from ..request import Options
     from . import Source
 
 # Matplotlib's style belongs to the whole process.
 _drawing = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """What is drawn of each registered pair.
+def files_of(options: Options) -> tuple[str, ...]:
+    """What is drawn into the folder of results, by its plain names."""
+    requested = {outputs.REPORT: options.report or options.report_3d}
+    requested[outputs.FIGURES] = options.figures
+    return tuple(name for name, is_requested in requested.items() if is_requested)
 
-    Attributes:
-        report: One HTML page.
-        solid: That page with an interactive 3-D view.
-        figures: PNG files for papers.
+
+def check(options: Options) -> None:
+    """Check, before there is a result, that it can be drawn.
+
+    Raises:
+        MissingDependencyError: The extra "report" is not installed.
+    """
+    if files_of(options):
+        require_packages(figures=options.figures)
+
+
+def drawings(
+    options: Options,
+    result: RegistrationResult,
+    images: tuple[Source, Source, Source | None, Source | None],
+    parameters: Mapping[str, object],
+) -> dict[str, Callable[[Path], None]]:
+    """What draws a result into a folder, by the name of its stage; nothing is drawn yet.
+
+    Args:
+        options: Say what is drawn.
+        result: Of the registration.
+        images: Moving and fixed image, and their label maps, as they were registered.
+        parameters: Of the registration, as the page shows them.
     """
 
-    report: bool = False
-    solid: bool = False
-    figures: bool = False
+    def report(folder: Path) -> None:
+        write_report(
+            folder / outputs.REPORT,
+            result,
+            *images,
+            parameters=parameters,
+            solid=options.report_3d,
+        )
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """What appears in the folder of results."""
-        wanted = {outputs.REPORT: self.report or self.solid, outputs.FIGURES: self.figures}
-        return tuple(name for name, asked in wanted.items() if asked)
+    def figures(folder: Path) -> None:
+        with _drawing:
+            write_figures(folder / outputs.FIGURES, result, *images)
 
-    def check(self) -> None:
-        """Check, before there is a result, that it can be drawn.
-
-        Raises:
-            MissingDependencyError: The extra "report" is not installed.
-        """
-        if self.files:
-            require_packages(figures=self.figures)
-
-    def of(
-        self,
-        result: RegistrationResult,
-        moving: Source,
-        fixed: Source,
-        moving_labels: Source | None,
-        fixed_labels: Source | None,
-        parameters: Mapping[str, object],
-    ) -> dict[str, Callable[[Path], None]]:
-        """What draws a result into a folder, by the name of its stage; nothing is drawn yet.
-
-        Args:
-            result: What was found.
-            moving: Path or volume that was registered, and so the following.
-            fixed: The same.
-            moving_labels: The same.
-            fixed_labels: The same.
-            parameters: What the registration was asked for, as the page shows it.
-        """
-        inputs = moving, fixed, moving_labels, fixed_labels
-
-        def report(folder: Path) -> None:
-            write_report(
-                folder / outputs.REPORT,
-                result,
-                *inputs,
-                parameters=parameters,
-                solid=self.solid,
-            )
-
-        def figures(folder: Path) -> None:
-            with _drawing:
-                write_figures(folder / outputs.FIGURES, result, *inputs)
-
-        draw = {outputs.REPORT: ("report", report), outputs.FIGURES: ("figures", figures)}
-        return dict(draw[name] for name in self.files)
+    draw = {outputs.REPORT: ("report", report), outputs.FIGURES: ("figures", figures)}
+    return dict(draw[name] for name in files_of(options))

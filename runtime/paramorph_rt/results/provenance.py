@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bundle import AUTO_MODEL, NO_MODEL
-from ..refinement.settings import levels_of
+from ..request import record
 from ..system.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..pair import Pair, Settings
     from ..registration import Registration
+    from ..request import Inputs, Options
 
 # Whose versions can change results.
 PACKAGES = (
@@ -33,7 +33,7 @@ PACKAGES = (
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr", ".hdr.gz", ".img.gz")
 
 
-def facts_of(pair: Pair, settings: Settings, register: Registration) -> dict[str, Any]:
+def facts_of(inputs: Inputs, options: Options, register: Registration) -> dict[str, Any]:
     """All that decides a pair's results: contents, options, model and versions, no file names.
 
     Returns:
@@ -41,25 +41,25 @@ def facts_of(pair: Pair, settings: Settings, register: Registration) -> dict[str
     """
     return {
         "software": installed_versions(),
-        "options": _options(settings) | {"model": AUTO_MODEL if register.is_free else None},
-        "inputs": {role: content_hash(path) for role, path in files_of(pair, settings).items()},
-        "model": _model(settings, register),
+        "options": record(options) | {"model": AUTO_MODEL if register.is_free else None},
+        "inputs": {role: content_hash(path) for role, path in files_of(inputs, options).items()},
+        "model": _model(options, register),
     }
 
 
 def provenance_of(
-    pair: Pair, settings: Settings, register: Registration, facts: Mapping[str, Any] | None = None
+    inputs: Inputs, options: Options, register: Registration, facts: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The block `provenance` of metrics.json and record.json.
 
     Args:
-        pair: Whose results they are.
-        settings: What was asked of it.
+        inputs: Files of the registration.
+        options: Of the registration.
         register: What registered it.
         facts: As `facts_of` found them before; None finds them now.
     """
-    facts = facts_of(pair, settings, register) if facts is None else facts
-    paths = files_of(pair, settings)
+    facts = facts_of(inputs, options, register) if facts is None else facts
+    paths = files_of(inputs, options)
     return {
         **facts,
         "software": {name: found for name, found in facts["software"].items() if found},
@@ -68,7 +68,7 @@ def provenance_of(
             role: {"path": str(paths[role].absolute()), "sha256": digest}
             for role, digest in facts["inputs"].items()
         },
-        "threads": settings.threads or os.cpu_count(),
+        "threads": options.threads or os.cpu_count(),
         "platform": platform_of() | {"host": platform.node()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -95,14 +95,9 @@ def platform_of() -> dict[str, str]:
     }
 
 
-def files_of(pair: Pair, settings: Settings) -> dict[str, Path]:
-    """Every file that is read, by what it is."""
-    files = pair.files()
-    if settings.output_grid not in ("fixed", "moving"):
-        files["output_grid"] = Path(settings.output_grid)
-    if settings.label_names is not None:
-        files["label_names"] = settings.label_names
-    return files
+def files_of(inputs: Inputs, options: Options) -> dict[str, Path]:
+    """Every file that is read, by its role."""
+    return inputs.files() | options.files()
 
 
 @lru_cache(maxsize=1)
@@ -138,27 +133,9 @@ def content_hash(path: Path) -> str:
     return whole.hexdigest()
 
 
-def _options(settings: Settings) -> dict[str, Any]:
-    """What was asked for and decides the result; None is the same as not asked for."""
-    affine, grid = settings.affine, settings.output_grid
-    if isinstance(affine, bool):
-        affine = "auto" if affine else "none"  # type: ignore[assignment]
-    return {
-        "affine": affine,
-        "inverse": settings.inverse,
-        "output_grid": grid if grid in ("fixed", "moving") else "file",
-        "interpolation": settings.interpolation,
-        "surfaces": None if settings.surfaces else False,
-        "refine": settings.refine,
-        "apply_to_all": settings.apply_to_all or None,
-        "reference_volume": settings.reference_volume,
-        "analyze_orientation": settings.analyze_orientation,
-    }
-
-
-def _model(settings: Settings, register: Registration) -> dict[str, Any]:
+def _model(options: Options, register: Registration) -> dict[str, Any]:
     """Of those that may run; which one did, the metrics say."""
-    levels = levels_of(settings.refine)
+    levels = options.levels
     models = register.candidates(levels)
     if not models:
         return {"name": NO_MODEL}

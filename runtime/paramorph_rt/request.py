@@ -1,0 +1,363 @@
+"""A registration's request: the files that go in, and the options of what is done with them.
+
+The metadata of every field say what it is for, how the command line spells it, and where it appears
+again. The options of `infer`, `cohort` and `bids`, the columns of a cohort's table, the parameters
+in a report and the record of a result are made from that. Without NumPy, for the command's help.
+"""
+# ruff: noqa: RUF009 (the calls make fields)
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .backends import AUTO, BACKENDS, PRECISIONS
+from .bundle import AUTO_MODEL, NO_MODEL, bundle_path
+from .refinement.settings import DEFAULT_ITERATIONS, Level, levels_of
+
+if TYPE_CHECKING:
+    from .geometry.resample import Interpolation
+    from .steps.affine import AffineKind
+
+# Names of `transforms.formats.FORMATS` and of `Interpolation`, whose modules load NumPy.
+FORMATS = ("itk", "fsl", "niftyreg", "freesurfer")
+INTERPOLATIONS = ("linear", "nearest", "bspline")
+# Grids of the results that are no file.
+GRIDS = ("fixed", "moving")
+# ITK starts as many as it is given, and no machine has more cores.
+MOST_THREADS = 1024
+MOST_ITERATIONS = 10_000
+
+
+@dataclass(frozen=True)
+class About:
+    """What a field of a request is for, and where it appears.
+
+    Attributes:
+        help: Its sentence in the help of a command.
+        flags: On the command line; () is the field's name.
+        metavar: What stands for the value in the help.
+        choices: Values on the command line, if there are only these.
+        parse: Makes the value from the text of the command line.
+        off: An option of its own that sets "none", and its sentence.
+        group: Of the options in the help.
+        heading: Among the parameters in a report; None is the field's name, "" is not shown.
+        text: The value as a report shows it, where `shown` does not know; "" is not shown.
+        record: Whether the value decides the result, so that a cohort registers a pair again when
+            it has changed: always written, only where it is not the default, or never.
+        as_recorded: What is written of the value.
+    """
+
+    help: str
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    parse: Callable[[str], Any] | None = None
+    off: tuple[str, str] | None = None
+    group: str = ""
+    heading: str | None = None
+    text: Callable[[Any], str] | None = None
+    record: Literal["always", "unless default", "never"] = "unless default"
+    as_recorded: Callable[[Any], Any] = lambda value: value
+
+    def shown(self, value: Any) -> str:
+        """The value as a report shows it; "" is not shown."""
+        if self.text is not None:
+            return self.text(value)
+        if isinstance(value, tuple):
+            return ", ".join(map(self.shown, value))
+        if isinstance(value, Path):
+            return value.name
+        if isinstance(value, bool):
+            return "yes" if value else ""
+        return "" if value is None else str(value)
+
+
+def about(of: dataclasses.Field[Any]) -> About:
+    """What a field of `Inputs` or `Options` is for."""
+    described: About = of.metadata["about"]
+    return described
+
+
+def fields_of(kind: type[Inputs] | type[Options]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields by name, in the order of the help."""
+    return {of.name: of for of in dataclasses.fields(kind)}
+
+
+def whole(least: int, most: int = 10**6) -> Callable[[str], int]:
+    """What reads a whole number from the command line, and refuses all others."""
+
+    def parse(text: str) -> int:
+        is_number = text.isascii() and text.isdecimal() and len(text) < 10
+        if not (is_number and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number from {least} to {most}, got {text[:40]}"
+            )
+        return int(text)
+
+    return parse
+
+
+def _option(default: Any, help: str, *flags: str, **more: Any) -> Any:
+    return field(default=default, metadata={"about": About(help, flags, **more)})
+
+
+def _aside(default: Any, help: str, *flags: str, **more: Any) -> Any:
+    """An option that does not decide the result and is not among a report's parameters."""
+    return _option(default, help, *flags, heading="", record="never", **more)
+
+
+def _file(help: str, metavar: str = "NII", heading: str | None = "") -> Any:
+    return _option(None, help, metavar=metavar, heading=heading, parse=Path, record="never")
+
+
+def _files(help: str) -> Any:
+    return _option((), help, metavar="NII", heading="warped along", parse=Path, record="never")
+
+
+def _needed(help: str, *flags: str) -> Any:
+    return _aside(dataclasses.MISSING, help, *flags, metavar="FILE", parse=Path)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files of a registration, by their roles."""
+
+    moving: Path = _needed(
+        "volume to be warped: NIfTI, NRRD, MetaImage, Analyze, or a folder with a DICOM series, as "
+        "all inputs may be; results are NIfTI",
+        "-m",
+        "--moving",
+    )
+    fixed: Path = _needed("volume that it shall match", "-f", "--fixed")
+    moving_labels: Path | None = _file("label map of the moving volume")
+    fixed_labels: Path | None = _file("label map of the fixed volume")
+    moving_mask: Path | None = _file(
+        "what counts in the moving volume (not 0), on its grid, such as a brain mask; the rest is "
+        "taken for background, and holes, such as a lesion, drive nothing"
+    )
+    fixed_mask: Path | None = _file("the same for the fixed volume")
+    initial_transform: Path | None = _file(
+        "linear transform, fixed to moving (of FSL and FreeSurfer as they write it): where the "
+        "affine search starts, or with --no-affine the affine itself",
+        metavar="FILE",
+        heading=None,
+    )
+    also: tuple[Path, ...] = _files(
+        "more images in the moving image's world, on any grid: warped along into also_warped/"
+    )
+    also_labels: tuple[Path, ...] = _files("the same for label maps")
+
+    def files(self) -> dict[str, Path]:
+        """Every file by its role; of several in one role, each with its number from 1."""
+        files = {role: getattr(self, role) for role in SINGLE if getattr(self, role) is not None}
+        for role in SEVERAL:
+            files |= {f"{role} {n}": path for n, path in enumerate(getattr(self, role), 1)}
+        return files
+
+
+#: Roles of one file, and roles of several.
+SINGLE = tuple(name for name, of in fields_of(Inputs).items() if of.default != ())
+SEVERAL = tuple(name for name, of in fields_of(Inputs).items() if of.default == ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is done with a pair, or with all pairs of a cohort.
+
+    In Python, `refine` may be the levels themselves.
+    """
+
+    bids_names: bool = _aside(
+        False,
+        "names and sidecars of BIDS derivatives, DIR being the dataset: "
+        "sub-X/anat/sub-X_space-MNI_T1w.nii.gz, sub-X_from-T1w_to-MNI_mode-image_xfm.nii.gz",
+    )
+    model: str | Path = _aside(
+        AUTO_MODEL,
+        "auto (default): the first shipped model that was made for such images, or none; the name "
+        "of a shipped model or the folder of a bundle, which is used in any case; or none: a "
+        "classical registration, refined from the affine alone",
+        metavar="MODEL",
+    )
+    refine: int | tuple[Level, ...] = _option(
+        DEFAULT_ITERATIONS,
+        "iterations at 1.5 mm that refine the field on the pair itself; at 6, 3 and 1 mm in "
+        f"proportion (default: {DEFAULT_ITERATIONS}); off keeps the network's field",
+        metavar="N|off",
+        parse=lambda text: 0 if text == "off" else whole(0, MOST_ITERATIONS)(text),
+        heading="refinement",
+        text=lambda value: f"{value} iterations" if value else "off",
+        record="always",
+    )
+    affine: AffineKind | Literal["none"] = _option(
+        "auto",
+        "what to align first (default: affine; rigid for a cut-out of a larger body)",
+        choices=("rigid", "similarity", "affine"),
+        off=("--no-affine", "the pair is affinely aligned already"),
+        text=lambda value: "affine" if value == "auto" else value,
+        record="always",
+    )
+    initial_format: str | None = _option(
+        None,
+        f"of the initial transform: {', '.join(FORMATS)} (default: the file tells; FSL's and "
+        "NiftyReg's cannot)",
+        "--initial-transform-format",
+        choices=FORMATS,
+        metavar="FORMAT",
+        heading="",
+    )
+    inverse: bool = _option(
+        False,
+        "also write inverse_displacement.nii.gz, which lies on the moving image's grid",
+        record="always",
+    )
+    itk_composite: bool = _aside(
+        False,
+        "also write composite.h5: affine and field in one file, which antsApplyTransforms and 3D "
+        "Slicer take (24 bytes per voxel)",
+    )
+    output_grid: str = _option(
+        "fixed",
+        "voxels on which the results lie, in the fixed world: fixed (default), moving, or a NIfTI "
+        "file's; a warning tells what of the fixed image they do not cover",
+        metavar="GRID",
+        text=lambda value: Path(value).name,
+        record="always",
+        as_recorded=lambda value: value if value in GRIDS else "file",
+    )
+    interpolation: Interpolation = _option(
+        "linear",
+        "of warped images (default: linear); labels take the nearest voxel",
+        choices=INTERPOLATIONS,
+        record="always",
+    )
+    apply_to_all: bool = _option(
+        False,
+        "the moving file is a 4-D series: register one volume and also write all, warped, as "
+        "warped_series.nii.gz",
+        heading="",
+    )
+    reference_volume: int | None = _option(
+        None,
+        "which volume of the series is registered, from 0 (default: the mean of all)",
+        metavar="N",
+        parse=whole(0),
+        heading="",
+    )
+    analyze_orientation: str | None = _option(
+        None,
+        "where the voxels' axes of images point whose headers do not say it (Analyze, NIfTI "
+        "without orientation codes), such as LAS; the source of the data does",
+        metavar="CODE",
+        heading="",
+    )
+    backend: str = _aside(
+        AUTO,
+        f"inference engine: {', '.join(BACKENDS)} (default: auto, the fastest that works here; see "
+        "paramorph-rt info)",
+        choices=(AUTO, *BACKENDS),
+        metavar="ENGINE",
+    )
+    precision: str = _aside(
+        AUTO,
+        "of the network (default: auto, fp32 on the CPU, fp16 on a GPU if the bundle has it); bf16 "
+        "needs openvino and a CPU that has it, or a bundle that holds it",
+        choices=(AUTO, *PRECISIONS),
+    )
+    surfaces: bool = _option(
+        True,
+        "of labels measure overlap and volumes alone: ASSD, HD95 and NSD of the more than 100 "
+        "labels of a brain take longer than registering it",
+        "--no-surface-distances",
+        heading="",
+    )
+    label_names: Path | None = _file(
+        "names of labels for metrics, tables and reports: a number and a name in each line (CSV, "
+        "BIDS TSV, FreeSurfer, ITK-SNAP, text)",
+        metavar="FILE",
+    )
+    fail_on_quality: bool = _aside(
+        False,
+        "exit with code 3 where a warning makes a result doubtful; it is written all the same",
+    )
+    threads: int | None = _option(
+        None,
+        "CPU threads (default: all cores)",
+        metavar="N",
+        parse=whole(1, MOST_THREADS),
+        record="never",
+    )
+    report: bool = _aside(
+        False,
+        "also write report.html: one page, under 5 MB for 1 mm brains, that works offline",
+        group="pictures",
+    )
+    report_3d: bool = _aside(
+        False,
+        "write it with an interactive 3-D view, which adds about 4 MB",
+        group="pictures",
+    )
+    figures: bool = _aside(
+        False,
+        "also write PNG figures for papers into figures/",
+        group="pictures",
+    )
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Of the refinement, coarse to fine; () is none."""
+        return levels_of(self.refine) if isinstance(self.refine, int) else self.refine
+
+    @property
+    def is_series(self) -> bool:
+        """Whether the moving file is a series."""
+        return self.apply_to_all or self.reference_volume is not None
+
+    def files(self) -> dict[str, Path]:
+        """The files among the options, by name."""
+        grid = None if self.output_grid in GRIDS else Path(self.output_grid)
+        files = {"output_grid": grid, "label_names": self.label_names}
+        return {name: path for name, path in files.items() if path is not None}
+
+    def absolute(self) -> Options:
+        """The same with absolute paths: workers of a cluster have working folders of their own."""
+        shipped = self.model in (AUTO_MODEL, NO_MODEL)
+        files = {name: path.absolute() for name, path in self.files().items()}
+        return replace(
+            self,
+            model=self.model if shipped else bundle_path(self.model).absolute(),
+            output_grid=str(files.get("output_grid", self.output_grid)),
+            label_names=files.get("label_names"),
+        )
+
+
+def heading_of(of: dataclasses.Field[Any]) -> str:
+    """The name of a field among the parameters in a report; "" is not shown."""
+    heading = about(of).heading
+    return of.name.replace("_", " ") if heading is None else heading
+
+
+def parameters(inputs: Inputs, options: Options) -> dict[str, str]:
+    """What was requested, by the headings of a report."""
+    rows: dict[str, list[str]] = {}
+    for part in (inputs, options):
+        for name, of in fields_of(type(part)).items():
+            text = heading_of(of) and about(of).shown(getattr(part, name))
+            if text:
+                rows.setdefault(heading_of(of), []).append(text)
+    return {heading: ", ".join(texts) for heading, texts in rows.items()}
+
+
+def record(options: Options) -> dict[str, Any]:
+    """The options that decide a result, by name; None is the default, which is not written."""
+    values = {}
+    for name, of in fields_of(Options).items():
+        value = getattr(options, name)
+        if about(of).record == "always" or (about(of).record != "never" and value != of.default):
+            values[name] = about(of).as_recorded(value)
+    return values
