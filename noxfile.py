@@ -23,6 +23,7 @@ EXTRAS = (
     "openvino",
     "report",
     "cluster",
+    "signing",
     "tensorrt-rtx",
     "tensorrt-rtx-onnxruntime",
     "cuda",

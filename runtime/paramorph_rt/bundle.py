@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BundleError
-from .system.files import check_regular, fresh_sha256_of, read_json
+from .signatures import check_signature
+from .system.files import check_regular, fresh_sha256_of, parse_json, read_bytes
 
 MANIFEST = "manifest.json"
 FORMAT = "paramorph-bundle"
@@ -259,8 +260,9 @@ def load_bundle(path: str | Path) -> Bundle:
     """Read a manifest; check it, and that every file it lists is there in its size.
 
     Raises:
-        BundleError: No bundle there, an unknown format, a missing or malformed entry, or a file
-            that is missing, of another size, or outside the bundle.
+        BundleError: No bundle there, one without a signature that is required, an unknown format, a
+            missing or malformed entry, or a file that is missing, of another size, or outside the
+            bundle.
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
@@ -312,7 +314,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"{folder}: expected a bundle (a folder with {MANIFEST}), found none; check the path."
         )
-    manifest = read_json(path, "the manifest of a bundle", BundleError)
+    content = read_bytes(path, "the manifest of a bundle", BundleError)
+    check_signature(path, content)
+    manifest = parse_json(content.decode("utf-8", "replace"), str(path), BundleError)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f'{path}: expected the format "{FORMAT}", got another; check the path.')
     version = manifest.get("format_version")

@@ -7,6 +7,7 @@ lack theirs. Engines for GPUs say what they lack where there is none.
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -57,6 +58,23 @@ def cluster(images: list[str], clone: Path) -> None:
         subprocess.run([PROGRAM, "cohort", "pairs.csv", *options], check=True)
 
 
+def signing(images: list[str], clone: Path) -> None:
+    """A signed model is accepted by whoever asks for the signature, another one is not."""
+    import paramorph_rt
+
+    for line in (
+        "genpkey -algorithm ed25519 -out private.pem",
+        "pkey -in private.pem -pubout -out public.pem",
+    ):
+        subprocess.run(["openssl", *line.split()], check=True)
+    shipped = Path(paramorph_rt.__file__).parent / "bundles/hippocampus-small"
+    shutil.copytree(shipped, "mine")
+    subprocess.run([PROGRAM, "sign", "mine", "--key", "private.pem"], check=True)
+    asked = ["--require-signature", "public.pem", "--model"]
+    subprocess.run([PROGRAM, "info", *asked, "mine"], check=True)
+    assert subprocess.run([PROGRAM, "info", *asked, "brain-t1-small"], check=False).returncode == 1
+
+
 def gpu(backend: str, module: str | None, images: list[str]) -> None:
     """The package can be imported, and without a GPU one sentence says so."""
     if module is not None:
@@ -102,7 +120,7 @@ def main() -> int:
     if extra in gpus:
         gpu(*gpus[extra], images)
     else:
-        known = (base, report, cluster, export, train)
+        known = (base, report, cluster, signing, export, train)
         {each.__name__: each for each in known}[extra](images, clone)
     return 0
 

@@ -18,10 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from .. import PURPOSE
-from . import bids, cohort, completion, evaluate, infer, info, messages, models, transform, triton
+from . import (
+    bids,
+    cohort,
+    completion,
+    evaluate,
+    infer,
+    info,
+    messages,
+    models,
+    sign,
+    transform,
+    triton,
+)
 from .layout import HelpFormatter, Parser, commands_of, parsers_of
 
-COMMANDS = (infer, cohort, bids, evaluate, transform, info, models, triton, completion)
+COMMANDS = (infer, cohort, bids, evaluate, transform, info, models, sign, triton, completion)
 
 _EPILOG = """
 `paramorph-rt COMMAND --help` explains a command and shows examples.
@@ -74,7 +86,9 @@ def _has_gpu() -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    return messages.run(build_parser().parse_args(argv))
+    args = build_parser().parse_args(argv)
+    sign.require(args)
+    return messages.run(args)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import sign
 from .arguments import options_of
 from .cohort import (
     add_running_options,
@@ -78,6 +79,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="derivatives with label maps of the images (…_dseg.nii.gz), to be warped along",
     )
     add_running_options(parser)
+    sign.add_option(parser)
     parser.set_defaults(run=run, bids_names=True)
 
 

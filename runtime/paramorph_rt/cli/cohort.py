@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..request import Options, whole
+from . import sign
 from .arguments import add_fields, options_of
 from .messages import DOUBTFUL, INTERRUPTED
 
@@ -73,6 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add_fields(parser, Options, ["bids_names"])
     add_running_options(parser)
+    sign.add_option(parser)
     parser.set_defaults(run=run, usage_error=parser.error)
 
 

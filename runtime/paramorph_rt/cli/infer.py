@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..request import Inputs, Options
+from . import sign
 from .arguments import STDOUT, add_fields, add_json, inputs_of, options_of
 from .messages import DOUBTFUL
 
@@ -56,6 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--force", action="store_true", help="replace the results of an earlier run")
     add_json(parser, "metrics.json")
     add_fields(parser, Options)
+    sign.add_option(parser)
     parser.set_defaults(run=run)
 
 

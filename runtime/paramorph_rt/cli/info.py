@@ -9,6 +9,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from .sign import add_option
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -57,6 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="also load the model in every way that looks usable, which proves it",
     )
     add("--json", action="store_true", help="print JSON instead of a table")
+    add_option(parser)
     parser.set_defaults(run=run)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .sign import add_option
+
 _EPILOG = """
 Each network of the bundle becomes a model for Triton's backend onnxruntime, and its TensorRT
 engines models for the backend tensorrt. Each model's folder has a README.md with a client.
@@ -39,6 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="folder of the model repository",
     )
     add("--force", action="store_true", help="replace models of the same names")
+    add_option(parser)
     parser.set_defaults(run=run)
 
 
