@@ -24,7 +24,7 @@ from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL
 from paramorph_rt.errors import ParamorphError, exit_code
 from paramorph_rt.geometry.field import DisplacementField
-from paramorph_rt.registration import RegistrationResult
+from paramorph_rt.result import RegistrationResult
 from record import weights_sha256, write_page
 from rows import Rows
 from sets import SETS, colin_to_mni

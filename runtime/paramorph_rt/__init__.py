@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .images.volume import save_labels as save_labels
     from .images.volume import save_volume as save_volume
     from .registration import Registration as Registration
-    from .registration import RegistrationResult as RegistrationResult
+    from .result import RegistrationResult as RegistrationResult
     from .steps.affine import align_affine as align_affine
 
 # Loaded on first use: importing the package costs nothing, and `--help` comes at once.
@@ -37,7 +37,7 @@ _HOME = {
     "Grid": "geometry.spaces",
     "ParamorphError": "errors",
     "Registration": "registration",
-    "RegistrationResult": "registration",
+    "RegistrationResult": "result",
     "Volume": "images.volume",
     "align_affine": "steps.affine",
     "load_bundle": "bundle",

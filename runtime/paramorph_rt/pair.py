@@ -22,12 +22,13 @@ from .images.volume import (
     load_volume,
     save_series,
 )
-from .registration import Registration, RegistrationResult
 from .report import pictures
 from .request import Inputs, Options, parameters
+from .result import RegistrationResult
 from .results.bids import bids_names
 from .results.outputs import PLAIN, Names
 from .results.provenance import provenance_of
+from .steps.load import Sources
 from .transforms import Images
 from .transforms.formats import read_start
 from .transforms.itk import write_composite
@@ -35,6 +36,8 @@ from .transforms.itk import write_composite
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float
+
+    from .registration import Registration
 
 
 def check(options: Options) -> None:
@@ -88,33 +91,37 @@ def register_pair(
         ParamorphError: As a call of `Registration`; or the moving file is no series, or the initial
             transform or the output grid cannot be read.
     """
-    moving, series = _moving(inputs.moving, options)
-    image, labels = (partial(_source, load, options) for load in (load_volume, load_labels))
-    mask = partial(_source, partial(load_labels, may_be_empty=True), options)
-    images = moving, image(inputs.fixed), labels(inputs.moving_labels), labels(inputs.fixed_labels)
-    result = register(
-        *images,
-        False if options.affine == "none" else options.affine,
-        initial=_initial(inputs, options, moving),
-        moving_mask=mask(inputs.moving_mask),
-        fixed_mask=mask(inputs.fixed_mask),
-        inverse=options.inverse,
-        output_grid=_output_grid(inputs, options, series),
-        interpolation=options.interpolation,
-        also=[image(path) for path in inputs.also],
-        also_labels=[labels(path) for path in inputs.also_labels],
-        surfaces=options.surfaces,
-        refine=options.levels,
-        label_names=names_of_labels(options),
-    )
+    sources, series = _sources(inputs, options)
+    result = register.register(sources, options)
     result.metrics["provenance"] = provenance_of(inputs, options, register, facts)
-    extras = pictures.drawings(options, result, images, parameters(inputs, options))
+    extras = pictures.drawings(options, result, sources, parameters(inputs, options))
     if options.itk_composite:
         parts = result.displacement, result.affine
         extras["composite"] = lambda folder: write_composite(folder / names.composite, *parts)
     if series is not None and options.apply_to_all:
         extras["series"] = _series_writer(series, result, options.interpolation, names)
     return result, extras
+
+
+def _sources(inputs: Inputs, options: Options) -> tuple[Sources, Series | None]:
+    """What is registered, and the series that the moving image stands for."""
+    moving, series = _moving(inputs.moving, options)
+    image, labels = (partial(_source, load, options) for load in (load_volume, load_labels))
+    mask = partial(_source, partial(load_labels, may_be_empty=True), options)
+    sources = Sources(
+        moving=moving,
+        fixed=image(inputs.fixed),
+        moving_labels=labels(inputs.moving_labels),
+        fixed_labels=labels(inputs.fixed_labels),
+        initial=_initial(inputs, options, moving),
+        moving_mask=mask(inputs.moving_mask),
+        fixed_mask=mask(inputs.fixed_mask),
+        output_grid=_output_grid(inputs, options, series),
+        also=[image(path) for path in inputs.also],
+        also_labels=[labels(path) for path in inputs.also_labels],
+        label_names=names_of_labels(options),
+    )
+    return sources, series
 
 
 def _initial(

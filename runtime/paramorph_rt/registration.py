@@ -1,160 +1,41 @@
-"""The story told once: two volumes → affine → network → field → warped volume and metrics."""
+"""The story of a registration: volumes → affine → network → field → warped volume, metrics."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from dataclasses import field as dataclass_field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .backends import AUTO, Backend, check_no_request
-from .bundle import (
-    AUTO_MODEL,
-    NO_MODEL,
-    Bundle,
-    IntensitySpec,
-    bundle_path,
-    candidates,
-    load_bundle,
-)
-from .errors import OutputError, VolumeError
-from .geometry.field import DisplacementField
-from .geometry.inverse import consistency_mm, invert_field
-from .geometry.resample import Interpolation, resample_to_grid
-from .geometry.spaces import Grid
-from .geometry.warp import warp_volume, warp_volumes
-from .images.label_names import names_of_labels
-from .images.volume import (
-    Volume,
-    check_image,
-    check_labels,
-    check_mask,
-    check_same_grid,
-    load_labels,
-    load_mask,
-    load_volume,
-    nifti_name,
-    save_labels,
-    save_volume,
-)
-from .metrics.definitions import definitions_of
-from .metrics.deformation import regularity
-from .metrics.doubts import flags_of
-from .metrics.overlap import present_labels
-from .metrics.summary import compare_images, compare_labels
-from .metrics.surface import NSD_TOLERANCE_MM
+from .bundle import AUTO_MODEL, NO_MODEL, Bundle, bundle_path, candidates, load_bundle
 from .model import Model
-from .quality import checks
 from .quality.choice import choose
-from .quality.flags import Flag
-from .quality.looks import look_of
-from .quality.score import evidence_of, score_of
+from .quality.score import evidence_of
 from .refinement.coarse_to_fine import engine as refinement_engine
-from .refinement.coarse_to_fine import refine as refined
-from .refinement.coarse_to_fine import view_over
-from .refinement.images import Features
-from .refinement.settings import DEFAULT_LEVELS, Level, levels_of
-from .results import outputs
+from .refinement.coarse_to_fine import refine
+from .refinement.settings import DEFAULT_LEVELS, Level
+from .request import Options
+from .result import RegistrationResult
 from .results.schemas import METRICS
-from .steps.affine import FLAGS as SAID_BY_AFFINE
-from .steps.affine import AffineKind, Alignment, align_affine
-from .steps.foreground import masked, share_outside
-from .steps.preparation import prepare_pair
-from .system.threads import Later, in_parallel, itk_threads, mapped
-from .transforms.itk import write_affine, write_displacement
+from .steps.align import Start, align
+from .steps.invert import invert
+from .steps.judge import cut_off, judge
+from .steps.load import Images, Source, Sources, load
+from .steps.measure import measure
+from .steps.predict import Prediction, predict
+from .steps.warp import Warped, warp, warp_along
+from .system.stopwatch import Stopwatch
+from .system.threads import Later, itk_threads
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    import numpy as np
+    from jaxtyping import Float
 
-    from .quality.looks import Look
-
-log = logging.getLogger(__name__)
-
-Source = str | Path | Volume
-# SSIM of three stages would take as long as all other metrics without labels.
-INFER_MEASURES = ("ncc", "mse")
-# Without a model: what the refinement takes for 0 and 1.
-INTENSITY = IntensitySpec(0.0, 99.8)
-# Share of the fixed foreground that an output grid may lack without a warning.
-LEAST_LOSS = 0.001
-
-
-@dataclass(frozen=True, eq=False)
-class RegistrationResult:
-    """Everything a registration found, on the fixed image's own grid.
-
-    Attributes:
-        warped: The moving image, interpolated once from its original voxels.
-        displacement: Complete field, affine included, fixed → moving.
-        affine: Fixed world mm → moving world mm (RAS), before the network.
-        warped_labels: The moving labels (nearest neighbour), if they were given.
-        metrics: What metrics.json holds.
-        inverse: Moving → fixed, on the moving image's grid, if it was asked for.
-        also: Whatever was warped along, by file name.
-        threads: For whatever is still to be done, such as writing; None is all cores.
-    """
-
-    warped: Volume
-    displacement: DisplacementField
-    affine: Float[np.ndarray, "4 4"]
-    warped_labels: Volume | None
-    metrics: dict[str, Any]
-    inverse: DisplacementField | None = None
-    also: dict[str, Volume] = dataclass_field(default_factory=dict)
-    threads: int | None = None
-
-    def save(
-        self,
-        out_dir: str | Path,
-        force: bool = False,
-        extras: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
-        names: outputs.Names = outputs.PLAIN,
-    ) -> None:
-        """Write all results into a folder, or nothing if anything fails.
-
-        Args:
-            out_dir: Created if it does not exist.
-            force: Replace the results of an earlier run; other files always stay.
-            extras: What else writes into the folder, such as a report, by the name of its stage.
-            names: What the files are called, such as `bids.bids_names` decides.
-
-        Raises:
-            OutputError: The folder holds results and `force` is not set, or cannot be written.
-        """
-        seconds = Stopwatch(self.metrics["seconds"])
-        with (
-            itk_threads(self.threads),
-            outputs.staged_outputs(Path(out_dir), force, names) as folder,
-        ):
-            with seconds("save"):
-                outputs.make_folders(folder, names, self.also)
-                in_parallel(*self._writers(folder, names))
-            for stage, write in extras.items():
-                with seconds(stage):
-                    write(folder)
-            outputs.write_json(folder / names.metrics, self.metrics)
-            outputs.finish_names(folder, names)
-
-    def _writers(self, folder: Path, names: outputs.Names) -> Iterator[Callable[[], None]]:
-        """What writes each file, that which takes longest first."""
-        yield partial(write_displacement, folder / names.displacement, self.displacement)
-        if self.inverse is not None:
-            yield partial(write_displacement, folder / names.inverse, self.inverse)
-        yield partial(save_volume, folder / names.warped, self.warped)
-        if self.warped_labels is not None:
-            yield partial(save_labels, folder / names.warped_labels, self.warped_labels)
-        for name, volume in self.also.items():
-            yield partial(save_volume, folder / names.also_warped(name), volume)
-        yield partial(write_affine, folder / names.affine, self.affine)
+    from .geometry.field import DisplacementField
+    from .geometry.resample import Interpolation
+    from .geometry.spaces import Grid
+    from .steps.affine import AffineKind
 
 
 class Registration:
@@ -234,7 +115,7 @@ class Registration:
         """The models that a pair may get, the preferred first; one that was named in any case."""
         return [model for model in self.models if model.serves(levels) or not self.is_free]
 
-    def __call__(
+    def __call__(  # the keyword arguments are those of `Sources` and `Options`
         self,
         moving: Source,
         fixed: Source,
@@ -287,144 +168,128 @@ class Registration:
             AlignmentError: The two images do not overlap.
             BackendError: The network failed.
         """
-        seconds = Stopwatch({})
+        sources = Sources(
+            moving,
+            fixed,
+            moving_labels,
+            fixed_labels,
+            moving_mask,
+            fixed_mask,
+            initial=initial,
+            output_grid=output_grid,
+            also=also,
+            also_labels=also_labels,
+            label_names=label_names,
+        )
+        options = Options(
+            affine=affine if isinstance(affine, str) else "auto" if affine else "none",
+            inverse=inverse,
+            interpolation=interpolation,
+            surfaces=surfaces,
+            refine=refine if isinstance(refine, int) else tuple(refine),
+        )
+        return self.register(sources, options)
+
+    def register(self, sources: Sources, options: Options) -> RegistrationResult:
+        """Register the moving to the fixed image, and raise what `__call__` raises.
+
+        Args:
+            sources: What is registered.
+            options: What is done with it. Of these, the model, its engine and the threads are this
+                object's own, and reading and writing files are the caller's.
+        """
+        seconds, levels = Stopwatch({}), options.levels
         with itk_threads(self.threads):
             with seconds("load"):
-                moving, fixed = mapped(_image, (moving, fixed))
-                moving_labels, fixed_labels = in_parallel(
-                    partial(_labels, moving_labels, moving), partial(_labels, fixed_labels, fixed)
-                )
-                masks: dict[str, Any] = {
-                    "moving_mask": _mask(moving_mask, moving),
-                    "fixed_mask": _mask(fixed_mask, fixed),
-                }
-                _check_labels_can_be_compared(moving_labels, fixed_labels)
-                companions = _companions(also, also_labels)
-            levels = levels_of(refine) if isinstance(refine, int) else tuple(refine)
-            models = self.candidates(levels)
-            for likely in models[:1]:
-                likely.start(levels)
+                images = load(sources)
+            models = self._started(levels)
             with seconds("affine"):
-                to_moving = np.eye(4) if initial is None else initial
-                alignment: Alignment | None = None
-                with ThreadPoolExecutor(1) as meanwhile:
-                    looking = meanwhile.submit(_looks, moving, fixed, **masks)
-                    if affine:
-                        kind = "auto" if affine is True else affine
-                        alignment = align_affine(moving, fixed, kind, initial, **masks)
-                        to_moving = alignment.affine
-                looks = looking.result()
-            choice = choose(models, *looks, is_free=self.is_free)
-            flags = [
-                *(alignment.flags if alignment else ()),
-                *checks.content(looks[0], "moving"),
-                *checks.content(looks[1], "fixed"),
-                *checks.of_pair(*looks, poses=bool(affine) and initial is None),
-                *checks.identical(moving, fixed),
-            ]
-            if choice.model is not None and not choice.model.is_ready(levels):
-                with seconds("load network"):
-                    choice.model.engine(levels)
-            model = self._run(choice.model, moving, fixed, to_moving, masks, levels, seconds)
-            by_model = model.field
-            if levels:
-                with seconds("refine"):
-                    by_model = refined(
-                        moving,
-                        fixed,
-                        to_moving,
-                        model.view,
-                        levels,
-                        model.intensity,
-                        start=model.field,
-                        features=model.features,
-                        threads=self.threads,
-                        **masks,
-                    )
+                start = align(images, options.affine, sources.initial)
+            flags = start.flags(images)
+            choice = choose(models, start.moving, start.fixed, is_free=self.is_free)
+            prediction = predict(choice.model, images, start.affine, levels, seconds)
+            deformation = self._refined(images, start, prediction, levels, seconds)
+
+            def warped_on(grid: Grid) -> Warped:
+                return warp(images, start.completed(deformation, grid), options.interpolation)
+
             with seconds("warp"):
-                field = by_model.resampled_to(fixed.grid).composed_with_affine(to_moving)
-                warped, warped_labels = _warped(moving, moving_labels, field, interpolation)
+                warped = warped_on(images.fixed.grid)
             with seconds("metrics"):
-                metrics = _describe(moving, fixed, model, alignment, levels)
-
-                def of_images() -> dict[str, Any]:
-                    stages = _stages(moving, fixed, to_moving, warped, "linear")
-                    counting = _where_masks_count(**masks, field=field)
-                    return compare_images(fixed, stages, INFER_MEASURES, counting)
-
-                def of_labels() -> dict[str, Any]:
-                    if not (moving_labels and warped_labels and fixed_labels):
-                        return {}
-                    stages = _stages(moving_labels, fixed, to_moving, warped_labels, "nearest")
-                    tables = compare_labels(fixed_labels, moving_labels, stages, surfaces=surfaces)
-                    return tables | ({"nsd_tolerance_mm": NSD_TOLERANCE_MM} if surfaces else {})
-
-                for measured in in_parallel(of_images, of_labels, lambda: regularity(field)):
-                    metrics |= measured
-                metrics["definitions"] = definitions_of(metrics)
-                if label_names and "dice" in metrics:
-                    present = metrics["dice"]["after"]["labels"]
-                    metrics["label_names"] = names_of_labels(present, label_names)
-                seen = masked(fixed, masks["fixed_mask"])
-                doubted = [*flags, *choice.flags]
-                evidence = evidence_of(metrics, seen, warped, by_model, doubted)
-            back: DisplacementField | None = None
-            if inverse:
-                with seconds("inverse"):
-                    found = invert_field(field, moving.grid)
-                    metrics["inverse_consistency_mm"] = consistency_mm(found, field, moving, fixed)
-                    back = found.field
-            if output_grid is not None:
-                # Whatever image gave the grid, the results lie in the fixed image's world.
-                output_grid = replace(output_grid, world_code=fixed.grid.world_code)
-                flags += _cut_off(fixed, output_grid)
+                metrics = _described(images, start, prediction, levels)
+                metrics |= measure(images, start, warped, options.surfaces, sources.label_names)
+                seen, doubted = images.masked_fixed, [*flags, *choice.flags]
+                evidence = evidence_of(metrics, seen, warped.image, deformation, doubted)
+            inverse = invert(images, warped.field, metrics, seconds) if options.inverse else None
+            if images.output_grid is not None:
+                flags += cut_off(images.fixed, images.output_grid)
                 with seconds("output grid"):
-                    field = by_model.resampled_to(output_grid).composed_with_affine(to_moving)
-                    warped, warped_labels = _warped(moving, moving_labels, field, interpolation)
-            metrics["quality"] = {
-                "score": score_of(evidence),
-                "evidence": evidence,
-                "choice": choice.as_metrics(),
-            }
-            _judge(metrics, [*flags, *choice.flags], [*flags, *choice.doubts])
-            carried: dict[str, Volume] = {}
-            if companions:
-                with seconds("also"):
-                    each = [(volume, how or interpolation) for volume, how in companions]
-                    carried = {volume.name: volume for volume in warp_volumes(each, field)}
+                    warped = warped_on(images.output_grid)
+            judge(metrics, evidence, flags, choice)
+            also = warp_along(images, warped.field, options.interpolation, seconds)
         metrics["seconds"] = seconds.table
         return RegistrationResult(
-            *(warped, field, to_moving, warped_labels, metrics),
-            inverse=back,
-            also=carried,
-            threads=self.threads,
+            warped.image,
+            warped.field,
+            start.affine,
+            warped.labels,
+            metrics,
+            inverse,
+            also,
+            self.threads,
         )
 
-    def _run(
+    def _started(self, levels: Sequence[Level]) -> list[Model]:
+        """The models that a pair may get; the preferred one begins to load."""
+        models = self.candidates(levels)
+        for likely in models[:1]:
+            likely.start(levels)
+        return models
+
+    def _refined(
         self,
-        model: Model | None,
-        moving: Volume,
-        fixed: Volume,
-        to_moving: Float[np.ndarray, "4 4"],
-        masks: Mapping[str, Volume | None],
+        images: Images,
+        start: Start,
+        prediction: Prediction,
         levels: Sequence[Level],
         seconds: Stopwatch,
-    ) -> ByModel:
-        """What the model says of a pair: features if the refinement wants them, else a field."""
-        if model is None:
-            view = view_over(fixed, masks["fixed_mask"])
-            still = DisplacementField(view, np.zeros((*view.shape, 3), np.float32))
-            return ByModel(NO_MODEL, None, view, still, INTENSITY)
-        bundle, engine = model.bundle, model.engine(levels)
-        with seconds("preprocess"):
-            pair = prepare_pair(moving, fixed, to_moving, bundle.inputs, engine.shapes, **masks)
-        with seconds("features" if model.has_features(levels) else "network"):
-            field, features = model.run(pair, levels)
-        return ByModel(
-            *(bundle.name, engine, pair.grid, field, bundle.inputs.intensity),
-            features=features,
-            spacing_growth=pair.spacing_growth,
-        )
+    ) -> DisplacementField:
+        """The field after the refinement, still without the affine."""
+        if not levels:
+            return prediction.field
+        with seconds("refine"):
+            return refine(
+                images.moving,
+                images.fixed,
+                start.affine,
+                prediction.view,
+                levels,
+                prediction.intensity,
+                start=prediction.field,
+                features=prediction.features,
+                threads=self.threads,
+                **images.masks,
+            )
+
+
+def _described(
+    images: Images, start: Start, prediction: Prediction, levels: Sequence[Level]
+) -> dict[str, Any]:
+    """The metrics that say how the result came about."""
+    refinement = {
+        "engine": refinement_engine(),
+        "features": prediction.features is not None,
+        "levels": [asdict(level) for level in levels],
+    }
+    return {
+        "schema": METRICS,
+        "moving": images.moving.name,
+        "fixed": images.fixed.name,
+        "warnings": [],
+        "affine": start.alignment and start.alignment.as_metrics(),
+        **prediction.as_metrics(),
+        "refinement": refinement if levels else None,
+    }
 
 
 def _bundles(model: str | Path | Bundle | None) -> list[Bundle]:
@@ -433,208 +298,3 @@ def _bundles(model: str | Path | Bundle | None) -> list[Bundle]:
     if model is None or model == AUTO_MODEL:
         return [load_bundle(path) for path in candidates()]
     return [] if model == NO_MODEL else [load_bundle(bundle_path(model))]
-
-
-@dataclass(frozen=True, eq=False)
-class ByModel:
-    """What a model says of a pair, on the grid of its network.
-
-    Attributes:
-        name: Of the model.
-        engine: That ran it; None without a model.
-        view: The network's grid, or what is seen of the fixed image.
-        field: Without the affine; zeros where features are all that it gives.
-        intensity: Percentiles that become 0 and 1.
-        features: Of both images.
-        spacing_growth: As of `PreparedPair`.
-    """
-
-    name: str
-    engine: Backend | None
-    view: Grid
-    field: DisplacementField
-    intensity: IntensitySpec
-    features: Features | None = None
-    spacing_growth: float = 1.0
-
-
-def _describe(
-    moving: Volume,
-    fixed: Volume,
-    model: ByModel,
-    alignment: Alignment | None,
-    levels: Sequence[Level],
-) -> dict[str, Any]:
-    network_grid = {
-        "shape": list(model.view.shape),
-        "spacing_mm": model.view.spacing.round(6).tolist(),
-        "spacing_growth": round(model.spacing_growth, 6),
-    }
-    return {
-        "schema": METRICS,
-        "moving": moving.name,
-        "fixed": fixed.name,
-        "warnings": [],
-        "affine": alignment and alignment.as_metrics(),
-        "model": model.name,
-        "backend": model.engine and model.engine.name,
-        "precision": model.engine and model.engine.precision,
-        "network_grid": network_grid if model.engine else None,
-        "refinement": {
-            "engine": refinement_engine(),
-            "features": model.features is not None,
-            "levels": [asdict(level) for level in levels],
-        }
-        if levels
-        else None,
-    }
-
-
-def _looks(
-    moving: Volume, fixed: Volume, moving_mask: Volume | None, fixed_mask: Volume | None
-) -> list[Look]:
-    """Of both images, as far as their masks leave them."""
-    return mapped(look_of, (masked(moving, moving_mask), masked(fixed, fixed_mask)))
-
-
-def _judge(metrics: dict[str, Any], flags: Sequence[Flag], doubts: Sequence[Flag]) -> None:
-    """Add to the metrics what was found, and say all that makes the result doubtful.
-
-    Args:
-        metrics: Of the result.
-        flags: All that the checks before found.
-        doubts: Those of them that are still doubts now.
-    """
-    after = flags_of(metrics)
-    metrics["quality"]["flags"] = [flag.as_metrics() for flag in (*flags, *after)]
-    metrics["warnings"] = [flag.sentence for flag in (*doubts, *after)]
-    for flag in (*doubts, *after):
-        if flag.name not in SAID_BY_AFFINE:
-            log.warning("%s", flag.sentence)
-
-
-class Stopwatch:
-    """Seconds per stage, into a table and onto the log."""
-
-    def __init__(self, table: dict[str, float]) -> None:
-        self.table = table
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        log.info("%s …", stage)
-        start = time.perf_counter()
-        yield
-        self.table[stage] = round(time.perf_counter() - start, 3)
-        log.info("%s: %.1f s", stage, self.table[stage])
-
-
-def _cut_off(fixed: Volume, grid: Grid) -> Iterator[Flag]:
-    """What results on a grid lack of the fixed image, if it is worth a warning."""
-    share = share_outside(fixed, grid)
-    if share >= LEAST_LOSS:
-        yield Flag(
-            "cut_off",
-            "fixed",
-            f"{100 * share:.1f} % of what {fixed.name} shows lies outside the output grid, and "
-            "results end there; choose a grid that covers it, such as --output-grid fixed.",
-            *(share, LEAST_LOSS),
-        )
-
-
-def _stages(
-    moving: Volume,
-    fixed: Volume,
-    affine: Float[np.ndarray, "4 4"],
-    warped: Volume,
-    interpolation: Interpolation,
-) -> dict[str, np.ndarray]:
-    """The moving data on the fixed grid before, after the affine, and after all."""
-    # Not smoothed, because the warp does not smooth either.
-    before, aligned = (
-        resample_to_grid(moving, fixed.grid, transform, interpolation, smooth=False)
-        for transform in (None, affine)
-    )
-    return {"before": before, "affine": aligned, "after": warped.data}
-
-
-def _warped(
-    moving: Volume, labels: Volume | None, field: DisplacementField, interpolation: Interpolation
-) -> tuple[Volume, Volume | None]:
-    """The moving image and its labels, if there are any, on the grid of the field."""
-    what: list[tuple[Volume, Interpolation]] = [(moving, interpolation)]
-    if labels:
-        what.append((labels, "nearest"))
-    image, *warped_labels = warp_volumes(what, field)
-    return image, next(iter(warped_labels), None)
-
-
-def _image(source: Source) -> Volume:
-    if not isinstance(source, Volume):
-        return load_volume(source)
-    volume = Volume(source.data.astype(np.float32), source.grid, source.name)
-    check_image(volume)
-    return volume
-
-
-def _companions(
-    images: Sequence[Source], labels: Sequence[Source]
-) -> list[tuple[Volume, Interpolation | None]]:
-    """What is warped along, and its interpolation if that must be one."""
-    companions: list[tuple[Volume, Interpolation | None]] = []
-    companions += [(_image(source), None) for source in images]
-    for source in labels:
-        volume = source if isinstance(source, Volume) else load_labels(source)
-        check_labels(volume)
-        companions.append((volume, "nearest"))
-    companions = [(replace(v, name=nifti_name(v.name)), how) for v, how in companions]
-    names = [volume.name for volume, _ in companions]
-    for name in names:
-        if names.count(name) > 1 or Path(name).name != name:
-            raise OutputError(
-                f"{name}: expected a file name of its own for each volume that is warped along, "
-                "got two of this or a path; rename it."
-            )
-    return companions
-
-
-def _labels(source: Source | None, image: Volume) -> Volume | None:
-    if source is None:
-        return None
-    if isinstance(source, Volume):
-        check_labels(source)
-    labels = source if isinstance(source, Volume) else load_labels(source)
-    check_same_grid(image, labels)
-    return labels
-
-
-def _mask(source: Source | None, image: Volume) -> Volume | None:
-    if source is None:
-        return None
-    if not isinstance(source, Volume):
-        return load_mask(source, image)
-    check_mask(source, image)
-    return source
-
-
-def _where_masks_count(
-    moving_mask: Volume | None, fixed_mask: Volume | None, field: DisplacementField
-) -> Bool[np.ndarray, "i j k"] | None:
-    """Voxels of the fixed grid that both masks leave, the moving one's after all."""
-    warped = moving_mask and warp_volume(moving_mask, field, "nearest")
-    counting = [mask.data != 0 for mask in (warped, fixed_mask) if mask is not None]
-    return np.logical_and.reduce(counting) if counting else None
-
-
-def _check_labels_can_be_compared(moving: Volume | None, fixed: Volume | None) -> None:
-    if fixed is None:
-        return
-    if moving is None:
-        raise VolumeError(
-            f"{fixed.name}: expected moving labels to compare it with, got none; pass both label "
-            "maps or only the moving one."
-        )
-    if not present_labels(moving.data) & present_labels(fixed.data):
-        raise VolumeError(
-            f"{moving.name}: expected labels in common with {fixed.name}, got none; check that "
-            "both use the same label numbers."
-        )

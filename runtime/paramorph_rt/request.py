@@ -4,19 +4,18 @@ The metadata of every field say what it is for, how the command line spells it, 
 again. The options of `infer`, `cohort` and `bids`, the columns of a cohort's table, the parameters
 in a report and the record of a result are made from that. Without NumPy, for the command's help.
 """
-# ruff: noqa: RUF009 (the calls make fields)
+# ruff: noqa: RUF009 (the calls return dataclass fields)
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .backends import AUTO, BACKENDS, PRECISIONS
 from .bundle import AUTO_MODEL, NO_MODEL, bundle_path
+from .fields import about, aside, heading_of, option, whole
 from .refinement.settings import DEFAULT_ITERATIONS, Level, levels_of
 
 if TYPE_CHECKING:
@@ -33,94 +32,21 @@ MOST_THREADS = 1024
 MOST_ITERATIONS = 10_000
 
 
-@dataclass(frozen=True)
-class About:
-    """What a field of a request is for, and where it appears.
-
-    Attributes:
-        help: Its sentence in the help of a command.
-        flags: On the command line; () is the field's name.
-        metavar: What stands for the value in the help.
-        choices: Values on the command line, if there are only these.
-        parse: Makes the value from the text of the command line.
-        off: An option of its own that sets "none", and its sentence.
-        group: Of the options in the help.
-        heading: Among the parameters in a report; None is the field's name, "" is not shown.
-        text: The value as a report shows it, where `shown` does not know; "" is not shown.
-        record: Whether the value decides the result, so that a cohort registers a pair again when
-            it has changed: always written, only where it is not the default, or never.
-        as_recorded: What is written of the value.
-    """
-
-    help: str
-    flags: tuple[str, ...] = ()
-    metavar: str | None = None
-    choices: tuple[str, ...] = ()
-    parse: Callable[[str], Any] | None = None
-    off: tuple[str, str] | None = None
-    group: str = ""
-    heading: str | None = None
-    text: Callable[[Any], str] | None = None
-    record: Literal["always", "unless default", "never"] = "unless default"
-    as_recorded: Callable[[Any], Any] = lambda value: value
-
-    def shown(self, value: Any) -> str:
-        """The value as a report shows it; "" is not shown."""
-        if self.text is not None:
-            return self.text(value)
-        if isinstance(value, tuple):
-            return ", ".join(map(self.shown, value))
-        if isinstance(value, Path):
-            return value.name
-        if isinstance(value, bool):
-            return "yes" if value else ""
-        return "" if value is None else str(value)
-
-
-def about(of: dataclasses.Field[Any]) -> About:
-    """What a field of `Inputs` or `Options` is for."""
-    described: About = of.metadata["about"]
-    return described
-
-
 def fields_of(kind: type[Inputs] | type[Options]) -> dict[str, dataclasses.Field[Any]]:
     """The fields by name, in the order of the help."""
     return {of.name: of for of in dataclasses.fields(kind)}
 
 
-def whole(least: int, most: int = 10**6) -> Callable[[str], int]:
-    """What reads a whole number from the command line, and refuses all others."""
-
-    def parse(text: str) -> int:
-        is_number = text.isascii() and text.isdecimal() and len(text) < 10
-        if not (is_number and least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number from {least} to {most}, got {text[:40]}"
-            )
-        return int(text)
-
-    return parse
-
-
-def _option(default: Any, help: str, *flags: str, **more: Any) -> Any:
-    return field(default=default, metadata={"about": About(help, flags, **more)})
-
-
-def _aside(default: Any, help: str, *flags: str, **more: Any) -> Any:
-    """An option that does not decide the result and is not among a report's parameters."""
-    return _option(default, help, *flags, heading="", record="never", **more)
-
-
 def _file(help: str, metavar: str = "NII", heading: str | None = "") -> Any:
-    return _option(None, help, metavar=metavar, heading=heading, parse=Path, record="never")
+    return option(None, help, metavar=metavar, heading=heading, parse=Path, record="never")
 
 
 def _files(help: str) -> Any:
-    return _option((), help, metavar="NII", heading="warped along", parse=Path, record="never")
+    return option((), help, metavar="NII", heading="warped along", parse=Path, record="never")
 
 
 def _needed(help: str, *flags: str) -> Any:
-    return _aside(dataclasses.MISSING, help, *flags, metavar="FILE", parse=Path)
+    return aside(dataclasses.MISSING, help, *flags, metavar="FILE", parse=Path)
 
 
 @dataclass(frozen=True)
@@ -172,19 +98,19 @@ class Options:
     In Python, `refine` may be the levels themselves.
     """
 
-    bids_names: bool = _aside(
+    bids_names: bool = aside(
         False,
         "names and sidecars of BIDS derivatives, DIR being the dataset: "
         "sub-X/anat/sub-X_space-MNI_T1w.nii.gz, sub-X_from-T1w_to-MNI_mode-image_xfm.nii.gz",
     )
-    model: str | Path = _aside(
+    model: str | Path = aside(
         AUTO_MODEL,
         "auto (default): the first shipped model that was made for such images, or none; the name "
         "of a shipped model or the folder of a bundle, which is used in any case; or none: a "
         "classical registration, refined from the affine alone",
         metavar="MODEL",
     )
-    refine: int | tuple[Level, ...] = _option(
+    refine: int | tuple[Level, ...] = option(
         DEFAULT_ITERATIONS,
         "iterations at 1.5 mm that refine the field on the pair itself; at 6, 3 and 1 mm in "
         f"proportion (default: {DEFAULT_ITERATIONS}); off keeps the network's field",
@@ -194,7 +120,7 @@ class Options:
         text=lambda value: f"{value} iterations" if value else "off",
         record="always",
     )
-    affine: AffineKind | Literal["none"] = _option(
+    affine: AffineKind | Literal["none"] = option(
         "auto",
         "what to align first (default: affine; rigid for a cut-out of a larger body)",
         choices=("rigid", "similarity", "affine"),
@@ -202,7 +128,7 @@ class Options:
         text=lambda value: "affine" if value == "auto" else value,
         record="always",
     )
-    initial_format: str | None = _option(
+    initial_format: str | None = option(
         None,
         f"of the initial transform: {', '.join(FORMATS)} (default: the file tells; FSL's and "
         "NiftyReg's cannot)",
@@ -211,17 +137,17 @@ class Options:
         metavar="FORMAT",
         heading="",
     )
-    inverse: bool = _option(
+    inverse: bool = option(
         False,
         "also write inverse_displacement.nii.gz, which lies on the moving image's grid",
         record="always",
     )
-    itk_composite: bool = _aside(
+    itk_composite: bool = aside(
         False,
         "also write composite.h5: affine and field in one file, which antsApplyTransforms and 3D "
         "Slicer take (24 bytes per voxel)",
     )
-    output_grid: str = _option(
+    output_grid: str = option(
         "fixed",
         "voxels on which the results lie, in the fixed world: fixed (default), moving, or a NIfTI "
         "file's; a warning tells what of the fixed image they do not cover",
@@ -230,46 +156,46 @@ class Options:
         record="always",
         as_recorded=lambda value: value if value in GRIDS else "file",
     )
-    interpolation: Interpolation = _option(
+    interpolation: Interpolation = option(
         "linear",
         "of warped images (default: linear); labels take the nearest voxel",
         choices=INTERPOLATIONS,
         record="always",
     )
-    apply_to_all: bool = _option(
+    apply_to_all: bool = option(
         False,
         "the moving file is a 4-D series: register one volume and also write all, warped, as "
         "warped_series.nii.gz",
         heading="",
     )
-    reference_volume: int | None = _option(
+    reference_volume: int | None = option(
         None,
         "which volume of the series is registered, from 0 (default: the mean of all)",
         metavar="N",
         parse=whole(0),
         heading="",
     )
-    analyze_orientation: str | None = _option(
+    analyze_orientation: str | None = option(
         None,
         "where the voxels' axes of images point whose headers do not say it (Analyze, NIfTI "
         "without orientation codes), such as LAS; the source of the data does",
         metavar="CODE",
         heading="",
     )
-    backend: str = _aside(
+    backend: str = aside(
         AUTO,
         f"inference engine: {', '.join(BACKENDS)} (default: auto, the fastest that works here; see "
         "paramorph-rt info)",
         choices=(AUTO, *BACKENDS),
         metavar="ENGINE",
     )
-    precision: str = _aside(
+    precision: str = aside(
         AUTO,
         "of the network (default: auto, fp32 on the CPU, fp16 on a GPU if the bundle has it); bf16 "
         "needs openvino and a CPU that has it, or a bundle that holds it",
         choices=(AUTO, *PRECISIONS),
     )
-    surfaces: bool = _option(
+    surfaces: bool = option(
         True,
         "of labels measure overlap and volumes alone: ASSD, HD95 and NSD of the more than 100 "
         "labels of a brain take longer than registering it",
@@ -281,28 +207,28 @@ class Options:
         "BIDS TSV, FreeSurfer, ITK-SNAP, text)",
         metavar="FILE",
     )
-    fail_on_quality: bool = _aside(
+    fail_on_quality: bool = aside(
         False,
         "exit with code 3 where a warning makes a result doubtful; it is written all the same",
     )
-    threads: int | None = _option(
+    threads: int | None = option(
         None,
         "CPU threads (default: all cores)",
         metavar="N",
         parse=whole(1, MOST_THREADS),
         record="never",
     )
-    report: bool = _aside(
+    report: bool = aside(
         False,
         "also write report.html: one page, under 5 MB for 1 mm brains, that works offline",
         group="pictures",
     )
-    report_3d: bool = _aside(
+    report_3d: bool = aside(
         False,
         "write it with an interactive 3-D view, which adds about 4 MB",
         group="pictures",
     )
-    figures: bool = _aside(
+    figures: bool = aside(
         False,
         "also write PNG figures for papers into figures/",
         group="pictures",
@@ -334,12 +260,6 @@ class Options:
             output_grid=str(files.get("output_grid", self.output_grid)),
             label_names=files.get("label_names"),
         )
-
-
-def heading_of(of: dataclasses.Field[Any]) -> str:
-    """The name of a field among the parameters in a report; "" is not shown."""
-    heading = about(of).heading
-    return of.name.replace("_", " ") if heading is None else heading
 
 
 def parameters(inputs: Inputs, options: Options) -> dict[str, str]:

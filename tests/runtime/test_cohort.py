@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from paramorph_rt import Registration, loaded
+from paramorph_rt import Registration, RegistrationResult, loaded
 from paramorph_rt.cli import main
 from paramorph_rt.cohort import run as cohort_run
 from paramorph_rt.cohort import work
@@ -30,7 +30,6 @@ from paramorph_rt.cohort.summary import statistics_of, write_summary
 from paramorph_rt.cohort.work import Outcome
 from paramorph_rt.errors import BundleError, CohortError
 from paramorph_rt.images.volume import save_labels, save_volume
-from paramorph_rt.registration import RegistrationResult
 from paramorph_rt.request import Inputs, Options
 from paramorph_rt.results.provenance import content_hash
 
@@ -373,6 +372,13 @@ def test_other_options_model_and_versions_are_other_results(
     assert "inputs output_grid, options inverse, options output_grid" in run(pair, grid, out)[1]
 
 
+def test_composite_is_written_where_the_earlier_run_had_none(pair, options, tmp_path):
+    out, composite = tmp_path / "out", replace(options, itk_composite=True)
+    run(pair, options, out)
+    assert run(pair, composite, out) == ("done", "composite.h5 was not requested")
+    assert run(pair, composite, out) == run(pair, options, out) == ("kept", "")
+
+
 @pytest.mark.parametrize(
     ("spoil", "note"),
     [
@@ -429,7 +435,7 @@ def test_crash_while_replacing_leaves_no_record(pair, options, subjects, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(Registration, "__call__"), (RegistrationResult, "save")]
+    ("kind", "name"), [(Registration, "register"), (RegistrationResult, "save")]
 )
 def test_pair_that_another_process_finishes_meanwhile_is_kept(
     pair, options, tmp_path, monkeypatch, kind, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paramorph_rt import loaded, registration
+from paramorph_rt import loaded, result
 from paramorph_rt.cli import build_parser, main
 from paramorph_rt.cli.completion import SHELLS
 from paramorph_rt.cli.layout import commands_of, parsers_of
@@ -54,7 +55,7 @@ def test_quiet_tells_warnings_and_errors(words, capsys, monkeypatch):
     spoken = loaded.load_bundle
 
     def warn(path):
-        registration.log.warning("this looks wrong")
+        logging.getLogger("paramorph_rt.steps").warning("this looks wrong")
         return spoken(path)
 
     monkeypatch.setattr(loaded, "load_bundle", warn)
@@ -110,7 +111,7 @@ def test_whatever_happens_while_saving_leaves_nothing(
         assert any(path.name.startswith(".paramorph") for path in tmp_path.iterdir())
         raise raised
 
-    monkeypatch.setattr(registration, "write_affine", fail)
+    monkeypatch.setattr(result, "write_affine", fail)
     assert main(words) == code
     error = capsys.readouterr().err
     assert f"paramorph-rt: {said}" in error
@@ -211,12 +212,12 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 def test_a_signal_while_saving_leaves_nothing(words, tmp_path, name):
     program = (
         "import os, signal, sys, time\n"
-        "from paramorph_rt import registration\n"
+        "from paramorph_rt import result\n"
         "from paramorph_rt.__main__ import program\n"
         "def stop(*_):\n"
         f"    os.kill(os.getpid(), signal.{name})\n"
         "    time.sleep(1)\n"
-        "registration.write_affine = stop\n"
+        "result.write_affine = stop\n"
         f"sys.argv[1:] = {words!r}\n"
         "sys.exit(program())"
     )

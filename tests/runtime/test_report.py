@@ -602,7 +602,7 @@ def test_missing_extra_is_said_before_anything_is_done(
     command, capsys, monkeypatch, tmp_path, option, module, package
 ):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr("paramorph_rt.registration.load_volume", lambda path: 1 / 0)
+    monkeypatch.setattr("paramorph_rt.steps.load.load_volume", lambda path: 1 / 0)
     assert main([*command, option]) == 1
     message = capsys.readouterr().err
     assert f"reports and figures need {package}: expected the packages of its extra" in message

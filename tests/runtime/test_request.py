@@ -10,8 +10,9 @@ from paramorph_rt import request
 from paramorph_rt.cli import build_parser
 from paramorph_rt.cli.arguments import inputs_of, options_of
 from paramorph_rt.cli.layout import commands_of
+from paramorph_rt.fields import About, about, flags_of, heading_of
 from paramorph_rt.geometry.resample import Interpolation
-from paramorph_rt.request import Inputs, Options, about, fields_of, heading_of
+from paramorph_rt.request import Inputs, Options, fields_of
 from paramorph_rt.steps.affine import AffineKind
 from paramorph_rt.transforms import formats
 
@@ -25,16 +26,15 @@ CALLS = {
 INPUTS = Inputs(Path("m.nii"), Path("f.nii"))
 
 
-def flag_of(of: dataclasses.Field) -> str:
-    return about(of).flags[-1] if about(of).flags else f"--{of.name.replace('_', '-')}"
-
-
 def words_for(of: dataclasses.Field) -> list[str]:
     """A command line that sets a field to another value than its default."""
     if isinstance(of.default, bool):
-        return [flag_of(of)]
+        return [flags_of(of)[-1]]
     others = [choice for choice in about(of).choices if choice != of.default]
-    return [flag_of(of), others[0] if others else "3" if about(of).parse is not Path else "x.csv"]
+    return [
+        flags_of(of)[-1],
+        others[0] if others else "3" if about(of).parse is not Path else "x.csv",
+    ]
 
 
 @pytest.mark.parametrize("command", CALLS)
@@ -60,7 +60,7 @@ def test_every_option_is_explained_in_the_help(command, name):
         for flag in action.option_strings
     }
     if (command, name) != ("bids", "bids_names"):
-        assert by_flag[flag_of(of)].help == about(of).help
+        assert by_flag[flags_of(of)[-1]].help == about(of).help
     assert about(of).help.strip(" .") == about(of).help
 
 
@@ -74,13 +74,13 @@ def test_every_option_is_recorded_and_shown_unless_it_is_marked(name):
 
 
 def test_a_new_option_is_recorded_and_shown_without_further_words():
-    described = request.About("how rough the field may be")
+    described = About("how rough the field may be")
     assert (described.record, described.heading) == ("unless default", None)
 
 
 @pytest.mark.parametrize("name", fields_of(Inputs))
 def test_every_file_is_read_from_the_command_line(name):
-    words = [flag_of(fields_of(Inputs)[name]), "x.nii"]
+    words = [flags_of(fields_of(Inputs)[name])[-1], "x.nii"]
     inputs = inputs_of(build_parser().parse_args([*CALLS["infer"], *words]))
     wanted = (Path("x.nii"),) if name in request.SEVERAL else Path("x.nii")
     assert inputs == dataclasses.replace(INPUTS, **{name: wanted})

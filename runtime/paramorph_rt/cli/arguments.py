@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import install_command
-from ..request import Inputs, Options, about, fields_of
+from ..fields import about, flags_of
+from ..request import Inputs, Options, fields_of
 
 # The name of a file that is printed.
 STDOUT = Path("-")
@@ -49,11 +50,7 @@ def _add_field(group: Any, of: dataclasses.Field[Any]) -> None:
             how["default"] = of.default
         if of.default == ():
             how["nargs"] = "+"
-    group.add_argument(*_flags(of), help=described.help, **how)
-
-
-def _flags(of: dataclasses.Field[Any]) -> tuple[str, ...]:
-    return about(of).flags or (f"--{of.name.replace('_', '-')}",)
+    group.add_argument(*flags_of(of), help=described.help, **how)
 
 
 def _given(args: argparse.Namespace, flag: str) -> Any:
@@ -64,7 +61,7 @@ def _value(args: argparse.Namespace, of: dataclasses.Field[Any]) -> Any:
     off = about(of).off
     if off is not None and _given(args, off[0]):
         return "none"
-    value = _given(args, _flags(of)[-1])
+    value = _given(args, flags_of(of)[-1])
     if of.default is True:
         return not value
     return tuple(value) if isinstance(value, list) else value

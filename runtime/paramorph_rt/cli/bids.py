@@ -55,20 +55,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add("--template", type=Path, required=True, metavar="NII", help="fixed image for all")
     add("--template-labels", type=Path, metavar="NII", help="label map of the template")
-    add(
-        *("--participant-label", "--participant_label"),
-        nargs="+",
-        default=[],
-        metavar="LABEL",
-        help="only these participants, with or without sub- (default: all)",
-    )
-    add(
-        *("--session-label", "--session_label"),
-        nargs="+",
-        default=[],
-        metavar="LABEL",
-        help="only these sessions, with or without ses- (default: all)",
-    )
+    for entity, prefix in (("participant", "sub-"), ("session", "ses-")):
+        add(
+            f"--{entity}-label",
+            f"--{entity}_label",
+            nargs="+",
+            default=[],
+            metavar="LABEL",
+            help=f"only these {entity}s, with or without {prefix} (default: all)",
+        )
     add("--suffix", default="T1w", metavar="NAME", help="of the images in anat (default: T1w)")
     add(
         "--derivatives",
@@ -85,21 +80,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Register the participants, or summarise."""
-    from ..cohort.dataset import pairs_of_dataset
+    from ..cohort.dataset import Selection, pairs_of_dataset
 
     args.out_dir = args.out_dir.absolute()
     group = args.level == "group"
     options = options_of(args) if group else checked_options(args)
-    pairs = pairs_of_dataset(
+    images = Selection(
         args.bids_dir.absolute(),
-        args.template.absolute(),
         args.suffix,
-        participants=args.participant_label,
-        sessions=args.session_label,
-        template_labels=args.template_labels and args.template_labels.absolute(),
-        label_folders=[path.absolute() for path in args.derivatives],
-        out_dir=args.out_dir,
+        args.participant_label,
+        args.session_label,
+        [path.absolute() for path in args.derivatives],
     )
+    labels = args.template_labels and args.template_labels.absolute()
+    pairs = pairs_of_dataset(images, args.template.absolute(), labels, args.out_dir)
     return (_summarise if group else register_all)(args, options, pairs)
 
 

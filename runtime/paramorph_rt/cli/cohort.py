@@ -12,7 +12,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..request import Options, whole
+from ..fields import whole
+from ..request import Options
 from . import sign
 from .arguments import add_fields, options_of
 from .messages import DOUBTFUL, INTERRUPTED

@@ -51,7 +51,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--moving-labels", type=Path, metavar="NII", help="label map of the moving image")
     add("--warped-labels", type=Path, metavar="NII", help="moving labels on the fixed grid")
     add(
-        *("--transform", "--displacement"),
+        "--transform",
+        "--displacement",
         dest="transforms",
         nargs="+",
         default=[],
@@ -59,6 +60,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="fixed to moving, FILE or [FILE,1]; several in the order of ANTs' -t",
     )
     add("--from", dest="source", choices=FORMATS, help="its format (default: the file tells)")
+    _add_landmarks(parser)
+    add(
+        "--nsd-tolerance",
+        type=_not_negative,
+        metavar="MM",
+        help="of the normalised surface distance, in mm (default: 1)",
+    )
+    add_fields(parser, Options, ["threads"])
+    _add_tables(parser)
+    add("--force", action="store_true", help="replace existing --csv and --json")
+    parser.set_defaults(run=run)
+
+
+def _add_landmarks(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--fixed-landmarks",
         type=Path,
@@ -73,13 +89,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add("--fixed-landmark-space", choices=SPACES, help="the same of the fixed ones alone")
     add("--moving-landmark-space", choices=SPACES, help="the same of the moving ones alone")
-    add(
-        "--nsd-tolerance",
-        type=_not_negative,
-        metavar="MM",
-        help="of the normalised surface distance, in mm (default: 1)",
-    )
-    add_fields(parser, Options, ["threads"])
+
+
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--label-names",
         type=Path,
@@ -95,8 +108,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="print a row per label to stdout instead of a table, or write it into a file",
     )
     add_json(parser, "all metrics")
-    add("--force", action="store_true", help="replace existing --csv and --json")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

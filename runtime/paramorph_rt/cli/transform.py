@@ -92,27 +92,34 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             description=f"{summary}\n{_ORDER}",
             epilog=rest.strip(),
         )
-        several = name in ("apply", "compose")
-        add = action.add_argument
-        add(
-            "transforms",
-            nargs="+" if several else 1,
-            metavar="TRANSFORM",
-            help="transform file; [FILE,1] inverts an affine",
-        )
-        needed, (fixed, moving) = name == "apply", _IMAGES[name]
-        add("-f", "--fixed", type=Path, required=needed, metavar="NII", help=fixed)
-        add("-m", "--moving", type=Path, required=needed, metavar="NII", help=moving)
-        add("-o", "--out", type=Path, required=True, metavar="FILE", help="file of the result")
-        add("--from", dest="source", choices=FORMATS, help="format (default: the file tells)")
-        if name == "apply":
-            choices = {"choices": INTERPOLATIONS, "default": "linear"}
-            add("--interpolation", help="nearest for label maps (default: linear)", **choices)
-        else:
-            add("--to", default="itk", choices=FORMATS, help="format of --out (default: itk)")
-        add_fields(action, Options, ["threads"])
-        add("--force", action="store_true", help="replace an existing --out")
+        _add_options(action, name)
         action.set_defaults(run=run, action=runs[name])
+
+
+def _add_options(parser: argparse.ArgumentParser, action: str) -> None:
+    add = parser.add_argument
+    add(
+        "transforms",
+        nargs="+" if action in ("apply", "compose") else 1,
+        metavar="TRANSFORM",
+        help="transform file; [FILE,1] inverts an affine",
+    )
+    needed, (fixed, moving) = action == "apply", _IMAGES[action]
+    add("-f", "--fixed", type=Path, required=needed, metavar="NII", help=fixed)
+    add("-m", "--moving", type=Path, required=needed, metavar="NII", help=moving)
+    add("-o", "--out", type=Path, required=True, metavar="FILE", help="file of the result")
+    add("--from", dest="source", choices=FORMATS, help="format (default: the file tells)")
+    if action == "apply":
+        add(
+            "--interpolation",
+            choices=INTERPOLATIONS,
+            default="linear",
+            help="nearest for label maps (default: linear)",
+        )
+    else:
+        add("--to", default="itk", choices=FORMATS, help="format of --out (default: itk)")
+    add_fields(parser, Options, ["threads"])
+    add("--force", action="store_true", help="replace an existing --out")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ def why_not_done(
     Args:
         folder: Where the pair's results lie; an empty string is returned if there are none.
         facts: See `provenance.facts_of`.
-        wanted: Further files or folders that must be there, and may be there unasked.
+        wanted: Further files or folders that must be there; others may be there, too.
         names: Of the results.
     """
     if not any((folder / name).exists() for name in names.own):
@@ -44,7 +44,7 @@ def why_not_done(
     if damaged := [name for name, size in files.items() if there.get(name) != size]:
         return f"{', '.join(damaged)} is missing or of another size"
     if absent := [name for name in wanted if not (folder / name).exists()]:
-        return f"{', '.join(absent)} was not asked for"
+        return f"{', '.join(absent)} was not requested"
     before, now = dict(_flat(recorded)), dict(_flat(facts))
     # One round through JSON, as the record went: it turns tuples into lists.
     now = json.loads(json.dumps(now))

@@ -111,6 +111,7 @@ def _run_pair(
             check_regular(path, f"a file as {role}", CohortError)
     facts = facts_of(pair.inputs, options, register)
     wanted = [names.pictures[plain] for plain in pictures.files_of(options)]
+    wanted += [names.composite] if options.itk_composite else []
     sweep(folder)  # what was killed while it moved is finished first
     check = partial(why_not_done, folder, facts, wanted, names)
     reason = check()

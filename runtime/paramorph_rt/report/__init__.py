@@ -15,10 +15,9 @@ from ..system.staging import staged_file
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..images.volume import Volume
-    from ..registration import RegistrationResult
+    from ..result import RegistrationResult
+    from ..steps.load import Source
 
-    Source = str | Path | Volume
 
 SLICES = 11  # per plane
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from ..registration import RegistrationResult
     from ..request import Options
-    from . import Source
+    from ..result import RegistrationResult
+    from ..steps.load import Sources
 
 # Matplotlib's style belongs to the whole process.
 _drawing = threading.Lock()
@@ -40,7 +40,7 @@ def check(options: Options) -> None:
 def drawings(
     options: Options,
     result: RegistrationResult,
-    images: tuple[Source, Source, Source | None, Source | None],
+    sources: Sources,
     parameters: Mapping[str, object],
 ) -> dict[str, Callable[[Path], None]]:
     """What draws a result into a folder, by the name of its stage; nothing is drawn yet.
@@ -48,9 +48,11 @@ def drawings(
     Args:
         options: Say what is drawn.
         result: Of the registration.
-        images: Moving and fixed image, and their label maps, as they were registered.
+        sources: That were registered.
         parameters: Of the registration, as the page shows them.
     """
+
+    images = sources.moving, sources.fixed, sources.moving_labels, sources.fixed_labels
 
     def report(folder: Path) -> None:
         write_report(

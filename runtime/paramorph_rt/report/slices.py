@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float, Integer
 
-    from ..registration import RegistrationResult
+    from ..result import RegistrationResult
 
     Source = str | Path | Volume
 

@@ -1,0 +1,50 @@
+"""Station 5 of a registration: everything that moves is warped by the field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..geometry.warp import warp_volumes
+
+if TYPE_CHECKING:
+    from ..geometry.field import DisplacementField
+    from ..geometry.resample import Interpolation
+    from ..images.volume import Volume
+    from ..system.stopwatch import Stopwatch
+    from .load import Images
+
+
+@dataclass(frozen=True, eq=False)
+class Warped:
+    """The moving image and its labels, if there are any, on the grid of a field.
+
+    Attributes:
+        image: Intensities of the moving image.
+        labels: Of the moving image, nearest neighbour.
+        field: That they were warped by: complete, affine included, fixed → moving.
+    """
+
+    image: Volume
+    labels: Volume | None
+    field: DisplacementField
+
+
+def warp(images: Images, field: DisplacementField, interpolation: Interpolation) -> Warped:
+    """Interpolate the moving image, and its labels, once from their original voxels."""
+    volumes: list[tuple[Volume, Interpolation]] = [(images.moving, interpolation)]
+    if images.moving_labels:
+        volumes.append((images.moving_labels, "nearest"))
+    image, *labels = warp_volumes(volumes, field)
+    return Warped(image, next(iter(labels), None), field)
+
+
+def warp_along(
+    images: Images, field: DisplacementField, interpolation: Interpolation, seconds: Stopwatch
+) -> dict[str, Volume]:
+    """Everything else that is warped by the field, by its file name."""
+    if not images.also:
+        return {}
+    with seconds("also"):
+        each = [(volume, how or interpolation) for volume, how in images.also]
+        return {volume.name: volume for volume in warp_volumes(each, field)}
