@@ -10,23 +10,23 @@ second voxel.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import statistics
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nibabel.affines import from_matvec
+from scipy.spatial.transform import Rotation
 
+from benchmark import FOLDER, PAIRS, THREADS, Benchmark, option
+from costs import timed
 from evaluation import LabelledPair, load_pair
-from pairs import add_pair_options, labelled_pairs
-from paramorph_rt.errors import ParamorphError, exit_code
+from pairs import labelled_pairs
+from paramorph_rt.errors import ParamorphError
 from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, save_volume
@@ -35,28 +35,24 @@ from paramorph_rt.steps.affine import align_affine
 from paramorph_rt.steps.foreground import foreground_box, foreground_threshold
 from paramorph_rt.system.threads import itk_threads
 from paramorph_rt.transforms.itk import read_affine
-from record import write_page, write_result
-from report import markdown_table
+from record import Result, Row, Rows
+from tables import markdown_table
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-Row = dict[str, Any]
 # Dice that a pose may cost before it counts as a failure.
 MARGIN = 0.02
 MOST_DEGREES, MOST_SCALE, MOST_SHIFT_MM, MOST_CUT = 60, 2.0, 50, 0.25
-AS_THEY_ARE, POSED, CROPPED = "as they are", "random pose", "random pose, cut"
+CASES = AS_THEY_ARE, POSED, CROPPED = "as they are", "random pose", "random pose, cut"
 COLUMNS = (
     ("images", "case", ""),
     ("method", "method", ""),
     ("alignments", "runs", "d"),
-    ("found", "found", "d"),
+    ("aligned", "found", "d"),
     ("Dice, mean", "dice", ".3f"),
     ("worst", "dice_worst", ".3f"),
     ("mm from unperturbed, median", "off_mm", ".2f"),
     ("seconds, median", "seconds", ".2f"),
     ("CPU seconds, median", "cpu_seconds", ".2f"),
-    ("told, lowest", "told", ".2f"),
+    ("uncertainty coefficient, lowest", "told", ".2f"),
     ("warned", "warned", "d"),
 )
 
@@ -64,14 +60,12 @@ COLUMNS = (
 def random_pose(rng: np.random.Generator, centre: np.ndarray) -> tuple[np.ndarray, Row]:
     """A similarity of the world about a point, and what to call it."""
     axis = rng.normal(size=3)
-    x, y, z = axis / np.linalg.norm(axis)
     degrees = rng.uniform(0, MOST_DEGREES)
     scale = MOST_SCALE ** rng.uniform(-1, 1)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    angle = math.radians(degrees)
-    turn = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
+    turn = Rotation.from_rotvec(degrees * axis / np.linalg.norm(axis), degrees=True)
+    matrix = scale * turn.as_matrix()
     shift = rng.uniform(-MOST_SHIFT_MM, MOST_SHIFT_MM, 3)
-    pose = from_matvec(scale * turn, centre + shift - scale * turn @ centre)
+    pose = from_matvec(matrix, centre + shift - matrix @ centre)
     return pose, {"degrees": round(degrees, 1), "scale": round(scale, 3)}
 
 
@@ -87,14 +81,15 @@ def cropped(volume: Volume, rng: np.random.Generator) -> Volume:
 
 
 def posed(volume: Volume, pose: np.ndarray) -> Volume:
+    """The same voxels elsewhere."""
     return replace(volume, grid=Grid(volume.grid.shape, pose @ volume.grid.affine))
 
 
 def ours(moving: Volume, fixed: Volume) -> tuple[np.ndarray, Row]:
-    start, cpu = time.perf_counter(), time.process_time()
-    found = align_affine(moving, fixed)
-    seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-    return found.affine, {**seconds, "told": found.told, "warnings": list(found.warnings)}
+    """As `paramorph-rt infer` aligns."""
+    alignment, seconds, cpu_seconds = timed(lambda: align_affine(moving, fixed))
+    row = {"seconds": seconds, "cpu_seconds": cpu_seconds}
+    return alignment.affine, row | {"told": alignment.told, "warnings": list(alignment.warnings)}
 
 
 def ants(moving: Volume, fixed: Volume) -> tuple[np.ndarray, Row]:
@@ -106,12 +101,13 @@ def ants(moving: Volume, fixed: Volume) -> tuple[np.ndarray, Row]:
         for name, volume in (("fixed", fixed), ("moving", moving)):
             save_volume(f"{folder}/{name}.nii", volume)
             images.append(antspyx.image_read(f"{folder}/{name}.nii"))
-        start, cpu = time.perf_counter(), time.process_time()
-        found = antspyx.registration(
-            *images, type_of_transform="Affine", outprefix=f"{folder}/ants_"
+        result, seconds, cpu_seconds = timed(
+            lambda: antspyx.registration(
+                *images, type_of_transform="Affine", outprefix=f"{folder}/ants_"
+            )
         )
-        seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-        return read_affine(Path(found["fwdtransforms"][0])), seconds
+        affine = read_affine(Path(result["fwdtransforms"][0]))
+        return affine, {"seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
 METHODS: dict[str, Callable[[Volume, Volume], tuple[np.ndarray, Row]]] = {
@@ -135,23 +131,21 @@ def measure(pair: LabelledPair, poses: int, peer_poses: int, seed: int) -> Itera
     """Each method on the pair as it is, then from each pose."""
     rng = np.random.default_rng(seed)
     fixed = pair.fixed
-    name = f"{pair.moving.name} → {fixed.name}"
     inside = np.argwhere(fixed.data > foreground_threshold(fixed.data))[::97]
     points = np.c_[fixed.grid.world(inside), np.ones(len(inside))]
     unperturbed: dict[str, np.ndarray] = {}
     centre = pair.moving.grid.world(np.array(pair.moving.data.shape) / 2)
     for number in range(poses + 1):
-        if number == 0:
-            case, pose, what = AS_THEY_ARE, np.eye(4), {}
-            image = pair.moving
-        else:
+        case, pose, what, image = AS_THEY_ARE, np.eye(4), {}, pair.moving
+        if number > 0:
             pose, what = random_pose(rng, centre)
             case = CROPPED if number % 2 == 0 else POSED
-            image = cropped(pair.moving, rng) if case == CROPPED else pair.moving
+            image = cropped(image, rng) if case == CROPPED else image
         for method, align in METHODS.items():
             if method != "ours" and number > peer_poses:
                 continue
-            row = {"pair": name, "case": case, "method": method, **what}
+            row = {"pair": f"{pair.moving.name} → {fixed.name}", "case": case, "method": method}
+            row |= what
             try:
                 affine, report = align(posed(image, pose), fixed)
             except (ParamorphError, RuntimeError) as err:
@@ -177,80 +171,61 @@ def judge(rows: list[Row]) -> None:
 
 
 def summarise(rows: Iterable[Row]) -> Iterator[Row]:
-    rows = list(rows)
-    for case in (AS_THEY_ARE, POSED, CROPPED):
-        for method in METHODS:
-            of = [r for r in rows if (r["case"], r["method"]) == (case, method)]
-            if not of:
-                continue
-            middle = {
-                key: statistics.median(r[key] for r in of if key in r)
+    """A row per case and method."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["case"], row["method"]), []).append(row)
+    for (case, method), each in sorted(groups.items(), key=lambda group: CASES.index(group[0][0])):
+        told = [row for row in each if "told" in row]
+        yield {
+            "case": case,
+            "method": method,
+            "runs": len(each),
+            "found": sum(row["found"] for row in each),
+            "dice": statistics.mean(row["dice"] for row in each),
+            "dice_worst": min(row["dice"] for row in each),
+            **{
+                key: statistics.median(row[key] for row in each if key in row)
                 for key in ("off_mm", "seconds", "cpu_seconds")
-            }
-            told = [r["told"] for r in of if "told" in r]
-            yield {
-                "case": case,
-                "method": method,
-                "runs": len(of),
-                "found": sum(r["found"] for r in of),
-                "dice": statistics.mean(r["dice"] for r in of),
-                "dice_worst": min(r["dice"] for r in of),
-                **middle,
-                "told": min(told) if told else None,
-                "warned": sum(bool(r["warnings"]) for r in of if "told" in r) if told else None,
-            }
+            },
+            "told": min((row["told"] for row in told), default=None),
+            "warned": sum(bool(row["warnings"]) for row in told) if told else None,
+        }
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure every pair; write the JSON and the table."""
-    rows: list[Row] = []
+def run(args: argparse.Namespace) -> Iterator[Path]:
+    """Measure every pair."""
+    # Read when ANTs is imported.
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(args.threads)
+    rows = Rows(args.name, {"threads": args.threads, "margin": MARGIN}, ["antspyx"])
     with itk_threads(args.threads):
         for number, (moving, fixed) in enumerate(labelled_pairs(args.folder, args.pairs)):
             for row in measure(load_pair(moving, fixed), args.poses, args.ants, number):
-                rows.append(row)
-                print(json.dumps(row, ensure_ascii=False), flush=True)
+                rows.note(row)
     judge(rows)
-    path = write_result(
-        "affine",
-        {
-            "threads": args.threads,
-            "margin": MARGIN,
-            "summary": list(summarise(rows)),
-            "rows": rows,
-        },
-        packages=["antspyx"],
-    )
-    write_page(path, _page(json.loads(path.read_text(encoding="utf-8")), path.stem))
+    yield rows.write(summary=list(summarise(rows)))
 
 
-def _page(result: Row, name: str) -> str:
+def body(result: Result) -> str:
+    """The text of a result's page."""
     return (
-        f"# {name}\n\n"
-        f"Written by `benchmarks/affine.py` from `{name}.json`: {result['threads']} threads of "
-        f"{result['processor']}, commit {result['commit']}. Rotations up to {MOST_DEGREES}°, "
-        f"scales from {1 / MOST_SCALE:g} to {MOST_SCALE:g}, shifts up to {MOST_SHIFT_MM} mm per "
-        f"axis; cut: up to {100 * MOST_CUT:g} % of the moving head at one side of each axis. "
-        f"Found: mean Dice at most {MARGIN} below the best one of the pair as it is, of either "
-        "method. Distances are from the method's own result for the pair as it is, over the fixed "
-        "brain. Told: `told_share` of metrics.json.\n\n"
-        + markdown_table(result["summary"], COLUMNS)
+        f"Rotations up to {MOST_DEGREES}°, scales from {1 / MOST_SCALE:g} to {MOST_SCALE:g}, "
+        f"shifts up to {MOST_SHIFT_MM} mm per axis; cut: up to {100 * MOST_CUT:g} % of the moving "
+        f"head at one side of each axis. Aligned: mean Dice at most {MARGIN} below the best one of "
+        "the pair as it is, of either method. Distances are from the method's own result for the "
+        "pair as it is, over the fixed brain.\n\n" + markdown_table(result["summary"], COLUMNS)
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add_pair_options(parser)
-    add("--poses", type=int, default=20, help="random poses per pair (default: %(default)s)")
-    add(
-        "--ants", type=int, default=2, help="the first so many for ANTs, too (default: %(default)s)"
-    )
-    add("--threads", type=int, default=os.cpu_count(), help="for both (default: all cores)")
-    args = parser.parse_args()
-    # Read when ANTs is imported.
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(args.threads)
-    return exit_code("affine.py", lambda: run(args))
-
+OPTIONS = (
+    FOLDER,
+    PAIRS,
+    option("--poses", type=int, default=20, help="random poses per pair"),
+    option("--ants", type=int, default=2, help="the first so many for ANTs, too"),
+    THREADS,
+)
+BENCHMARK = Benchmark(run, body, OPTIONS)
+main = BENCHMARK.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,22 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pairs import BenchmarkError
 from paramorph_rt.bundle import Bundle, default_bundle_path, load_bundle
-from record import weights_sha256
+from record import BenchmarkError, weights_sha256
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterable, Sequence
-
-    import onnx
-
-
-def add_model_option(parser: argparse.ArgumentParser) -> None:
-    """`--model`, once per bundle, for `named_bundles`."""
-    parser.add_argument(
-        "--model", action="append", metavar="BUNDLE[:LABEL]", help="(default: the shipped one)"
-    )
 
 
 def named_bundles(models: Sequence[str] | None) -> dict[str, Bundle]:
@@ -31,20 +20,20 @@ def named_bundles(models: Sequence[str] | None) -> dict[str, Bundle]:
         BundleError: One that cannot be loaded.
         BenchmarkError: Two of one label.
     """
-    found: dict[str, Bundle] = {}
+    bundles: dict[str, Bundle] = {}
     for model in models or [str(default_bundle_path())]:
         path, colon, label = model.rpartition(":")
         if Path(model).is_dir() or not colon:
             path, label = model, ""
         bundle = load_bundle(Path(path).resolve())
         label = label or bundle.name
-        if label in found:
+        if label in bundles:
             raise BenchmarkError(
-                f"{label}: expected one bundle of that name, got two; tell them apart by --model "
+                f"{label}: expected one bundle of that name, got two; name them by --model "
                 "BUNDLE:LABEL."
             )
-        found[label] = bundle
-    return found
+        bundles[label] = bundle
+    return bundles
 
 
 def single_bundle(models: Sequence[str] | None) -> tuple[str, Bundle]:
@@ -54,24 +43,12 @@ def single_bundle(models: Sequence[str] | None) -> tuple[str, Bundle]:
         BundleError: It cannot be loaded.
         BenchmarkError: More than one.
     """
-    found = named_bundles(models)
-    if len(found) > 1:
+    bundles = named_bundles(models)
+    if len(bundles) > 1:
         raise BenchmarkError(
-            f"--model: expected one bundle, got {len(found)}; measure them one after the other."
+            f"--model: expected one bundle, got {len(bundles)}; measure them one after the other."
         )
-    return next(iter(found.items()))
-
-
-def traced(bundle: Bundle, weights: Path) -> onnx.ModelProto:
-    """The float32 graph of a bundle's grid as it is traced, before it is rewritten for CPUs.
-
-    Args:
-        weights: That the bundle was exported from (`weights_of`).
-    """
-    from paramorph.checkpoint import load_weights
-    from paramorph_export.trace import onnx_from_network
-
-    return onnx_from_network(load_weights(weights)[0], bundle.inputs.grid.shape)
+    return next(iter(bundles.items()))
 
 
 def weights_of(bundle: Bundle, files: Iterable[Path] = ()) -> Path:

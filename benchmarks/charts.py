@@ -1,20 +1,27 @@
-"""Pictures of what things cost: seconds and memory, as bars and lines."""
+"""Plots of results, never drawn by hand: accuracy, seconds, memory."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from statistics import mean, median
+from typing import TYPE_CHECKING
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import Bbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from record import Result, Row
 
 OURS, OTHERS = "#1f5fa8", "0.55"
 PYTORCH = ("pytorch", "transcription")
@@ -29,22 +36,91 @@ STAGE_COLOURS = {
     "metrics": "#d9783c",
     "save": "#7a9e5b",
 }
+STILL = 1e-4  # SDlogJ of a field that is affine, but for roundings
+# Where a point's name may stand: offset in points, and which end of the name is there.
+NAME_PLACES = [
+    (dx, dy, side)
+    for dy in (-3, 14, -20, 28, -34, 42, -48)
+    for dx, side in ((9, "left"), (-9, "right"))
+]
+OFFSET = {"textcoords": "offset points"}
 
 
-def stages_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def stages_of(rows: Iterable[Result]) -> list[str]:
     """All stages of some rows, in the order in which they are done; others come last."""
-    found = dict.fromkeys(stage for row in rows for stage in row["stages"])
-    return [stage for stage in STAGE_COLOURS if stage in found] + [
-        stage for stage in found if stage not in STAGE_COLOURS
-    ]
+    stages = dict.fromkeys(stage for row in rows for stage in row["stages"])
+    known = [stage for stage in STAGE_COLOURS if stage in stages]
+    return known + [stage for stage in stages if stage not in STAGE_COLOURS]
 
 
-def latency_picture(result: Mapping[str, Any], path: Path) -> None:
+def accuracy_plot(result: Result, path: Path) -> None:
+    """Dice, or the error of a known field, against SDlogJ and against seconds."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.5), sharey=True, layout="constrained")
+    rows = [row for row in result["rows"] if "error" not in row]
+    key, label = "dice", "mean Dice"
+    if any("error_mean_mm" in row for row in rows):
+        key, label = "error_mean_mm", "mean error, mm"
+    left.set(xlabel="SDlogJ", ylabel=label)
+    right.set(xlabel="seconds per pair", xscale="log")
+    right.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+    _scatter(left, rows, "sd_log_jacobian", key, mean)
+    _scatter(right, rows, "seconds", key, median)
+    _save(figure, path)
+
+
+def _scatter(
+    ax: Axes, rows: Sequence[Row], across: str, key: str, middle_of: Callable[[list], float]
+) -> None:
+    """A large point per method, a small one per pair; what does not deform in words alone."""
+    names, still = [], []
+    for title in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == title]
+        if all(row["sd_log_jacobian"] < STILL for row in mine):
+            still.append(f"{title}: {mean(row[key] for row in mine):.3f}")
+            continue
+        each = [row[across] for row in mine], [row[key] for row in mine]
+        middle = middle_of(each[0]), mean(each[1])
+        color = OURS if title.startswith("ParaMorph") else "0.35"
+        ax.scatter(*each, s=9, color=color, alpha=0.5)
+        ax.scatter(*middle, s=70, color=color)
+        names.append((title, middle, color))
+    ax.margins(x=0.2, y=0.15)
+    _plain(ax)
+    ax.text(0.99, 0.02, "\n".join(still), transform=ax.transAxes, ha="right", color="0.35")
+    if names:
+        _write_names(ax, names)
+
+
+def _write_names(ax: Axes, names: Iterable[tuple[str, tuple[float, float], str]]) -> None:
+    """Name each point where the name covers no point and no other name."""
+    ax.figure.canvas.draw()  # positions are known only then
+    marks = np.concatenate([drawn.get_offsets() for drawn in ax.collections])
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in ax.transData.transform(marks)]
+    for title, point, color in names:
+        for dx, dy, side in NAME_PLACES:
+            line = {"arrowstyle": "-", "color": color, "alpha": 0.4}
+            line["relpos"] = (float(side == "right"), 0.5)
+            text = ax.annotate(
+                title, point, (dx, dy), **OFFSET, ha=side, color=color, arrowprops=line
+            )
+            text.update_positions(ax.figure.canvas.get_renderer())
+            box = Text.get_window_extent(text)  # without its line
+            inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        else:  # no room anywhere: better over something than missing
+            ax.annotate(title, point, NAME_PLACES[0][:2], **OFFSET, color=color)
+        taken.append(box)
+
+
+def latency_plot(result: Result, path: Path) -> None:
     """Seconds (90th percentile as a whisker) and memory, a bar per contender."""
     networks = result["networks"]
     heights = [len([row for row in n["rows"] if "error" not in row]) for n in networks]
     figure, grid = plt.subplots(
-        *(len(networks), 2),
+        len(networks),
+        2,
         figsize=(10, 1.1 * len(networks) + 0.36 * sum(heights)),
         height_ratios=heights,
         squeeze=False,
@@ -69,13 +145,9 @@ def latency_picture(result: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def stages_picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Seconds of each job as a bar of its stages; ours once more, larger.
-
-    Args:
-        rows: `job`, `seconds`, `stages` (seconds by name), `ours`.
-        path: SVG or PNG.
-    """
+def stages_plot(result: Result, path: Path) -> None:
+    """Seconds of each job as a bar of its stages; ours once more, larger."""
+    rows = result["summary"]
     ours = [row for row in rows if row["ours"]]
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(12, 1.6 + 0.5 * len(rows)), layout="constrained"
@@ -95,7 +167,7 @@ def stages_picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def growth_picture(result: Mapping[str, Any], path: Path) -> None:
+def growth_plot(result: Result, path: Path) -> None:
     """Seconds above, memory below: against volume size, threads and number of pairs."""
     figure, grid = plt.subplots(2, 3, figsize=(12, 6), layout="constrained", sharex="col")
     sizes, threads, pairs = (result[key] for key in ("sizes", "threads", "pairs"))
@@ -105,11 +177,11 @@ def growth_picture(result: Mapping[str, Any], path: Path) -> None:
     colours = [_colour(stage) for stage in stages]
     grid[0, 0].stackplot(megavoxels, lengths, labels=stages, colors=colours)
     figure.legend(loc="outside upper left", ncols=len(stages), fontsize=9, frameon=False)
-    _line(grid[1, 0], megavoxels, sizes, "peak_mb", 1e-3)
+    _line(grid[1, 0], megavoxels, (row["peak_mb"] / 1e3 for row in sizes))
     for column, (rows, key) in enumerate(((threads, "threads"), (pairs, "pairs")), start=1):
         at = [row[key] for row in rows]
-        _line(grid[0, column], at, rows, "seconds")
-        _line(grid[1, column], at, rows, "peak_mb", 1e-3)
+        _line(grid[0, column], at, (row["seconds"] for row in rows))
+        _line(grid[1, column], at, (row["peak_mb"] / 1e3 for row in rows))
         grid[1, column].set_xticks(at)
     ends = f"{sizes[0]['size']}³ … {sizes[-1]['size']}³"
     titles = (f"million voxels of each volume, {ends}", "threads", "pairs, one after the other")
@@ -117,8 +189,7 @@ def growth_picture(result: Mapping[str, Any], path: Path) -> None:
         lower.set_xlabel(title)
         for ax, label in ((upper, "seconds"), (lower, "peak memory, GB")):
             ax.set(ylabel=label, ylim=(0, 1.1 * ax.get_ylim()[1]))
-            ax.grid(alpha=0.25)
-            ax.spines[["top", "right"]].set_visible(False)
+            _plain(ax)
     _save(figure, path)
 
 
@@ -126,10 +197,8 @@ def _colour(stage: str) -> str:
     return STAGE_COLOURS.get(stage, "0.3")
 
 
-def _line(
-    ax: Axes, at: Sequence[float], rows: Sequence[Mapping[str, Any]], key: str, factor: float = 1.0
-) -> None:
-    ax.plot(at, [row[key] * factor for row in rows], "o-", color=OURS)
+def _line(ax: Axes, at: Sequence[float], values: Iterable[float]) -> None:
+    ax.plot(at, list(values), "o-", color=OURS)
 
 
 def _bars(ax: Axes, title: str, room: float) -> None:
@@ -137,8 +206,13 @@ def _bars(ax: Axes, title: str, room: float) -> None:
     ax.invert_yaxis()
     ax.set_title(title, loc="left", fontsize=10)
     ax.set_xlim(0, ax.get_xlim()[1] * room)
+    _plain(ax, "x")
+
+
+def _plain(ax: Axes, lines: str = "both") -> None:
+    """A faint grid, no box."""
     ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis="x", alpha=0.25)
+    ax.grid(axis=lines, alpha=0.25)
     ax.set_axisbelow(True)
 
 

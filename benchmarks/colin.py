@@ -36,19 +36,16 @@ def write_colin_pair(folder: Path, size: int) -> tuple[SubjectFiles, SubjectFile
 
     The fixed one is Colin27 turned by 8 degrees and bent by up to 5 mm on each axis.
     """
+    folder.mkdir(exist_ok=True)
     grid = cube(size)
     image, labels = load_volume(HOME / "ch2bet.nii.gz"), load_labels(HOME / "aal.nii.gz")
     # On the cube first, smoothed where that is coarser; the warp does not smooth.
     coarse = Volume(resample_to_grid(image, grid), grid, image.name)
     bent = DisplacementField(grid, _deformation_mm(grid))
+    same = Volume(resample_to_grid(labels, grid, None, "nearest"), grid, labels.name)
     return (
-        _written(
-            *(folder, "colin", coarse),
-            Volume(resample_to_grid(labels, grid, None, "nearest"), grid, labels.name),
-        ),
-        _written(
-            *(folder, "bent", warp_volume(coarse, bent)), warp_volume(labels, bent, "nearest")
-        ),
+        _written(folder, "colin", coarse, same),
+        _written(folder, "bent", warp_volume(coarse, bent), warp_volume(labels, bent, "nearest")),
     )
 
 

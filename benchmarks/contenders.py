@@ -1,32 +1,32 @@
-"""One network by one engine in a process of its own, which runs what it is sent, when it is sent.
+"""One network by one engine, in a process of its own: the contenders of latency.py and gpu.py.
 
-As a script, that process; it loads numpy and what its engine needs, nothing else, so that its
-memory is the engine's.
+Needs numpy and what its engine needs, nothing else, so that a process's memory is its engine's:
+PyTorch is loaded for PyTorch only, and nothing else than it is needed on a machine with a GPU.
 """
 
 from __future__ import annotations
 
-import json
+import shutil
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from isolated import limited_to, peak_mb
-from paramorph_rt.errors import BackendError, ParamorphError
+import numpy as np
+
+from costs import timed, within
+from paramorph_rt.errors import BackendError
 
 if TYPE_CHECKING:
-    import numpy as np
     from jaxtyping import Float
 
     Run = Callable[
         [Float[np.ndarray, "i j k"], Float[np.ndarray, "i j k"]], Float[np.ndarray, "3 i j k"]
     ]
+
+WARM_UP = 3
+AT_LEAST = 5  # runs, however long they take
 
 
 @dataclass(frozen=True)
@@ -34,90 +34,118 @@ class Spec:
     """One network by one engine; all paths absolute.
 
     Attributes:
-        engine: A key of `PYTORCH`, or `backend:precision` of the runtime.
+        engine: A key of `LOADERS`, or `backend:precision` of the runtime.
         threads: For the engine.
         bundle: For the runtime.
         weights: That the bundle was exported from, for PyTorch.
+        device: "cuda" or "cpu", for PyTorch.
     """
 
     engine: str
     threads: int
     bundle: str
     weights: str | None = None
+    device: str = "cpu"
 
 
-class Answer(NamedTuple):
-    """What one run gave and took."""
-
-    displacement: Float[np.ndarray, "3 i j k"]
-    seconds: float
-    cpu_seconds: float  # of all threads
-    peak_mb: float  # of the process so far
-
-
+@dataclass(frozen=True)
 class Contender:
-    """The other process, as this one sees it.
+    """A network, loaded.
 
     Attributes:
-        load_seconds: From files to an engine that is ready, its package's import included.
+        run: Two arrays (i, j, k) to a displacement (3, i, j, k), all on the host.
+        on_device: The same on arrays that are on the device already, until it is done there.
+        notes: For the report.
     """
 
-    def __init__(self, engine: str, process: subprocess.Popen, connection: Connection) -> None:
-        self._engine, self._process, self._connection = engine, process, connection
-        self.load_seconds: float = self._answer()
-
-    def run(self, moving: np.ndarray, fixed: np.ndarray) -> Answer:
-        """One displacement of two volumes (i, j, k) on the network grid.
-
-        Raises:
-            BackendError: The engine failed, or its process ended.
-        """
-        self._connection.send((moving, fixed))
-        return self._answer()
-
-    def _answer(self) -> Any:
-        try:
-            answer = self._connection.recv()
-        except EOFError as err:
-            raise BackendError(
-                f"{self._engine}: expected an answer, got the end of its process (exit code "
-                f"{self._process.wait()}); see what it wrote above."
-            ) from err
-        if isinstance(answer, ParamorphError):
-            raise answer
-        return answer
+    run: Run
+    on_device: Callable[[], object] | None = None
+    notes: dict[str, Any] | None = None
 
 
-@contextmanager
-def contender(spec: Spec) -> Iterator[Contender]:
-    """Start a process, and end it after the block.
+def load(spec: Spec) -> Contender:
+    """Load the engine's package and the network."""
+    if spec.engine in LOADERS:
+        return LOADERS[spec.engine](spec)
+    return by_backend(spec, *spec.engine.split(":"))
 
-    Raises:
-        ParamorphError: It cannot load what it was asked for.
+
+def runner(spec: Spec) -> Run:
+    """The function that a worker of latency.py calls."""
+    return load(spec).run
+
+
+def registration_seconds(model: str, threads: int, engine: str) -> float:
+    """Loading as a user's first registration does it, the engine's package included."""
+    from paramorph_rt import Registration
+
+    return timed(lambda: Registration(model, threads, *engine.split(":"))).seconds
+
+
+def measured(
+    spec: Spec, volumes: Float[np.ndarray, "2 i j k"], runs: int, seconds: float
+) -> dict[str, Any]:
+    """Load, warm up and time, for gpu.py; the displacement is among the report.
+
+    Args:
+        spec: What is loaded.
+        volumes: Moving and fixed in [0, 1].
+        runs: At most.
+        seconds: After which no further run starts.
     """
-    ours, theirs = Pipe()
-    command = [sys.executable, __file__, str(theirs.fileno()), json.dumps(asdict(spec))]
-    process = subprocess.Popen(
-        command, pass_fds=[theirs.fileno()], env=limited_to(spec.threads), stdout=2
-    )
-    theirs.close()
-    try:
-        yield Contender(spec.engine, process, ours)
-    finally:
-        ours.close()  # which ends its loop
-        process.wait()
+    contender, load_seconds, _ = timed(lambda: load(spec))
+
+    def run() -> np.ndarray:
+        return contender.run(*volumes)
+
+    def warmed(call: Callable[[], object]) -> list[float]:
+        for _ in range(min(WARM_UP, runs)):
+            call()
+        return within(call, runs, seconds, AT_LEAST)
+
+    displacement, first_seconds, _ = timed(run)  # kernels are compiled or chosen
+    report = {"load_seconds": load_seconds, "first_seconds": first_seconds, "seconds": warmed(run)}
+    if contender.on_device is not None:
+        report["device_seconds"] = warmed(contender.on_device)
+    report["memory_used_mb"] = memory_used_mb()
+    return {**report, **(contender.notes or {}), "displacement": displacement}
 
 
-def pytorch(spec: Spec) -> Run:
-    """The training code's network in eager mode."""
+def by_torch(spec: Spec, precision: str = "fp32", compiled: bool = False) -> Contender:
+    """The training code's network; halves are autocast's, with what it leaves in float32."""
     import torch
 
     from paramorph.checkpoint import load_weights
 
-    return _by_torch(load_weights(spec.weights)[0].eval(), torch)
+    # float32 shall be float32 here, as it is in the engines.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    on_gpu = spec.device == "cuda"
+    network = load_weights(spec.weights)[0].to(spec.device).eval()
+    forward = torch.compile(network) if compiled else network
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    half = torch.autocast(spec.device, dtype, enabled=precision != "fp32")
+    pinned: list[torch.Tensor] = []  # on the host, where copies to the device start
+    inputs: list[torch.Tensor] = []  # of the last run, on the device
+
+    def on_device() -> torch.Tensor:
+        with torch.inference_mode(), half:
+            displacement = forward(*inputs)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return displacement
+
+    def run(*volumes: np.ndarray) -> np.ndarray:
+        inputs[:] = [torch.from_numpy(volume)[None, None] for volume in volumes]
+        if on_gpu:
+            pinned[:] = pinned or [torch.empty_like(v, pin_memory=True) for v in inputs]
+            inputs[:] = [p.copy_(v).to(spec.device) for p, v in zip(pinned, inputs, strict=True)]
+        return on_device()[0].float().cpu().numpy()
+
+    return Contender(run, on_device, {"torch": torch.__version__, "cuda": torch.version.cuda})
 
 
-def transcription(spec: Spec) -> Run:
+def transcription(spec: Spec) -> Contender:
     """The network as its description has it, unoptimised, in eager mode."""
     import torch
 
@@ -133,50 +161,97 @@ def transcription(spec: Spec) -> Run:
         )
     # Contiguous, as a checkpoint's weights are; the network's own lie channels last.
     state = {reference_name(n): t.contiguous() for n, t in network.state_dict().items()}
-    return _by_torch(PlainTranscription(state, config.window, config.fusion), torch)
+    plain = PlainTranscription(state, config.window, config.fusion)
 
-
-def _by_torch(network: Callable, torch: Any) -> Run:
-    def run(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    def run(*volumes: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            volumes = (torch.from_numpy(v)[None, None] for v in (moving, fixed))
-            return network(*volumes)[0].numpy()
+            return plain(*(torch.from_numpy(v)[None, None] for v in volumes))[0].numpy()
 
-    return run
+    return Contender(run)
 
 
-def runtime(spec: Spec) -> Run:
-    """The bundle's network, as `paramorph-rt infer` runs it."""
+def by_backend(spec: Spec, name: str, precision: str, **options: Any) -> Contender:
+    """The runtime's, as `paramorph-rt infer` runs it."""
     from paramorph_rt.backends import choose_backend
     from paramorph_rt.bundle import load_bundle
 
-    name, _, precision = spec.engine.partition(":")
-    return choose_backend(load_bundle(spec.bundle), name, precision, spec.threads).run
+    bundle = load_bundle(spec.bundle)
+    shape = bundle.inputs.grid.shape
+    if options:
+        backend = engine_backend(bundle, name, precision, **options)
+    else:
+        backend = choose_backend(bundle, name, precision, spec.threads).at(shape)
+    on_device = enqueued(backend, shape) if hasattr(backend, "enqueue") else None
+    return Contender(backend.run, on_device, {"backend": backend.name})
 
 
-PYTORCH: dict[str, Callable[[Spec], Run]] = {"pytorch": pytorch, "transcription": transcription}
+def engine_backend(bundle: Any, flavour: Any, precision: str, **options: Any) -> Any:
+    """A native engine with other options than `choose_backend` gives it."""
+    from paramorph_rt.backends import tensorrt
+    from paramorph_rt.backends.gpu import find_gpu
+
+    capability = find_gpu().compute_capability
+    library = tensorrt.import_library(flavour)
+    engines = tensorrt.engines_for(bundle, flavour, precision, capability)
+    entry = tensorrt.engine_of_version(engines, library.__version__, bundle)
+    return tensorrt.EngineBackend(bundle, entry, library, **options)
 
 
-def _serve(connection: Connection, spec: Spec) -> None:
-    """Load, then run whatever comes until the connection closes."""
-    try:
-        start = time.perf_counter()
-        run = PYTORCH.get(spec.engine, runtime)(spec)
-        connection.send(time.perf_counter() - start)
-        while True:
-            volumes = connection.recv()
-            start, spent = time.perf_counter(), time.process_time()
-            displacement = run(*volumes)
-            took = time.perf_counter() - start, time.process_time() - spent
-            connection.send(Answer(displacement, *took, peak_mb()))
-    except EOFError:
-        pass
-    except ParamorphError as err:
-        connection.send(err)
+def enqueued(backend: Any, shape: tuple[int, ...]) -> Callable[[], None]:
+    """Launches on memory and a stream of our own, until they are done."""
+    from paramorph_rt.backends.device_memory import open_device
+
+    device = open_device()
+    with device.active():
+        stream = device.stream()
+        memory = [device.allocate(channels * int(np.prod(shape)) * 4) for channels in (1, 1, 3)]
+        zeros = device.pinned((1, *shape))
+        zeros[:] = 0
+        for volume in memory[:2]:
+            device.upload(volume.address, zeros, stream)
+        stream.synchronize()
+
+    def launch() -> None:
+        backend.enqueue(*(m.address for m in memory), stream=stream.handle)
+        with device.active():
+            stream.synchronize()
+
+    return launch
 
 
-if __name__ == "__main__":
-    # Under its own name, by which the other process knows what it is sent.
-    from contenders import Spec, _serve
+def memory_used_mb() -> float | None:
+    """Device memory in use by everybody (10⁶ bytes); None without NVIDIA's tool."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    used = subprocess.run(query, capture_output=True, encoding="utf-8", check=False).stdout
+    return float(used.split()[0]) * 1.048576 if used.strip() else None
 
-    _serve(Connection(int(sys.argv[1])), Spec(**json.loads(sys.argv[2])))
+
+Load = Callable[[Spec], Contender]
+HALVES = ("fp16", "bf16")
+#: By PyTorch, for latency.py.
+PYTORCH: dict[str, Load] = {"pytorch": by_torch, "transcription": transcription}
+#: For gpu.py.
+ON_GPU: dict[str, Load] = {
+    **{f"torch {p}": partial(by_torch, precision=p) for p in ("fp32", *HALVES)},
+    **{
+        f"torch.compile {p}": partial(by_torch, precision=p, compiled=True)
+        for p in (*HALVES, "fp32")
+    },
+    **{
+        f"{title} {p}": partial(by_backend, name=name, precision=p)
+        for title, name in (("tensorrt-rtx", "tensorrt-rtx"), ("onnxruntime cuda", "cuda"))
+        for p in ("fp16", "fp32")
+    },
+    "tensorrt fp16": partial(by_backend, name="tensorrt", precision="fp16"),
+    "tensorrt-rtx fp16, no CUDA graph": partial(
+        by_backend, name="tensorrt-rtx", precision="fp16", cuda_graph=False
+    ),
+}
+#: For what a GPU has no time.
+ON_CPU: dict[str, Load] = {
+    f"{name} cpu fp32": partial(by_backend, name=name, precision="fp32")
+    for name in ("onnxruntime", "openvino")
+}
+LOADERS = {**PYTORCH, **ON_GPU, **ON_CPU}

@@ -1,32 +1,48 @@
-"""Tables of the documentation, written from result files: `python benchmarks/doc_tables.py`.
+"""Tables of the documentation, and the pages of results: `python benchmarks/doc_tables.py`.
 
 Whatever stands between `<!-- table: NAME -->` and `<!-- end -->` in a Markdown file is replaced by
-what `TABLES` makes of a result; `--check` only says whether all are as they should be.
+what `TABLES` makes of a result; each result of a benchmark has a page that its benchmark writes.
+`--check` only says whether all are as they should be.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import end_to_end
-import latency
-import quality
 import record
-import robustness
-import scaling
-import startup
+from benchmark import Benchmark
 from charts import stages_of
-from pairs import BenchmarkError
 from paramorph_rt.errors import exit_code
-from report import accuracy_table
+from record import BenchmarkError, Result, read_result
 from tables import markdown_table, measured
 
+#: All benchmarks; each declares its `BENCHMARK`.
+BENCHMARKS = (
+    "accuracy",
+    "affine",
+    "cohort",
+    "end_to_end",
+    "engines",
+    "gpu",
+    "inverse",
+    "latency",
+    "masks",
+    "metrics",
+    "pictures",
+    "plugin_kernel",
+    "precision",
+    "quality",
+    "robustness",
+    "scaling",
+    "startup",
+    "training_step",
+)
 ROOT = Path(__file__).parents[1]
 PLACES = ("*.md", "docs/**/*.md", "models/**/*.md", "benchmarks/*.md")
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -39,8 +55,6 @@ ENGINES = {
     "transcription": "PyTorch, a plain transcription",
 }
 METHODS = {"affine": "affine alone", "diffeomorphic demons": "diffeomorphic demons (SimpleITK)"}
-
-Result = Mapping[str, Any]
 
 
 def accuracy(result: Result) -> str:
@@ -103,16 +117,22 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "latency-paramorph": ("latency-paramorph", network_seconds),
     "end-to-end": ("end-to-end", whole_job),
 }
-# The pages beside result files, by how the files' names begin.
-PAGES: dict[str, Callable[[Result, str], str]] = {
-    "accuracy": accuracy_table,
-    "latency": latency.page,
-    "end-to-end": end_to_end.page,
-    "quality": quality.page,
-    "robustness": robustness.page,
-    "scaling": scaling.page,
-    "startup": startup.page,
-}
+
+
+def benchmark_of(name: str) -> Benchmark:
+    """The benchmark that wrote a result.
+
+    Raises:
+        BenchmarkError: None of them.
+    """
+    for module in BENCHMARKS:
+        benchmark: Benchmark = import_module(module).BENCHMARK
+        if re.fullmatch(rf"{benchmark.stem}(-.+)?", name):
+            return benchmark
+    raise BenchmarkError(
+        f"{name}: expected the result of one of {', '.join(BENCHMARKS)}, got another; move it to "
+        "results/settled, or add its benchmark."
+    )
 
 
 def table(name: str) -> str:
@@ -129,12 +149,12 @@ def table(name: str) -> str:
     path = record.RESULTS / f"{source}.json"
     if not path.is_file():
         raise BenchmarkError(f"{name}: expected the result {path}, found none; measure it first.")
-    return make(json.loads(path.read_text(encoding="utf-8")))
+    return make(read_result(path))
 
 
 def updated(text: str) -> str:
     """A Markdown file's text with all its tables as the results have them now."""
-    return BLOCK.sub(lambda found: f"{found[1]}{table(found[2])}{found[3]}", text)
+    return BLOCK.sub(lambda mark: f"{mark[1]}{table(mark[2])}{mark[3]}", text)
 
 
 def outdated(root: Path = ROOT) -> Iterator[tuple[Path, str]]:
@@ -144,23 +164,22 @@ def outdated(root: Path = ROOT) -> Iterator[tuple[Path, str]]:
             text = path.read_text(encoding="utf-8")
             if (wanted := updated(text)) != text:
                 yield path, wanted
-    for path in sorted(record.RESULTS.glob("*.md")):
-        make = next((make for begin, make in PAGES.items() if path.name.startswith(begin)), None)
-        if make is not None:
-            result = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            if (wanted := make(result, path.stem)) != path.read_text(encoding="utf-8"):
-                yield path, wanted
+    for path in sorted(record.RESULTS.glob("*.json")):
+        page = path.with_suffix(".md")
+        wanted = benchmark_of(path.stem).page(read_result(path), path.stem)
+        if not page.is_file() or wanted != page.read_text(encoding="utf-8"):
+            yield page, wanted
 
 
 def run(check: bool) -> None:
     """Write what is outdated, or say so."""
-    found = list(outdated())
-    if check and found:
+    old = list(outdated())
+    if check and old:
         raise BenchmarkError(
             f"expected tables as the results have them, got others in "
-            f"{', '.join(path.name for path, _ in found)}; run python benchmarks/doc_tables.py."
+            f"{', '.join(path.name for path, _ in old)}; run python benchmarks/doc_tables.py."
         )
-    for path, text in found:
+    for path, text in old:
         path.write_text(text, encoding="utf-8")
         print(path)
 

@@ -8,27 +8,25 @@ after the other, and jobs are compared within the same pair and turn.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bundles import add_model_option, named_bundles
-from charts import stages_of, stages_picture
+from benchmark import MODEL, OPTIONAL_FOLDER, THREADS, Benchmark, option, runs
+from bundles import named_bundles
+from charts import stages_of, stages_plot
 from colin import SIDE_MM, write_colin_pair
 from evaluation import load_pair, mean_dice
 from isolated import empty_cache
 from jobs import FIELD, JOBS, YARDSTICKS, Job, Task, jobs_named, packages_of
 from pairs import labelled_pairs
-from paramorph_rt.errors import exit_code
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.transforms.itk import read_displacement
-from record import weights_sha256, write_page
-from rows import Rows
-from tables import failures, markdown_table, measured, origin
+from record import Result, Row, Rows, weights_sha256
+from tables import failures, markdown_table, measured
 
 if TYPE_CHECKING:
     from paramorph.data import SubjectFiles
@@ -52,8 +50,6 @@ COLUMNS = (
     ("n", "n", "d"),
 )
 
-Row = dict[str, Any]
-
 
 def measure(
     job: Job, moving: SubjectFiles, fixed: SubjectFiles, threads: int, timeout_s: float
@@ -69,8 +65,8 @@ def measure(
         field = read_displacement(out / FIELD)
         judged = mean_dice(warp_volume(pair.moving_labels, field, "nearest"), pair)
     if not abs(judged - row["dice"]) <= DICE_TOLERANCE:  # nor NaN
-        told = row["dice"]
-        return row | {"error": f"told a Dice of {told:.3f}, its field gives {judged:.3f}"}
+        claimed = row["dice"]
+        return row | {"error": f"claims a Dice of {claimed:.3f}, its field gives {judged:.3f}"}
     return row | {"dice": judged}
 
 
@@ -103,12 +99,11 @@ def summarise(rows: Iterable[Row]) -> list[Row]:
     return summary
 
 
-def page(result: Mapping[str, Any], name: str) -> str:
-    """The Markdown page of a result."""
+def body(result: Result) -> str:
+    """The text of a result's page."""
     rows = summarise(result["rows"])
     return (
-        f"# {name}\n\nWritten by `benchmarks/end_to_end.py` from `{name}.json`: {origin(result)}; "
-        f"{result['threads']} threads, pairs {', '.join(result['pairs'])}.\n\n"
+        f"Pairs {', '.join(result['pairs'])}.\n\n"
         "Medians, from the start of a process to its end: read two volumes with their labels, "
         "align, register, warp both, Dice of all labels, write everything. Ratios are of the same "
         "pair and turn.\n\n"
@@ -120,27 +115,31 @@ def page(result: Mapping[str, Any], name: str) -> str:
             [("job", "job", ""), *((stage, stage, ".2f") for stage in stages_of(rows))],
         )
         + failures(result["rows"], "job", "pair")
-        + f"\n![Seconds of each stage]({name}.svg)\n"
     )
 
 
+def headline(result: Result) -> dict[str, float]:
+    """Seconds of our jobs."""
+    ours = [row for row in summarise(result["rows"]) if row["ours"]]
+    return {f"seconds from files to files, {row['job']}": row["seconds"] for row in ours}
+
+
 @empty_cache()
-def run(args: argparse.Namespace) -> None:
-    """Warm up, measure; write the JSON, the table and the picture."""
+def run(args: argparse.Namespace) -> Iterator[Path]:
+    """Warm up, measure."""
     bundles = named_bundles(args.model)
     jobs = jobs_named(args.methods, bundles)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        small = write_colin_pair(_made(folder / "small"), WARM_UP_SIZE)
+        small = write_colin_pair(folder / "small", WARM_UP_SIZE)
         for job in jobs:  # so that packages are in memory and kernels compiled
             measure(job, *small, args.threads, args.timeout)
         if args.folder is None:
-            pairs = [write_colin_pair(_made(folder / "colin"), args.size)]
+            pairs = [write_colin_pair(folder / "colin", args.size)]
         else:
             pairs = labelled_pairs(args.folder)[: args.pairs]
         content = {
             "threads": args.threads,
-            "load_average": os.getloadavg(),
             "models": {label: weights_sha256(bundle) for label, bundle in bundles.items()},
             "pairs": [f"{moving.name} → {fixed.name}" for moving, fixed in pairs],
         }
@@ -149,32 +148,21 @@ def run(args: argparse.Namespace) -> None:
             for pair in pairs:
                 for job in jobs:
                     rows.note({"turn": turn, **measure(job, *pair, args.threads, args.timeout)})
-    result = rows.write(summary=summarise(rows))
-    stages_picture(result["summary"], rows.path.with_suffix(".svg"))
-    write_page(rows.path, page(result, rows.path.stem))
+    return iter([rows.write(summary=summarise(rows))])
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("--folder", type=Path, help="NAME_*.nii.gz with NAME_labels.nii.gz (default: Colin27)")
-    add("--pairs", type=int, default=4, help="of the folder, at most (default: %(default)s)")
-    add("--size", type=int, default=SIDE_MM, help="of Colin27's cube (default: %(default)s)")
-    add("--runs", type=int, default=1, help="turns over all pairs (default: %(default)s)")
-    add_model_option(parser)
-    add("--methods", default=DEFAULT_METHODS, help=f"of {', '.join(JOBS)} (default: %(default)s)")
-    cores = len(os.sched_getaffinity(0))
-    add("--threads", type=int, default=cores, help="of every job (default: all cores)")
-    add("--timeout", type=float, default=1800, metavar="S", help="of one job on one pair")
-    add("--name", default="end-to-end", help="of the result files (default: %(default)s)")
-    args = parser.parse_args(argv)
-    return exit_code("end_to_end.py", lambda: run(args))
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
+OPTIONS = (
+    OPTIONAL_FOLDER,
+    option("--pairs", type=int, default=4, help="of the folder, at most"),
+    option("--size", type=int, default=SIDE_MM, help="of Colin27's cube"),
+    runs(1, "turns over all pairs"),
+    MODEL,
+    option("--methods", default=DEFAULT_METHODS, help=f"of {', '.join(JOBS)}"),
+    THREADS,
+    option("--timeout", type=float, default=1800, metavar="S", help="of a job on a pair"),
+)
+BENCHMARK = Benchmark(run, body, OPTIONS, "end-to-end", plot=stages_plot, headline=headline)
+main = BENCHMARK.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,30 +15,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import record
-from gpu_contenders import (
-    CONTENDERS,
-    DISPLACEMENT,
-    INPUTS,
-    ON_CPU,
-    REPORT,
-    Task,
-    memory_used_mb,
-)
-from isolated import run_isolated
+from benchmark import OUT, THREADS, Benchmark, option, runs
+from contenders import ON_CPU, ON_GPU, Spec, memory_used_mb
+from costs import quantile
+from isolated import call_isolated, run_isolated
 from paramorph_rt.backends.gpu import find_gpu
-from paramorph_rt.errors import exit_code
-from tables import differences, markdown_table
+from paramorph_rt.errors import ParamorphError
+from record import Result, Row
+from tables import differences, failures, markdown_table
+from volumes import smooth_volume
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = ("brain-t1-small", "paramorph")
@@ -117,17 +111,6 @@ def targets_here(device: str) -> dict[str, str]:
     }
 
 
-def smooth_volume(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """(i, j, k) in [0, 1], with structure as large as anatomy has."""
-    volume = np.random.default_rng(seed).random([n // 8 for n in shape], np.float32)
-    for axis, n in enumerate(shape):
-        at = np.linspace(0, volume.shape[axis] - 1, n)
-        volume = np.apply_along_axis(
-            lambda line, at=at: np.interp(at, np.arange(len(line)), line), axis, volume
-        )
-    return volume.astype(np.float32)
-
-
 def measure_network(
     name: str, work: Path, args: argparse.Namespace, network: dict[str, Any], save: Any
 ) -> None:
@@ -144,18 +127,14 @@ def measure_network(
     home = args.prepared / Path(name).stem if args.prepared else work
     prepared = Prepared(name, home, args, targets_here(args.device))
     network["steps_that_failed"] = prepared.failures
-    inputs = work / INPUTS
-    np.save(inputs, np.stack([smooth_volume(tuple(args.shape), seed) for seed in (1, 2)]))
+    volumes = np.stack([smooth_volume(tuple(args.shape), seed) for seed in (1, 2)])
     reference: np.ndarray | None = None
-    for number, contender in enumerate(args.contenders):
+    for contender in args.contenders:
         print(f"{name}: {contender} …", file=sys.stderr)
-        folder = work / str(number)
-        folder.mkdir()
-        task = Task(
-            *(contender, args.device, str(prepared.weights), str(prepared.bundle), str(inputs)),
-            *(str(folder), args.runs, args.seconds),
+        files = str(prepared.bundle), str(prepared.weights)
+        row, displacement = measure(
+            Spec(contender, args.threads, *files, args.device), volumes, args
         )
-        row, displacement = run_contender(task, args)
         if displacement is not None:
             if reference is None:
                 reference = displacement
@@ -167,44 +146,29 @@ def measure_network(
         save()
 
 
-def run_contender(task: Task, args: argparse.Namespace) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Its row, and its displacement if it ran."""
-    row: dict[str, Any] = {"contender": task.contender}
+def measure(
+    spec: Spec, volumes: np.ndarray, args: argparse.Namespace
+) -> tuple[Row, np.ndarray | None]:
+    """A contender's row, and its displacement if it ran."""
     before = memory_used_mb()
-    script = str(Path(__file__).with_name("gpu_contenders.py"))
-    failure = run_isolated(
-        [sys.executable, script, json.dumps(asdict(task))], args.threads, args.timeout
-    )
-    if failure:
-        return row | {"error": failure}, None
-    report = json.loads((Path(task.folder) / REPORT).read_text(encoding="utf-8"))
-    seconds, on_device = report.pop("seconds"), report.pop("device_seconds", None)
-    used = report.pop("memory_used_mb")
-    row |= report
-    row |= {
-        "median_ms": statistics.median(seconds) * 1e3,
-        "p99_ms": float(np.quantile(seconds, 0.99)) * 1e3,
-        "n": len(seconds),
-        "memory_mb": None if used is None or before is None else used - before,
-        "seconds": seconds,
-    }
-    if on_device:
-        row |= {
-            "device_median_ms": statistics.median(on_device) * 1e3,
-            "device_p99_ms": float(np.quantile(on_device, 0.99)) * 1e3,
-            "device_seconds": on_device,
-        }
-    return row, np.load(Path(task.folder) / DISPLACEMENT)
+    call = ("contenders:measured", spec, volumes, args.runs, args.seconds)
+    try:
+        report = call_isolated(*call, threads=args.threads, timeout_s=args.timeout).result
+    except ParamorphError as err:
+        return {"contender": spec.engine, "error": str(err)}, None
+    displacement, used = report.pop("displacement"), report.pop("memory_used_mb")
+    row = {"contender": spec.engine, **report, "n": len(report["seconds"])}
+    row["memory_mb"] = None if used is None or before is None else used - before
+    for kind in ("", "device_"):
+        if seconds := report.get(f"{kind}seconds"):
+            row[f"{kind}median_ms"] = statistics.median(seconds) * 1e3
+            row[f"{kind}p99_ms"] = quantile(seconds, 0.99) * 1e3
+    return row, displacement
 
 
-def page(result: dict[str, Any], name: str) -> str:
-    """The Markdown page of a result."""
-    versions = ", ".join(f"{p} {v}" for p, v in result["versions"].items() if v)
-    shape = " × ".join(str(n) for n in result["shape"])
-    text = (
-        f"# {name}\n\nWritten by `benchmarks/gpu.py` from `{name}.json`: {result['gpu']}, "
-        f"{result['processor']}, {shape}, commit {result['commit'] or 'unknown'}; {versions}.\n"
-    )
+def body(result: Result) -> str:
+    """The text of a result's page."""
+    text = f"Volumes of {' × '.join(map(str, result['shape']))}.\n"
     for network in result["networks"]:
         measured = [row for row in network["rows"] if "error" not in row]
         text += f"\n## {network['network']}\n\n"
@@ -214,10 +178,8 @@ def page(result: dict[str, Any], name: str) -> str:
                 f"differences, as lengths, are to {measured[0]['contender']}.\n\n"
             )
         text += markdown_table(measured, COLUMNS)
-        missing = [(row["contender"], row["error"]) for row in network["rows"] if "error" in row]
-        missing += [(step["step"], step["error"]) for step in network["steps_that_failed"]]
-        if missing:
-            text += "\nNot measured:\n\n" + "".join(f"- {w}: {why}\n" for w, why in missing)
+        steps = [{**step, "contender": step["step"]} for step in network["steps_that_failed"]]
+        text += failures([*network["rows"], *steps], "contender")
     return text
 
 
@@ -228,26 +190,23 @@ def describe_gpu(device: str) -> str:
     return f"{gpu.name} ({gpu.compute_capability}), driver for CUDA {gpu.driver_cuda}"
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure; write the JSON and the table, after every contender."""
+def run(args: argparse.Namespace) -> Iterator[Path]:
+    """Measure; write the JSON and the page after every contender."""
+    if args.prepare:
+        prepare(args)
+        return
     gpu = describe_gpu(args.device)  # refuses before the work
-    result: dict[str, Any] = {"gpu": gpu, "shape": args.shape, "threads": args.threads}
-    result["networks"] = []
+    result: Row = {"gpu": gpu, "shape": args.shape, "threads": args.threads, "networks": []}
 
     def save() -> Path:
-        path = record.write_result(args.name, result, packages=PACKAGES, folder=args.out)
-        text = page(json.loads(path.read_text(encoding="utf-8")), path.stem)
-        path.with_suffix(".md").write_text(text, encoding="utf-8")
-        return path
+        return BENCHMARK.write(args.name, result, args.out)
 
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         for number, name in enumerate(args.networks):
             network = {"network": Path(name).stem, "steps_that_failed": [], "rows": []}
             result["networks"].append(network)
             measure_network(name, Path(work) / str(number), args, network, save)
-    path = save()
-    print(path.with_suffix(".md").read_text(encoding="utf-8"))
-    print(path)
+    yield save()
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -260,35 +219,28 @@ def prepare(args: argparse.Namespace) -> None:
         print(folder)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu proves the script alone")
-    add("--shape", type=int, nargs=3, default=[160, 160, 96], help="(default: %(default)s)")
-    add(
+OPTIONS = (
+    option("--device", choices=("cuda", "cpu"), default="cuda", help="cpu proves the script"),
+    option("--shape", type=int, nargs=3, default=[160, 160, 96]),
+    option(
         "--networks",
         nargs="+",
         default=list(NETWORKS),
-        help="names of models/weights, paramorph for random weights of the paper's size, or files "
-        "of weights (default: %(default)s)",
-    )
-    on_gpu = [name for name in CONTENDERS if name not in ON_CPU]
-    add("--contenders", nargs="+", default=on_gpu, choices=list(CONTENDERS))
-    add("--runs", type=int, default=200, help="of each, at most (default: %(default)s)")
-    add("--seconds", type=float, default=5, help="of each, about (default: %(default)s)")
-    add("--timeout", type=float, default=900, help="s, for each process (default: %(default)s)")
-    add("--work", type=Path, help="where exports are kept meanwhile (default: the system's)")
-    add("--prepare", type=Path, metavar="DIR", help="export and build into DIR, measure nothing")
-    add("--prepared", type=Path, metavar="DIR", help="what --prepare made; what lacks is made")
-    add("--out", type=Path, metavar="DIR", help="of the result files (default: results)")
-    add("--name", default="gpu", help="of the result files (default: %(default)s)")
-    cores = len(os.sched_getaffinity(0))
-    add("--threads", type=int, default=cores, help="of the CPU (default: all)")
-    args = parser.parse_args(argv)
-    return exit_code("gpu.py", lambda: prepare(args) if args.prepare else run(args))
-
+        help="names of models/weights, paramorph for random weights of the paper's size, or "
+        "files of weights",
+    ),
+    option("--contenders", nargs="+", default=list(ON_GPU), choices=[*ON_GPU, *ON_CPU]),
+    runs(200, "of each, at most"),
+    option("--seconds", type=float, default=5, help="of each, about"),
+    option("--timeout", type=float, default=900, help="s, for each process"),
+    option("--work", type=Path, help="where exports are meanwhile (default: the system's)"),
+    option("--prepare", type=Path, metavar="DIR", help="export and build there, no more"),
+    option("--prepared", type=Path, metavar="DIR", help="of --prepare; what lacks is made"),
+    OUT,
+    THREADS,
+)
+BENCHMARK = Benchmark(run, body, OPTIONS, packages=PACKAGES)
+main = BENCHMARK.main
 
 if __name__ == "__main__":
     sys.exit(main())

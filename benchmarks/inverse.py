@@ -7,27 +7,25 @@ it, and the affine's inverse is put before theirs. All are judged by ITK's own c
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from bundles import add_model_option, single_bundle
+from benchmark import MODEL, THREADS, Benchmark, option
+from bundles import single_bundle
+from costs import timed
 from paramorph_rt import DisplacementField, Grid, Registration, Volume, load_volume
-from paramorph_rt.errors import exit_code
 from paramorph_rt.geometry.compose import compose
 from paramorph_rt.geometry.inverse import invert_field
 from paramorph_rt.geometry.spaces import from_sitk, to_sitk
 from paramorph_rt.steps.foreground import foreground_threshold
 from paramorph_rt.system.threads import itk_threads
-from record import weights_sha256, write_page, write_result
-from tables import markdown_table, origin
+from record import Result, Row, weights_sha256
+from tables import markdown_table
 
 COLUMNS = (
     ("inverse", "inverse", ""),
@@ -54,8 +52,8 @@ def by_itk(
     """The inverse of a complete field on a grid of the moving side."""
     back = np.linalg.inv(affine)
     rest = field.composed_with_affine(back)
-    found = invert(to_sitk(rest.vectors_mm.astype(np.float64), rest.grid))
-    inverse = DisplacementField(rest.grid, from_sitk(found)[0].astype(np.float32))
+    inverted = invert(to_sitk(rest.vectors_mm.astype(np.float64), rest.grid))
+    inverse = DisplacementField(rest.grid, from_sitk(inverted)[0].astype(np.float32))
     whole = compose([back, inverse], grid)
     assert isinstance(whole, DisplacementField)
     return whole
@@ -74,36 +72,30 @@ def there_and_back(
     return {"mean": float(error.mean()), "p99": float(p99), "max": float(most)}
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Row:
+    """Register, invert the field by each way, judge."""
     _, bundle = single_bundle(args.model)
     moving, fixed = load_volume(args.moving), load_volume(args.fixed)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with itk_threads(args.threads):
-        began = time.process_time()
-        result = Registration(bundle, args.threads)(moving, fixed)
-        registering = time.process_time() - began
+        register = Registration(bundle, args.threads)
+        result, _, registering = timed(lambda: register(moving, fixed))
         field, affine = result.displacement, result.affine
         ways: dict[str, Callable[[], DisplacementField]] = {
-            "ours": lambda: invert_field(field, moving.grid).field
+            "ours": lambda: invert_field(field, moving.grid).field,
+            **{name: partial(by_itk, way, field, affine, moving.grid) for name, way in ITK.items()},
         }
-        for name, invert in ITK.items():
-            ways[name] = lambda invert=invert: by_itk(invert, field, affine, moving.grid)
         for name, way in ways.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            found = way()
-            row = {
-                "inverse": name,
-                "seconds": time.perf_counter() - wall,
-                "cpu_seconds": time.process_time() - cpu,
-            }
+            inverse, seconds, cpu_seconds = timed(way)
+            row: Row = {"inverse": name, "seconds": seconds, "cpu_seconds": cpu_seconds}
             for side, there, back, image in (
-                ("moving", found, field, moving),
-                ("fixed", field, found, fixed),
+                ("moving", inverse, field, moving),
+                ("fixed", field, inverse, fixed),
             ):
-                for key, value in there_and_back(there, back, image).items():
-                    row[f"from_{side}_{key}_mm"] = value
+                errors = there_and_back(there, back, image)
+                row |= {f"from_{side}_{key}_mm": value for key, value in errors.items()}
             rows.append(row)
-    content = {
+    return {
         "weights_sha256": weights_sha256(bundle),
         "threads": args.threads,
         "moving": moving.name,
@@ -112,37 +104,26 @@ def run(args: argparse.Namespace) -> None:
         "registering_cpu_seconds": registering,
         "rows": rows,
     }
-    path = write_result(args.name, content)
-    write_page(path, page(json.loads(path.read_text(encoding="utf-8"))))
 
 
-def page(result: dict[str, Any]) -> str:
-    """What was measured, for people."""
+def body(result: Result) -> str:
+    """The text of a result's page."""
     return (
-        "# Inverses of a displacement field\n\n"
         f"{result['moving']} → {result['fixed']} ({result['folded_percent']:.3f} % of voxels "
-        f"folded), {result['threads']} threads; registering took "
-        f"{result['registering_cpu_seconds']:.1f} s of CPU without files. There and back of the "
-        "foreground, from either side, by ITK's composition.\n\n"
-        f"{markdown_table(result['rows'], COLUMNS)}\n{origin(result)}\n"
+        f"folded); registering took {result['registering_cpu_seconds']:.1f} s of CPU without "
+        "files. There and back of the foreground, from either side, by ITK's composition.\n\n"
+        + markdown_table(result["rows"], COLUMNS)
     )
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--moving", type=Path, required=True)
-    p.add_argument("--fixed", type=Path, required=True)
-    add_model_option(p)
-    cores = len(os.sched_getaffinity(0))
-    p.add_argument("--threads", type=int, default=cores, help="default: all cores")
-    p.add_argument("--name", default="inverse", help="of the result files (default: %(default)s)")
-    return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    return exit_code("inverse", lambda: run(args))
-
+OPTIONS = (
+    option("--moving", type=Path, required=True),
+    option("--fixed", type=Path, required=True),
+    MODEL,
+    THREADS,
+)
+BENCHMARK = Benchmark(run, body, OPTIONS)
+main = BENCHMARK.main
 
 if __name__ == "__main__":
     sys.exit(main())

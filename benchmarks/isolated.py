@@ -1,23 +1,29 @@
-"""Run a command in its own process, so that neither its memory nor its crash is ours.
+"""Run a method in its own process, so that its memory, threads and crashes are its own.
 
-As a script, the small process that starts a command and measures it: what the system says of a
-process's memory begins with that of the one which started it.
+Three ways, one protocol: `run_measured` measures a command from start to end; `python_command` is
+the command that calls one of our functions; a `worker` loads something once and is then called
+again and again. Each ends with a result and what it took, or with the reason why there is none.
+
+As a script, the other process. It needs the standard library alone, and loads what it is asked for.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
+from importlib import import_module
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from costs import peak_mb, timed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,17 +38,17 @@ THREAD_VARIABLES = (
 
 @contextmanager
 def empty_cache() -> Iterator[None]:
-    """What engines keep between runs is kept for this block alone, in this process and others."""
-    kept = "XDG_CACHE_HOME"
-    before = os.environ.get(kept)
+    """An empty cache folder for the engines, in this process and its children."""
+    variable = "XDG_CACHE_HOME"
+    before = os.environ.get(variable)
     with TemporaryDirectory() as folder:
-        os.environ[kept] = folder
+        os.environ[variable] = folder
         try:
             yield
         finally:
-            del os.environ[kept]
+            del os.environ[variable]
             if before is not None:
-                os.environ[kept] = before
+                os.environ[variable] = before
 
 
 def limited_to(threads: int) -> dict[str, str]:
@@ -68,12 +74,10 @@ def run_isolated(command: Sequence[str], threads: int, timeout_s: float) -> str 
         )
     except subprocess.TimeoutExpired:
         return f"stopped after {timeout_s:g} s"
-    if done.returncode < 0:
-        return _killed(done.returncode)
     if done.returncode > 0:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        lines = done.stderr.strip().splitlines() or [_ending(done.returncode)]
         return lines[-1][:300]
-    return None
+    return _ending(done.returncode) if done.returncode else None
 
 
 def run_measured(
@@ -86,34 +90,168 @@ def run_measured(
         `error`.
     """
     with NamedTemporaryFile("r", encoding="utf-8") as report:
-        script = [sys.executable, "-S", __file__, report.name, str(timeout_s), *command]
+        # What the system says of a process's memory begins with that of the process which started
+        # it, so a small one (-S) does.
+        script = [sys.executable, "-S", __file__, "measure", report.name, str(timeout_s), *command]
         # The script stops the command; killed itself, it would leave the command running.
         if error := run_isolated(script, threads, timeout_s + 60):
             return {"error": error}
         return json.load(report)
 
 
-def peak_mb() -> float:
-    """Most memory (10⁶ bytes) that this process ever had in RAM, by Linux's account.
+def python_command(target: str, *arguments: Any) -> list[str]:
+    """The command that calls `target`, a "module:function", with arguments as JSON has them."""
+    return [sys.executable, __file__, "call", target, json.dumps(arguments)]
 
-    Not getrusage's ru_maxrss, which starts at the peak of the process that started this one.
+
+class Answer(NamedTuple):
+    """What one call in another process returned and took."""
+
+    result: Any
+    seconds: float
+    cpu_seconds: float  # of all threads
+    peak_mb: float  # of the process so far, 10⁶ bytes
+
+
+class Worker:
+    """The other process, as this one sees it.
+
+    Attributes:
+        loaded: The answer to the first call, which loads.
     """
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
+
+    def __init__(
+        self, name: str, process: subprocess.Popen, connection: Connection, timeout_s: float | None
+    ) -> None:
+        self._name, self._process, self._connection = name, process, connection
+        self._timeout_s = timeout_s
+        self.loaded: Answer = self._answer()
+
+    def __call__(self, *arguments: Any) -> Answer:
+        """Call what was loaded.
+
+        Raises:
+            BackendError: It failed, took too long, or its process ended.
+        """
+        self._connection.send(arguments)
+        return self._answer()
+
+    def _answer(self) -> Answer:
+        from paramorph_rt.errors import BackendError, ParamorphError
+
+        if not self._connection.poll(self._timeout_s):
+            self._process.kill()
+            raise BackendError(f"{self._name}: stopped after {self._timeout_s:g} s")
+        try:
+            answer = self._connection.recv()
+            if isinstance(answer, Answer):
+                return answer
+        except EOFError:
+            answer = "the end of its process"
+        if isinstance(answer, ParamorphError):
+            raise answer
+        raise BackendError(
+            f"{self._name}: expected an answer, got {answer} ({_ending(self._process.wait())})"
+        )
+
+
+@contextmanager
+def worker(
+    name: str, target: str, *arguments: Any, threads: int, timeout_s: float | None = None
+) -> Iterator[Worker]:
+    """Start a process, and end it after the block.
+
+    Args:
+        name: For messages.
+        target: The "module:function" that the process calls first. If it returns a function, that
+            is what the worker calls from then on.
+        arguments: Of the first call.
+        threads: Of the process.
+        timeout_s: Of each call; None waits for ever.
+
+    Raises:
+        ParamorphError: The first call refused; see `Worker.__call__` for other failures.
+    """
+    ours, theirs = Pipe()
+    command = [sys.executable, __file__, "serve", str(theirs.fileno()), target]
+    process = subprocess.Popen(
+        command, pass_fds=[theirs.fileno()], env=limited_to(threads), stdout=2
+    )
+    theirs.close()
+    try:
+        ours.send(arguments)
+        yield Worker(name, process, ours, timeout_s)
+    finally:
+        ours.close()  # which ends its loop
+        process.wait()
+
+
+def call_isolated(
+    target: str, *arguments: Any, threads: int, timeout_s: float | None = None
+) -> Answer:
+    """Call a "module:function" once, in a process of its own; see `worker`."""
+    with worker(target, target, *arguments, threads=threads, timeout_s=timeout_s) as running:
+        return running.loaded
+
+
+def _ending(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _function(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _call(target: str, arguments: str) -> None:
+    try:
+        _function(target)(*json.loads(arguments))
+    except Exception as err:
+        from paramorph_rt.errors import ParamorphError
+
+        if isinstance(err, ParamorphError):  # its sentence, without what led there
+            sys.exit(str(err))
+        raise
+
+
+def _serve(descriptor: str, target: str) -> None:
+    """Answer calls until the connection closes."""
+    connection = Connection(int(descriptor))
+    function = None
+    while True:
+        try:
+            arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            function = function or _function(target)
+            result, *took = timed(lambda: function(*arguments))  # noqa: B023
+        except Exception as err:
+            from paramorph_rt.errors import ParamorphError
+
+            refused = isinstance(err, ParamorphError)
+            connection.send(err if refused else f"{type(err).__name__}: {err}"[:300])
+            if refused:
+                return
+            raise
+        if callable(result):
+            function, result = result, None
+        connection.send(Answer(result, *took, peak_mb()))
 
 
 def _measure(report: str, timeout_s: str, *command: str) -> None:
-    start = time.perf_counter()
-    process = subprocess.Popen(command)
-    try:
-        code = process.wait(float(timeout_s))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        sys.exit(f"stopped after {float(timeout_s):g} s")
-    seconds = time.perf_counter() - start
+    def run() -> int:
+        process = subprocess.Popen(command)
+        try:
+            return process.wait(float(timeout_s))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            sys.exit(f"stopped after {float(timeout_s):g} s")
+
+    code, seconds, _ = timed(run)
     if code:
-        sys.exit(_killed(code) if code < 0 else code)
+        sys.exit(_ending(code) if code < 0 else code)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     usage = {
         "seconds": seconds,
@@ -123,9 +261,7 @@ def _measure(report: str, timeout_s: str, *command: str) -> None:
     Path(report).write_text(json.dumps(usage), encoding="utf-8")
 
 
-def _killed(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}"
-
-
 if __name__ == "__main__":
-    _measure(*sys.argv[1:])
+    import isolated  # under its own name, by which the other process knows what it is sent
+
+    getattr(isolated, f"_{sys.argv[1]}")(*sys.argv[2:])

@@ -1,20 +1,20 @@
 """Registration jobs from files to files, ours and peers', each in its own process.
 
-Everyone is asked for the warped image, the warped labels, a complete displacement field and the
-mean Dice, by the means that its own users have: ours is the command `paramorph-rt infer`, peers
-are in peers.py. Run as a script, this is the process that registers many pairs.
+Each writes the warped image, the warped labels, a complete displacement field and the mean Dice, by
+the means that its own users have: ours is the command `paramorph-rt infer`, peers are in peers.py.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isolated import run_measured
+from isolated import python_command, run_measured
+from paramorph_rt.errors import MissingDependencyError
+from record import BenchmarkError, read_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ FIELD = "displacement.nii.gz"
 WARPED, WARPED_LABELS = "warped.nii.gz", "warped_labels.nii.gz"  # as `infer` calls them
 START_UP = "start-up"  # interpreter, imports, reading a bundle, the end: all beside the stages
 NETWORK_STAGES = ("network", "features")
-# What is no part of the registration itself, from images in memory to warped images and field.
+# Not part of the registration itself, which goes from images in memory to warped images and field.
 AROUND = (START_UP, "load", "load network", "metrics", "save")
 
 
@@ -85,24 +85,21 @@ class Job:
         usage = run_measured(self._command(task, threads), threads, timeout_s)
         if "error" in usage:
             return usage
-        told = json.loads((Path(task.out) / METRICS).read_text(encoding="utf-8"))
-        rest = usage["seconds"] - sum(told["seconds"].values())
-        dice = told["dice"] if self.peer else told["dice"]["after"]["mean"]
-        return {**usage, "stages": {START_UP: rest, **told["seconds"]}, "dice": dice}
+        metrics = read_result(Path(task.out) / METRICS)
+        rest = usage["seconds"] - sum(metrics["seconds"].values())
+        dice = metrics["dice"] if self.peer else metrics["dice"]["after"]["mean"]
+        return {**usage, "stages": {START_UP: rest, **metrics["seconds"]}, "dice": dice}
 
     def run_many(
         self, task: Task, count: int, threads: int, timeout_s: float
     ) -> dict[str, float] | dict[str, str]:
         """Ours on the same pair again and again, through one `Registration`; see `run_measured`."""
-        request = {"model": self.model, "engine": self.engine, "count": count, "threads": threads}
-        request["task"] = asdict(task)
-        command = [sys.executable, __file__, json.dumps(request)]
-        return run_measured(command, threads, timeout_s)
+        arguments = (asdict(task), self.model, self.engine, count, threads)
+        return run_measured(python_command("jobs:register_many", *arguments), threads, timeout_s)
 
     def _command(self, task: Task, threads: int) -> list[str]:
         if self.peer:
-            script = str(Path(__file__).with_name("peers.py"))
-            return [sys.executable, script, self.peer, json.dumps(asdict(task))]
+            return python_command("peers:run", self.peer, asdict(task))
         backend, _, precision = self.engine.partition(":")
         command = [sys.executable, "-m", "paramorph_rt", "infer", "--threads", str(threads)]
         command += ["--moving", task.moving, "--fixed", task.fixed, "--out-dir", task.out]
@@ -149,21 +146,16 @@ def jobs_named(names: str, bundles: Mapping[str, Bundle]) -> list[Job]:
         BenchmarkError: A name that is unknown.
         MissingDependencyError: A peer whose package is not installed.
     """
-    found = []
+    jobs = []
     for name in filter(None, names.split(",")):
         job = _known(name)
-        if job.peer is None and job.model is None:
-            found += [
-                replace(
-                    job,
-                    title=f"{job.title}, {label}" if len(bundles) > 1 else job.title,
-                    model=str(bundle.folder),
-                )
-                for label, bundle in bundles.items()
-            ]
-        else:
-            found.append(job)
-    return found
+        if job.peer or job.model:
+            jobs.append(job)
+            continue
+        for label, bundle in bundles.items():
+            title = f"{job.title}, {label}" if len(bundles) > 1 else job.title
+            jobs.append(replace(job, title=title, model=str(bundle.folder)))
+    return jobs
 
 
 def packages_of(jobs: Iterable[Job]) -> list[str]:
@@ -193,9 +185,6 @@ def register_many(task: dict[str, str], model: str, engine: str, count: int, thr
 
 
 def _known(name: str) -> Job:
-    from pairs import BenchmarkError
-    from paramorph_rt.errors import MissingDependencyError
-
     if name not in JOBS:
         raise BenchmarkError(
             f"--methods: expected some of {', '.join(JOBS)}, got {name}; correct the option."
@@ -210,7 +199,3 @@ def _known(name: str) -> Job:
             "benchmarks/README.md says, or leave it out of --methods."
         ) from err
     return job
-
-
-if __name__ == "__main__":
-    register_many(**json.loads(sys.argv[1]))

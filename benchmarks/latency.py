@@ -9,43 +9,42 @@ networks (sizes, exports) and numbers of threads are measured one after the othe
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
-from bundles import add_model_option, named_bundles, weights_of
-from charts import latency_picture
+from benchmark import CORES, MODEL, Benchmark, option, runs
+from bundles import named_bundles, weights_of
+from charts import latency_plot
 from colin import SIDE_MM, write_colin_pair
-from contenders import PYTORCH, Spec, contender
+from contenders import PYTORCH, Spec
+from costs import quantile
 from evaluation import LabelledPair, load_pair, mean_dice
-from isolated import empty_cache
-from pairs import BenchmarkError, labelled_pairs
+from isolated import Answer, Worker, empty_cache, worker
+from leads import check_leads, compared
+from pairs import labelled_pairs
 from paramorph_rt.backends import WAYS
 from paramorph_rt.bundle import Bundle
-from paramorph_rt.errors import ParamorphError, exit_code
+from paramorph_rt.errors import ParamorphError
 from paramorph_rt.geometry.field import field_from_network
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.steps.affine import align_affine
 from paramorph_rt.steps.preparation import PreparedPair, prepare_pair
-from record import weights_sha256, write_page, write_result
-from tables import differences, markdown_table, origin
+from record import BenchmarkError, Result, Row, read_result, weights_sha256, write_result
+from tables import differences, failures, markdown_table
 
 DEFAULT = ("pytorch", "onnxruntime:fp32", "openvino:fp32", "openvino:bf16")
 # Mean difference as a share of the largest displacement, beyond which it is not the same network.
 MOST_DIFFERENCE = {"fp32": 1e-3, "other": 2e-2}
 AT_LEAST = 3  # turns, however long they take
 PAUSE_SECONDS = 0.2  # in which threads of the one before fall asleep
-TOLERANCE = 0.15  # how much of its lead a contender may lose to noise
 COLUMNS = (
     ("contender", "contender", ""),
     ("threads", "threads", "d"),
@@ -62,8 +61,6 @@ COLUMNS = (
     ("largest", "max_difference_vox", ".1e"),
 )
 DICE_COLUMNS = (("Dice", "dice", ".4f"), ("change of Dice", "dice_change", "+.1e"))
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -111,29 +108,31 @@ def measure(
 ) -> list[Row]:
     """Each contender on one network with so many threads: its figures, or its `error`."""
     engines = args.contenders.split(",")
-    weights = None
-    if set(engines) & set(PYTORCH):
-        weights = str(weights_of(bundle, args.weights))
+    by_torch = set(engines) & set(PYTORCH)
+    weights = str(weights_of(bundle, args.weights)) if by_torch else None
+    outputs: dict[str, list[np.ndarray]] = {}
+    rows = {engine: {"contender": engine, "threads": threads} for engine in engines}
     with ExitStack() as stack:
-        running, outputs, rows = {}, {}, {}
+        running: dict[str, Worker] = {}
         for engine in engines:
             _say(f"{bundle.name}, {threads} threads: {engine} …")
-            rows[engine] = {"contender": engine, "threads": threads}
+            spec = Spec(engine, threads, str(bundle.folder), weights)
             try:
-                spec = Spec(engine, threads, str(bundle.folder), weights)
                 # Of a stack of its own, so that one which fails ends at once.
                 with ExitStack() as own:
-                    started = own.enter_context(contender(spec))
-                    found = [_answer(started, case).displacement for case in cases]
-                    difference = _checked(engine, found, outputs.get(engines[0]))
+                    started = own.enter_context(
+                        worker(engine, "contenders:runner", spec, threads=threads)
+                    )
+                    output = [_answer(started, case).result for case in cases]
+                    rows[engine] |= _checked(engine, output, outputs.get(engines[0]))
                     stack.enter_context(own.pop_all())
             except ParamorphError as err:
                 if engine == engines[0]:  # with which all others are compared
                     raise
                 rows[engine]["error"] = str(err)
                 continue
-            running[engine], outputs[engine] = started, found
-            rows[engine] |= {"load_seconds": started.load_seconds, **difference}
+            running[engine], outputs[engine] = started, output
+            rows[engine]["load_seconds"] = started.loaded.seconds
         answers = _in_turns(running, cases, args.runs, args.seconds)
     baseline = [answer.seconds for answer in answers[engines[0]]]
     for engine, each in answers.items():
@@ -143,17 +142,17 @@ def measure(
     return list(rows.values())
 
 
-def _answer(running: Any, case: Case) -> Any:
-    return running.run(case.prepared.moving, case.prepared.fixed)
+def _answer(running: Worker, case: Case) -> Answer:
+    return running(case.prepared.moving, case.prepared.fixed)
 
 
 def _checked(
-    engine: str, found: Sequence[np.ndarray], expected: Sequence[np.ndarray] | None
+    engine: str, output: Sequence[np.ndarray], expected: Sequence[np.ndarray] | None
 ) -> dict[str, float]:
     """Differences from the first contender's output, small enough to be the same network's."""
     if expected is None:
-        return {"largest_displacement_vox": float(max(abs(u).max() for u in found))}
-    difference = differences(expected, found)
+        return {"largest_displacement_vox": float(max(abs(u).max() for u in output))}
+    difference = differences(expected, output)
     precision = "fp32" if engine in PYTORCH else engine.partition(":")[2]
     allowed = MOST_DIFFERENCE.get(precision, MOST_DIFFERENCE["other"])
     allowed *= float(max(abs(u).max() for u in expected))
@@ -166,10 +165,10 @@ def _checked(
 
 
 def _in_turns(
-    running: Mapping[str, Any], cases: Sequence[Case], runs: int, seconds: float
-) -> dict[str, list[Any]]:
+    running: Mapping[str, Worker], cases: Sequence[Case], runs: int, seconds: float
+) -> dict[str, list[Answer]]:
     """Up to `runs` turns; none starts after `seconds`, once there were `AT_LEAST`."""
-    answers: dict[str, list[Any]] = {engine: [] for engine in running}
+    answers: dict[str, list[Answer]] = {engine: [] for engine in running}
     order = list(running)
     started = time.perf_counter()
     for turn in range(runs):
@@ -183,12 +182,12 @@ def _in_turns(
     return answers
 
 
-def _figures(answers: Sequence[Any], baseline: Sequence[float]) -> Row:
+def _figures(answers: Sequence[Answer], baseline: Sequence[float]) -> Row:
     seconds = [answer.seconds for answer in answers]
     return {
         "median_seconds": statistics.median(seconds),
-        "p90_seconds": float(np.quantile(seconds, 0.9)),
-        "p99_seconds": float(np.quantile(seconds, 0.99)),
+        "p90_seconds": quantile(seconds, 0.9),
+        "p99_seconds": quantile(seconds, 0.99),
         "n": len(seconds),
         "median_cpu_seconds": statistics.median(answer.cpu_seconds for answer in answers),
         "times_faster": statistics.median(b / s for b, s in zip(baseline, seconds, strict=True)),
@@ -204,8 +203,8 @@ def _add_dice(
     sampling: str,
 ) -> None:
     dice = {
-        engine: [case.dice(u, sampling) for case, u in zip(cases, found, strict=True)]
-        for engine, found in outputs.items()
+        engine: [case.dice(u, sampling) for case, u in zip(cases, output, strict=True)]
+        for engine, output in outputs.items()
     }
     reference = next(iter(dice.values()))
     for engine, values in dice.items():
@@ -217,10 +216,9 @@ def _add_dice(
         }
 
 
-def page(result: Mapping[str, Any], name: str) -> str:
-    """The Markdown page of a result."""
+def body(result: Result) -> str:
+    """The text of a result's page."""
     text = (
-        f"# {name}\n\nWritten by `benchmarks/latency.py` from `{name}.json`: {origin(result)}.\n\n"
         f"Seconds are those of the network alone, on {', '.join(result['pairs'])}. Times faster "
         f"is the median, over the turns, of {result['baseline']}'s seconds by the contender's own. "
         "Memory is the whole process's, packages included. Differences of the displacement, as "
@@ -234,81 +232,27 @@ def page(result: Mapping[str, Any], name: str) -> str:
             f"pass(es) at {' × '.join(map(str, network['shape']))}; displacements of up to "
             f"{measured[0]['largest_displacement_vox']:.1f} voxels.\n\n"
             + markdown_table(measured, columns)
+            + failures(network["rows"], "contender", "threads")
         )
-        for row in (row for row in network["rows"] if "error" in row):
-            text += (
-                f"\nNot measured: {row['contender']}, {row['threads']} threads: {row['error']}\n"
-            )
-    return text + f"\n![Seconds and memory]({name}.svg)\n"
+    return text
 
 
-def compared(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[Row]:
-    """How each contender's lead over the first changed; below 1 is slower.
-
-    Leads and not seconds, which another machine, or this one on another day, has others of.
-
-    Raises:
-        BenchmarkError: The two have nothing in common, or another first contender.
-    """
-    if new["baseline"] != old["baseline"]:
-        raise BenchmarkError(
-            f"--compare: expected a result that compares with {new['baseline']}, got one with "
-            f"{old['baseline']}; measure with the same first contender."
-        )
-    before, after = _leads(old), _leads(new)
-    common = [key for key in after if key in before]
-    if not common:
-        raise BenchmarkError(
-            "--compare: expected networks, contenders and threads of this run in the older "
-            "result, got none of them; compare with another."
-        )
-    return [
-        {
-            **dict(zip(("network", "contender", "threads"), key, strict=True)),
-            "before": before[key],
-            "after": after[key],
-            "change": after[key] / before[key],
-        }
-        for key in common
-    ]
-
-
-def _leads(result: Mapping[str, Any]) -> dict[tuple[str, str, int], float]:
+def headline(result: Result) -> dict[str, float]:
+    """Leads of the runtime's engines with the most threads."""
     return {
-        (network["name"], row["contender"], row["threads"]): row["times_faster"]
+        f"times faster than {result['baseline']}, {row['contender']}": row["times_faster"]
         for network in result["networks"]
         for row in network["rows"]
-        if "error" not in row and row["contender"] != result["baseline"]
+        if "error" not in row and row["contender"] not in PYTORCH
     }
 
 
-def check_compared(rows: Sequence[Row], tolerance: float) -> None:
-    """Print how it changed.
-
-    Raises:
-        BenchmarkError: A contender lost more of its lead than `tolerance`.
-    """
-    columns = [("network", "network", ""), ("contender", "contender", "")]
-    columns += [("threads", "threads", "d"), ("times faster before", "before", ".2f")]
-    print(
-        markdown_table(rows, [*columns, ("now", "after", ".2f"), ("now / before", "change", ".2f")])
-    )
-    if slower := [row for row in rows if row["change"] < 1 - tolerance]:
-        what = ", ".join(
-            f"{r['contender']} with {r['threads']} threads {r['change']:.2f}" for r in slower
-        )
-        raise BenchmarkError(
-            f"--compare: expected every lead at least {1 - tolerance:.2f} of what it was, got "
-            f"{what}; run again, and look for the change if it stays."
-        )
-
-
 @empty_cache()
-def run(args: argparse.Namespace) -> None:
-    """Measure; write the JSON, the table and the picture; compare with an older result."""
+def run(args: argparse.Namespace) -> Iterator[Path]:
+    """Measure; compare with an older result."""
     engines = args.contenders.split(",")
     check_contenders(engines)
-    older = json.loads(args.compare.read_text(encoding="utf-8")) if args.compare else None
+    older = read_result(args.compare) if args.compare else None
     bundles = named_bundles(args.model)
     pairs = load_pairs(args.folder)
     alignments = [align_affine(pair.moving, pair.fixed).affine for _, pair in pairs]
@@ -328,46 +272,29 @@ def run(args: argparse.Namespace) -> None:
                 "rows": [row for n in args.threads for row in measure(bundle, cases, args, n)],
             }
         )
-    path = write_result(
-        args.name,
-        {
-            "baseline": engines[0],
-            "load_average": os.getloadavg(),
-            "pairs": [name for name, _ in pairs],
-            "networks": networks,
-        },
-        packages=["openvino"],
-    )
-    result = json.loads(path.read_text(encoding="utf-8"))
-    latency_picture(result, path.with_suffix(".svg"))
-    write_page(path, page(result, path.stem))
+    content = {"baseline": engines[0], "pairs": [name for name, _ in pairs], "networks": networks}
+    yield write_result(args.name, content, ["openvino"])
     if older:
-        check_compared(compared(result, older), args.tolerance)
+        check_leads(compared(content, older), args.tolerance)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add_model_option(parser)
-    add(
-        "--weights", type=Path, action="append", default=[], help="of a --model that is not shipped"
-    )
-    add(
+OPTIONS = (
+    MODEL,
+    option("--weights", type=Path, action="append", default=[], help="of one that is not shipped"),
+    option(
         "--contenders",
         default=",".join(DEFAULT),
-        help=f"{', '.join(PYTORCH)}, or backend:precision; the first is compared with "
-        "(default: %(default)s)",
-    )
-    add("--folder", type=Path, help="labelled volumes, for Dice (default: Colin27, deformed)")
-    cores = len(os.sched_getaffinity(0))
-    add("--threads", type=int, nargs="+", default=[cores], help="(default: all cores)")
-    add("--runs", type=int, default=20, help="turns at most (default: %(default)s)")
-    add("--seconds", type=float, default=300, help="of turns, about (default: %(default)s)")
-    add("--name", default="latency", help="of the result files (default: %(default)s)")
-    add("--compare", type=Path, metavar="JSON", help="older result; fails if a lead got smaller")
-    add("--tolerance", type=float, default=TOLERANCE, help="for it (default: %(default)s)")
-    args = parser.parse_args(argv)
-    return exit_code("latency.py", lambda: run(args))
+        help=f"{', '.join(PYTORCH)}, or backend:precision; the first is compared with",
+    ),
+    option("--folder", type=Path, help="labelled volumes, for Dice (default: Colin27)"),
+    option("--threads", type=int, nargs="+", default=[CORES], help="(default: all cores)"),
+    runs(20, "turns at most"),
+    option("--seconds", type=float, default=300, help="of turns, about"),
+    option("--compare", type=Path, metavar="JSON", help="older result; fails on a lesser lead"),
+    option("--tolerance", type=float, default=0.15, help="share of a lead that may be noise"),
+)
+BENCHMARK = Benchmark(run, body, OPTIONS, plot=latency_plot, headline=headline)
+main = BENCHMARK.main
 
 
 def _say(what: str) -> None:

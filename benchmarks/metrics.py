@@ -6,20 +6,17 @@ The deformation is the affine alignment; no cost depends on what a field contain
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from medpy.metric.binary import assd as medpy_assd
 
+from benchmark import FOLDER, THREADS, Benchmark, runs
+from costs import repeated
 from evaluation import LabelledPair, load_pair
-from pairs import BenchmarkError, labelled_pairs
-from paramorph_rt.errors import exit_code
+from pairs import labelled_pairs
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.warp import warp_volume
@@ -29,10 +26,16 @@ from paramorph_rt.metrics.summary import compare_images, compare_labels
 from paramorph_rt.metrics.surface import surface_distances
 from paramorph_rt.steps.affine import align_affine
 from paramorph_rt.system.threads import itk_threads
-from record import write_result
+from record import BenchmarkError, Result, Row
+from tables import markdown_table
 
 CHECKED = 3  # labels whose distances are compared with MedPy's
 TOLERANCE = 1e-5  # of ITK's float32 distances
+COLUMNS = (
+    ("metric", "metric", ""),
+    ("seconds", "median_seconds", ".3f"),
+    ("CPU, s", "median_cpu_seconds", ".3f"),
+)
 
 
 def measures(pair: LabelledPair) -> tuple[dict[str, Callable[[], Any]], int]:
@@ -70,70 +73,42 @@ def _check(pair: LabelledPair, warped: np.ndarray) -> None:
     fixed, spacing = pair.fixed_labels.data, pair.fixed.grid.spacing
     common = sorted(present_labels(fixed) & present_labels(warped))
     smallest = sorted(common, key=label_counts(fixed).__getitem__)[:CHECKED]
-    for label, found in surface_distances(fixed, warped, spacing, smallest).items():
+    for label, distances in surface_distances(fixed, warped, spacing, smallest).items():
         expected = medpy_assd(warped == label, fixed == label, voxelspacing=spacing)
-        if found is None or abs(found.assd_mm - expected) > TOLERANCE * expected:
+        if distances is None or abs(distances.assd_mm - expected) > TOLERANCE * expected:
             raise BenchmarkError(
-                f"label {label}: expected MedPy's ASSD of {expected} mm, got {found}; "
+                f"label {label}: expected MedPy's ASSD of {expected} mm, got {distances}; "
                 "correct the metric first."
             )
 
 
-def timed(work: Callable[[], Any], runs: int) -> dict[str, Any]:
-    """Seconds on the clock, and of all threads together, of every run."""
-    clock, cpu = [], []
-    for _ in range(runs):
-        started, spent = time.perf_counter(), time.process_time()
-        work()
-        clock.append(time.perf_counter() - started)
-        cpu.append(time.process_time() - spent)
+def run(args: argparse.Namespace) -> Row:
+    """Measure the first pair of the folder."""
+    pair = load_pair(*labelled_pairs(args.folder)[0])
+    with itk_threads(args.threads):
+        work, labels = measures(pair)
+        rows = {name: repeated(measure, args.runs) for name, measure in work.items()}
     return {
-        "seconds": clock,
-        "median_seconds": statistics.median(clock),
-        "least_seconds": min(clock),
-        "median_cpu_seconds": statistics.median(cpu),
+        "threads": args.threads,
+        "shape": pair.fixed.grid.shape,
+        "spacing_mm": pair.fixed.grid.spacing.round(6).tolist(),
+        "labels": labels,
+        "rows": rows,
     }
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure the first pair of the folder and write the result."""
-    moving, fixed = labelled_pairs(args.folder)[0]
-    pair = load_pair(moving, fixed)
-    rows = {}
-    with itk_threads(args.threads):
-        work, labels = measures(pair)
-        for name, measure in work.items():
-            rows[name] = timed(measure, args.runs)
-            row = rows[name]
-            print(
-                f"{name:<48}{row['median_seconds']:>9.3f} s"
-                f"{row['median_cpu_seconds']:>9.3f} s of CPU"
-            )
-    path = write_result(
-        "metrics",
-        {
-            "threads": args.threads,
-            "load_average": os.getloadavg(),
-            "shape": pair.fixed.grid.shape,
-            "spacing_mm": pair.fixed.grid.spacing.round(6).tolist(),
-            "labels": labels,
-            "rows": rows,
-        },
-        packages=["MedPy"],
+def body(result: Result) -> str:
+    """The text of a result's page."""
+    rows = [{"metric": name, **row} for name, row in result["rows"].items()]
+    return (
+        f"{' × '.join(map(str, result['shape']))} voxels, {result['labels']} labels; medians.\n\n"
+        + markdown_table(rows, COLUMNS)
     )
-    print(path)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("folder", type=Path, help="NAME_*.nii.gz with NAME_labels.nii.gz")
-    add("--runs", type=int, default=5, help="of each (default: %(default)s)")
-    cores = len(os.sched_getaffinity(0))
-    add("--threads", type=int, default=cores, help="(default: all cores)")
-    args = parser.parse_args()
-    return exit_code("metrics.py", lambda: run(args))
-
+OPTIONS = (FOLDER, runs(5, "of each"), THREADS)
+BENCHMARK = Benchmark(run, body, OPTIONS, packages=["MedPy"])
+main = BENCHMARK.main
 
 if __name__ == "__main__":
     sys.exit(main())

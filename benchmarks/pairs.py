@@ -8,24 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paramorph.data import find_subjects
-from paramorph_rt.errors import ParamorphError
+from record import BenchmarkError
 
 if TYPE_CHECKING:
-    import argparse
-
     from paramorph.data import SubjectFiles
-
-
-class BenchmarkError(ParamorphError, ValueError):
-    """A benchmark that cannot be run as asked."""
-
-
-def add_pair_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `labelled_pairs` takes: `folder`, `pairs`."""
-    parser.add_argument("folder", type=Path, help="NAME_*.nii.gz with NAME_labels.nii.gz")
-    parser.add_argument(
-        "--pairs", type=Path, metavar="CSV", help="columns moving,fixed (default: each to the next)"
-    )
 
 
 def labelled_pairs(

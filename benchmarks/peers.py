@@ -1,7 +1,7 @@
 """Peers' registration jobs: read, register, warp image and labels, Dice of all labels, write.
 
-Each takes its default settings; where a package has none, the reason is beside them. Run as a
-script, this is a peer's process; it loads what that peer needs and nothing else.
+Each takes its default settings; where a package has none, the reason is beside them. A process
+loads what its peer needs and nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -51,7 +50,7 @@ class Stages(dict):
 
 
 def threads() -> int:
-    """How many this process shall use, as `isolated.limited_to` told it."""
+    """How many this process shall use, as `isolated.limited_to` says."""
     return int(os.environ[THREAD_VARIABLES[0]])
 
 
@@ -110,7 +109,7 @@ def elastix(task: Task, seconds: Stages) -> None:
     with seconds("save"):
         itk.imwrite(warped, f"{task.out}/{WARPED}")
         itk.imwrite(warped_labels, f"{task.out}/{WARPED_LABELS}")
-        # It writes a file of its own as well, in the working folder unless told where.
+        # It writes a file of its own as well, in the working folder otherwise.
         field = itk.transformix_deformation_field(moving, found, output_directory=task.out)
         itk.imwrite(field, f"{task.out}/{FIELD}")
 
@@ -347,16 +346,11 @@ def mean_dice(task: Task) -> float:
     return sum(overlap.GetDiceCoefficient(label) for label in common - lost) / len(common)
 
 
-def main(peer: str, text: str) -> None:
-    """Do a peer's job and tell what it took."""
-    task, seconds = Task(**json.loads(text)), Stages()
-    PEERS[peer](task, seconds)
+def run(peer: str, task: dict[str, str]) -> None:
+    """Do a peer's job and write its metrics; the process of `Job.run`."""
+    job, seconds = Task(**task), Stages()
+    PEERS[peer](job, seconds)
     with seconds("metrics"):
-        dice = mean_dice(task)
-    (Path(task.out) / METRICS).write_text(
-        json.dumps({"seconds": seconds, "dice": dice}), encoding="utf-8"
-    )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        dice = mean_dice(job)
+    metrics = json.dumps({"seconds": seconds, "dice": dice})
+    (Path(job.out) / METRICS).write_text(metrics, encoding="utf-8")

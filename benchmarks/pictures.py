@@ -3,78 +3,101 @@
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from pairs import add_pair_options, labelled_pairs
+from benchmark import FOLDER, PAIRS, Benchmark
+from costs import repeated, resident_mb
+from pairs import labelled_pairs
 from paramorph_rt import Registration
-from paramorph_rt.errors import exit_code
 from paramorph_rt.images.volume import load_labels, load_volume
 from paramorph_rt.report import write_figures, write_report
-from record import write_result
+from record import Result, Row
+from tables import markdown_table
 
 RUNS = 5
+PICTURES = {
+    "report": write_report,
+    "report with 3-D view": partial(write_report, solid=True),
+    "figures": write_figures,
+}
+COLUMNS = (
+    ("what", "what", ""),
+    ("seconds", "median_seconds", ".2f"),
+    ("CPU, s", "median_processor_seconds", ".2f"),
+    ("kB", "kilobytes", ".0f"),
+    ("resident before, MiB", "before", ".0f"),
+    ("after", "after", ".0f"),
+)
 
 
-def measure(write: Callable[[Path], None], path: Path) -> dict[str, object]:
+def measure(write: Callable[[Path], None], path: Path) -> Row:
     """Repeat one picture; other processes lengthen the wall time, not the processor's."""
     write(path)  # the first run loads fonts and templates
-    wall, processor, resident = [], [], [resident_mib()]
-    for _ in range(RUNS):
-        started = time.perf_counter(), time.process_time()
+    resident = [_resident_mib()]
+
+    def again() -> None:
         write(path)
-        wall.append(time.perf_counter() - started[0])
-        processor.append(time.process_time() - started[1])
-        resident.append(resident_mib())
+        resident.append(_resident_mib())
+
+    costs = repeated(again, RUNS)
     files = [path] if path.is_file() else sorted(path.iterdir())
     return {
-        "median_seconds": statistics.median(wall),
-        "median_processor_seconds": statistics.median(processor),
+        "median_seconds": costs["median_seconds"],
+        "median_processor_seconds": costs["median_cpu_seconds"],
         "bytes": {file.name: file.stat().st_size for file in files},
         "resident_mib_before_and_after_each": resident,
     }
 
 
-def resident_mib() -> float:
-    """Memory of this process now."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return round(pages * resource.getpagesize() / 2**20, 1)
+def _resident_mib() -> float:
+    return round(resident_mb() * 1e6 / 2**20, 1)
 
 
-def run() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_pair_options(parser)
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> Row:
+    """Register the first pair, draw it again and again."""
     moving, fixed = labelled_pairs(args.folder, args.pairs)[0]
-    images = [load_volume(subject.image) for subject in (moving, fixed)]
-    inputs = [*images, *(load_labels(subject.labels) for subject in (moving, fixed))]
-    result = Registration()(*inputs)
+    inputs = {
+        "moving": load_volume(moving.image),
+        "fixed": load_volume(fixed.image),
+        "moving_labels": load_labels(moving.labels),
+        "fixed_labels": load_labels(fixed.labels),
+    }
+    result = Registration()(*inputs.values())
+    content: Row = {
+        "moving": moving.name,
+        "fixed": fixed.name,
+        "voxels": [list(inputs[side].grid.shape) for side in ("moving", "fixed")],
+        "labels": len(result.metrics["dice"]["after"]["labels"]),
+        "runs": RUNS,
+    }
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        content: dict[str, object] = {
-            "moving": moving.name,
-            "fixed": fixed.name,
-            "voxels": [list(image.grid.shape) for image in images],
-            "labels": len(result.metrics["dice"]["after"]["labels"]),
-            "runs": RUNS,
-        }
-        pictures = {
-            "report": partial(write_report, result=result),
-            "report with 3-D view": partial(write_report, result=result, solid=True),
-            "figures": partial(write_figures, result=result),
-        }
-        sides = ("moving", "fixed", "moving_labels", "fixed_labels")
-        for name, write in pictures.items():
-            filled = partial(write, **dict(zip(sides, inputs, strict=True)))
-            content[name] = measure(filled, home / name)
-    print(write_result("pictures", content, ("Jinja2", "pillow", "contourpy", "matplotlib")))
+        for name, write in PICTURES.items():
+            drawn = partial(write, result=result, **inputs)
+            content[name] = measure(drawn, Path(folder) / name)
+    return content
 
+
+def body(result: Result) -> str:
+    """The text of a result's page."""
+    rows = []
+    for name in PICTURES:
+        entry = result[name]
+        before, *_, after = entry["resident_mib_before_and_after_each"]
+        size = sum(entry["bytes"].values()) / 1e3
+        rows.append({"what": name, **entry, "kilobytes": size, "before": before, "after": after})
+    return (
+        f"{result['moving']} → {result['fixed']}, {result['labels']} labels; medians of "
+        f"{result['runs']}.\n\n" + markdown_table(rows, COLUMNS)
+    )
+
+
+PACKAGES = ("Jinja2", "pillow", "contourpy", "matplotlib")
+BENCHMARK = Benchmark(run, body, (FOLDER, PAIRS), packages=PACKAGES)
+main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(exit_code("pictures.py", run))
+    sys.exit(main())

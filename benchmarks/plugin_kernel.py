@@ -19,14 +19,22 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmark import OUT, Benchmark, option
 from paramorph.warp import grid_sample_3d
-from record import write_result
+from record import BenchmarkError, Result
+from tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = list(itertools.product(["linear", "nearest"], ["border", "zeros"], [True, False]))
 WILD = [1e6, -1e6, 3e9, -3e9, 1e30, -1e30, torch.inf, -torch.inf]
 CACHE_BYTES = 512 << 20  # inputs that take turns fill more than any card's cache
 REPLAYS = 30
+CASES = (  # shape, voxels, whether the displacement is noise
+    ((1, 1, 160, 160, 96), 8, False),
+    ((1, 1, 160, 192, 160), 8, False),
+    ((1, 3, 160, 160, 96), 8, False),
+    ((1, 1, 160, 160, 96), 8, True),
+)
 
 
 def compile_kernel(nvcc: str, architecture: str) -> Path:
@@ -200,47 +208,51 @@ def measure(kernel: Kernel, shape: tuple[int, ...], voxels: float, noise: bool) 
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nvcc", default="nvcc")
-    parser.add_argument("--architecture", default="native", help="nvcc's -arch")
-    parser.add_argument("--out", type=Path, help="folder of the result (default: results)")
-    parser.add_argument("--compile-only", action="store_true", help="needs no GPU")
-    args = parser.parse_args()
-
+def run(args: argparse.Namespace) -> dict | list:
+    """Compile, check, measure."""
     if not args.compile_only and not torch.cuda.is_available():
-        sys.exit("plugin_kernel.py: expected PyTorch with a GPU, got one without; see nvidia-smi.")
+        raise BenchmarkError("expected PyTorch with a GPU, got one without; see nvidia-smi.")
     library = compile_kernel(args.nvcc, args.architecture)
     if args.compile_only:
-        return
+        return []
     torch.manual_seed(0)
     kernel = Kernel(library)
     difference = check(kernel)
-    print(f"equals PyTorch where that is exact; elsewhere within {difference:.1e}")
-    cases = []
-    for shape, voxels, noise in [
-        ((1, 1, 160, 160, 96), 8, False),
-        ((1, 1, 160, 192, 160), 8, False),
-        ((1, 3, 160, 160, 96), 8, False),
-        ((1, 1, 160, 160, 96), 8, True),
-    ]:
-        case = measure(kernel, shape, voxels, noise)
-        cases.append(case)
-        print(f"{shape}, {case['displacement']}")
-        for name, value in case["microseconds"].items():
-            print(f"  {value:8.1f} µs  {name}")
-        rates = case["of_the_copys_rate"]
-        print(f"  of the copy's rate: fp32 {rates['fp32']:.2f}, fp16 {rates['fp16']:.2f}")
     card = torch.cuda.get_device_properties(0)
-    result = {
+    return {
         "gpu": card.name,
         "compute_capability": f"{card.major}.{card.minor}",
         "cuda": torch.version.cuda,
         "max_difference_inexact": difference,
-        "cases": cases,
+        "cases": [measure(kernel, *case) for case in CASES],
     }
-    print(write_result("plugin_kernel", result, folder=args.out))
 
+
+def body(result: Result) -> str:
+    """The text of a result's page."""
+    text = (
+        "Equals PyTorch where that is exact, elsewhere within "
+        f"{result['max_difference_inexact']:.1e}.\n"
+    )
+    for case in result["cases"]:
+        rates = case["of_the_copys_rate"]
+        rows = [{"call": name, "µs": value} for name, value in case["microseconds"].items()]
+        text += (
+            f"\n## {' × '.join(map(str, case['shape']))}, {case['displacement']}\n\n"
+            + markdown_table(rows, (("call", "call", ""), ("µs", "µs", ".1f")))
+            + f"\nOf the copy's rate: fp32 {rates['fp32']:.2f}, fp16 {rates['fp16']:.2f}.\n"
+        )
+    return text
+
+
+OPTIONS = (
+    option("--nvcc", default="nvcc"),
+    option("--architecture", default="native", help="nvcc's -arch"),
+    OUT,
+    option("--compile-only", action="store_true", help="needs no GPU"),
+)
+BENCHMARK = Benchmark(run, body, OPTIONS)
+main = BENCHMARK.main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

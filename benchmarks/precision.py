@@ -9,30 +9,26 @@ would show. Differences are those of the displacement, as lengths, to the float3
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
-from bundles import add_model_option, single_bundle, traced, weights_of
-from paramorph_export.pairs import pairs_of
+from benchmark import FOLDER, MODEL, Benchmark, option
+from bundles import single_bundle, weights_of
+from paramorph.checkpoint import load_weights
+from paramorph_export.pairs import Pair, pairs_of
 from paramorph_export.precision import emulated, stays_float, with_precision
-from paramorph_export.verify import GraphSession, differences
-from paramorph_rt.errors import exit_code
-from record import write_result
-from report import markdown_table
+from paramorph_export.trace import onnx_from_network
+from paramorph_export.verify import GraphSession
+from paramorph_rt.bundle import Bundle
+from record import Result, Row
+from tables import differences, markdown_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from onnxscript import ir
-
-    from paramorph_export.pairs import Pair
-    from paramorph_rt.bundle import Bundle
 
     Rule = Callable[[ir.Node, ir.DataType], bool]
 
@@ -44,14 +40,6 @@ COLUMNS = (
     ("largest change of Dice", "dice_change", "+.1e"),
     ("largest number in half", "largest", ".0f"),
 )
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A rule of what stays float32, other than the exported one."""
-
-    name: str
-    rule: Rule
 
 
 def _also(*operators: str) -> Rule:
@@ -68,23 +56,21 @@ def _residual(node: ir.Node, half: ir.DataType) -> bool:
     return stays_float(node, half) or sum_of_two
 
 
-VARIANTS = (
-    Variant("as exported", stays_float),
-    Variant("convolutions of one channel in half too", _but("Conv")),
-    Variant("sums of one or two channels in half too", _but("Add")),
-    Variant("Softmax in float32 too", _also("Softmax")),
-    Variant("LayerNormalization in float32 too", _also("LayerNormalization")),
-    Variant("GELU and LeakyReLU in float32 too", _also("Gelu", "LeakyRelu")),
-    Variant("residual sums in float32 too", _residual),
-    Variant("InstanceNormalization in float32 too", _also("InstanceNormalization")),
-)
+#: What stays in float32, by name.
+RULES: dict[str, Rule] = {
+    "as exported": stays_float,
+    "convolutions of one channel in half too": _but("Conv"),
+    "sums of one or two channels in half too": _but("Add"),
+    "Softmax in float32 too": _also("Softmax"),
+    "LayerNormalization in float32 too": _also("LayerNormalization"),
+    "GELU and LeakyReLU in float32 too": _also("Gelu", "LeakyRelu"),
+    "residual sums in float32 too": _residual,
+    "InstanceNormalization in float32 too": _also("InstanceNormalization"),
+}
 
 
 def measure(
-    model: onnx.ModelProto,
-    expected: Sequence[np.ndarray],
-    pairs: Sequence[Pair],
-    sampling: str,
+    model: onnx.ModelProto, expected: Sequence[np.ndarray], pairs: Sequence[Pair], sampling: str
 ) -> dict[str, float | None]:
     """A half graph on all pairs.
 
@@ -95,12 +81,12 @@ def measure(
         sampling: Convention of the network, for Dice.
     """
     names = [value.name for value in model.graph.output if value.name != "warped"]
-    runner = GraphSession(model)
+    session = GraphSession(model)
     rows, largest = [], []
     for pair, reference in zip(pairs, expected, strict=True):
-        found, *peak = runner.run(pair.prepared.moving, pair.prepared.fixed, names)
-        change = pair.dice(found[0], sampling) - pair.dice(reference, sampling)
-        rows.append({**differences(reference, found[0]), "dice_change": change})
+        output, *peak = session.run(pair.prepared.moving, pair.prepared.fixed, names)
+        change = pair.dice(output[0], sampling) - pair.dice(reference, sampling)
+        rows.append({**differences([reference], [output[0]]), "dice_change": change})
         largest += [float(value) for value in peak]
     worst = ("p999_difference_vox", "max_difference_vox", "dice_change")
     return {
@@ -110,71 +96,55 @@ def measure(
     }
 
 
-def rows_of(bundle: Bundle, pairs: Sequence[Pair], precision: str) -> list[dict[str, Any]]:
-    """All variants of a precision, beside the float32 graph of the bundle."""
-    full = traced(bundle, weights_of(bundle))
-    runner = GraphSession(full)
-    expected = [
-        runner.run(p.prepared.moving, p.prepared.fixed, ["displacement"])[0][0] for p in pairs
-    ]
-    rows = []
+def rows_of(bundle: Bundle, pairs: Sequence[Pair], precision: str) -> list[Row]:
+    """All graphs of a precision, beside the float32 graph as it is traced."""
+    network, _ = load_weights(weights_of(bundle))
+    full = onnx_from_network(network, bundle.inputs.grid.shape)
+    graphs: dict[str, Callable[[], onnx.ModelProto]] = {}
     if precision == "fp16":  # the CPU has no kernels for the other
-        half = with_precision(full, precision)
-        found = measure(half, expected, pairs, bundle.sampling)
-        rows.append({"graph": "fp16, as the CPU runs it", **found})
-        added = emulated(with_precision(full, precision), attention_adds_in_half=True)
-        found = measure(added, expected, pairs, bundle.sampling)
-        rows.append({"graph": "fp16, attention that adds up in half", **found})
-    for variant in VARIANTS:
-        half = emulated(with_precision(full, precision, variant.rule))
-        found = measure(half, expected, pairs, bundle.sampling)
-        rows.append({"graph": f"{precision}, {variant.name}", **found})
-    return rows
+        graphs["as the CPU runs it"] = lambda: with_precision(full, precision)
+        graphs["attention that adds up in half"] = lambda: emulated(
+            with_precision(full, precision), attention_adds_in_half=True
+        )
+    for name, rule in RULES.items():
+        graphs[name] = lambda rule=rule: emulated(with_precision(full, precision, rule))
+    session = GraphSession(full)
+    expected = [
+        session.run(p.prepared.moving, p.prepared.fixed, ["displacement"])[0][0] for p in pairs
+    ]
+    return [
+        {"graph": f"{precision}, {name}", **measure(graph(), expected, pairs, bundle.sampling)}
+        for name, graph in graphs.items()
+    ]
 
 
-def table(result: dict[str, Any], name: str) -> str:
-    """The Markdown page of a result."""
+def run(args: argparse.Namespace) -> Row:
+    """Measure every graph of each precision."""
+    _, bundle = single_bundle(args.model)
+    pairs = pairs_of(args.folder, bundle.inputs)
+    return {
+        "model": bundle.name,
+        "shape": list(bundle.inputs.grid.shape),
+        "pairs": [pair.name for pair in pairs],
+        "rows": [row for p in args.precision for row in rows_of(bundle, pairs, p)],
+    }
+
+
+def body(result: Result) -> str:
+    """The text of a result's page."""
     return (
-        f"# {name}\n\n"
-        f"Written by `benchmarks/precision.py` from `{name}.json`: {result['model']} at "
-        f"{' × '.join(map(str, result['shape']))}, {len(result['pairs'])} real pairs, ONNX Runtime "
-        f"{result['versions']['onnxruntime']} on the CPU, commit {result['commit']}.\n\n"
+        f"{result['model']} at {' × '.join(map(str, result['shape']))}, {len(result['pairs'])} "
+        "real pairs, ONNX Runtime on the CPU.\n\n"
         "Differences of the displacement to the float32 graph, as lengths: the mean over all "
         "pairs, everything else of the worst pair. All rows but the one of the CPU round every "
-        f"weight and the output of every operator; float16 holds numbers up to 65504.\n\n"
+        "weight and the output of every operator; float16 holds numbers up to 65504.\n\n"
         + markdown_table(result["rows"], COLUMNS)
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure; write the JSON and the table."""
-    _, bundle = single_bundle(args.model)
-    pairs = pairs_of(args.folder, bundle.inputs)
-    path = write_result(
-        args.name,
-        {
-            "model": bundle.name,
-            "shape": list(bundle.inputs.grid.shape),
-            "pairs": [pair.name for pair in pairs],
-            "rows": [row for p in args.precision for row in rows_of(bundle, pairs, p)],
-        },
-    )
-    page = table(json.loads(path.read_text(encoding="utf-8")), path.stem)
-    path.with_suffix(".md").write_text(page, encoding="utf-8")
-    print(page)
-    print(path)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("folder", type=Path, help="NAME_*.nii.gz with NAME_labels.nii.gz")
-    add_model_option(parser)
-    add("--precision", nargs="+", default=["fp16", "bf16"], choices=["fp16", "bf16"])
-    add("--name", default="precision", help="of the result files (default: %(default)s)")
-    args = parser.parse_args()
-    return exit_code("precision.py", lambda: run(args))
-
+PRECISIONS = option("--precision", nargs="+", default=["fp16", "bf16"], choices=["fp16", "bf16"])
+BENCHMARK = Benchmark(run, body, (FOLDER, MODEL, PRECISIONS))
+main = BENCHMARK.main
 
 if __name__ == "__main__":
     sys.exit(main())

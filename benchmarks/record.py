@@ -1,4 +1,4 @@
-"""What every result file says about where it came from."""
+"""Result files: what was measured, by which machine, versions and commit."""
 
 from __future__ import annotations
 
@@ -7,37 +7,35 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import argparse
+from paramorph_rt.errors import ParamorphError
 
+if TYPE_CHECKING:
     from paramorph_rt.bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "onnxruntime", "onnx", "SimpleITK", "nibabel", "numpy")
 
+Row = dict[str, Any]
+Result = Mapping[str, Any]
 
-def add_run_options(parser: argparse.ArgumentParser, name: str, runs: int, of: str) -> None:
-    """`--runs`, `--threads` and `--name`.
 
-    Args:
-        name: Of the result files, unless another is given.
-        runs: How many, unless told otherwise.
-        of: What is run so often.
-    """
-    add = parser.add_argument
-    add("--runs", type=int, default=runs, help=f"{of} (default: %(default)s)")
-    cores = len(os.sched_getaffinity(0))
-    add("--threads", type=int, default=cores, help="of every engine (default: all cores)")
-    add("--name", default=name, help="of the result files (default: %(default)s)")
+class BenchmarkError(ParamorphError, ValueError):
+    """A benchmark that cannot be run as it was called."""
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a result file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_result(
-    name: str, content: dict[str, Any], packages: Sequence[str] = (), folder: Path | None = None
+    name: str, content: Mapping[str, Any], packages: Sequence[str] = (), folder: Path | None = None
 ) -> Path:
     """Write `results/NAME.json` with machine, versions and commit beside the content.
 
@@ -58,11 +56,52 @@ def write_result(
     return path
 
 
-def write_page(result: Path, page: str) -> None:
-    """Write a result's Markdown page beside its JSON, and print both."""
-    result.with_suffix(".md").write_text(page, encoding="utf-8")
-    print(page)
-    print(result)
+class Rows(list[Row]):
+    """The rows of a long run; the result file has each as soon as it is measured.
+
+    Args:
+        name: Of the result file.
+        content: What the file says besides its rows.
+        packages: Besides `PACKAGES`, whose versions matter.
+        resume: Begin with the rows of the file that is there, except those that failed.
+
+    Raises:
+        BenchmarkError: The file that is there was measured with other threads or models.
+    """
+
+    def __init__(
+        self, name: str, content: Row, packages: Sequence[str] = (), resume: bool = False
+    ) -> None:
+        super().__init__()
+        self._name, self._content, self._packages = name, dict(content), packages
+        self.path = RESULTS / f"{name}.json"
+        if resume and self.path.is_file():
+            self._resume(read_result(self.path))
+
+    def _resume(self, before: Result) -> None:
+        for key in ("threads", "models"):
+            if before.get(key) != self._content.get(key):
+                raise BenchmarkError(
+                    f"{self.path.name}: expected a result of the same {key} to go on with "
+                    f"({self._content.get(key)}), got one of {before.get(key)}; measure all again, "
+                    "without --resume."
+                )
+        self.extend(row for row in before["rows"] if "error" not in row)
+        self._content["resumed_from"] = sorted({*before.get("resumed_from", ()), before["commit"]})
+
+    def without(self, **keys: Any) -> bool:
+        """Whether no row has these values."""
+        return not any(keys.items() <= row.items() for row in self)
+
+    def note(self, row: Row) -> None:
+        """Print a row and write all."""
+        self.append(row)
+        print(json.dumps(row, ensure_ascii=False), file=sys.stderr, flush=True)
+        self.write()
+
+    def write(self, **more: Any) -> Path:
+        """Write the result."""
+        return write_result(self._name, {**self._content, **more, "rows": self}, self._packages)
 
 
 def weights_sha256(bundle: Bundle) -> str | None:
@@ -75,6 +114,7 @@ def _origin(packages: Sequence[str]) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
+        "load_average": os.getloadavg(),
         "versions": {name: _version(name) for name in (*PACKAGES, *packages)},
         "commit": _commit(),
     }

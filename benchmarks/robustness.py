@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,20 +18,19 @@ from typing import Any
 
 import numpy as np
 
+from benchmark import FOLDER, PAIRS, RESUME, Benchmark, option
 from evaluation import LabelledPair, load_pair
-from pairs import add_pair_options, labelled_pairs
+from pairs import labelled_pairs
 from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL
-from paramorph_rt.errors import ParamorphError, exit_code
+from paramorph_rt.errors import ParamorphError
 from paramorph_rt.geometry.field import DisplacementField
-from paramorph_rt.result import RegistrationResult
-from record import weights_sha256, write_page
-from rows import Rows
-from sets import SETS, colin_to_mni
-from tables import failures, markdown_table, measured, origin
+from record import Result, Row, Rows, weights_sha256
+from sets import SETS, Case, colin_to_mni
+from tables import failures, markdown_table, measured
 from troubles import TROUBLES, same_places
 
-# By what a page calls them: whether a network is used, and what `Registration` is asked besides.
+# By what a page calls them: whether a network is used, and further arguments.
 SETTINGS: dict[str, tuple[bool, dict[str, Any]]] = {
     "refined": (True, {}),
     "not refined": (True, {"refine": 0}),
@@ -56,8 +55,7 @@ COLUMNS = (
 
 REGULARITY = tuple(key for _, key, _ in COLUMNS if "jacobian" in key or "diffeomorphic" in key)
 
-Row = dict[str, Any]
-Register = Callable[..., RegistrationResult]
+Register = Callable[..., Any]
 
 
 def measure(
@@ -69,7 +67,7 @@ def measure(
         register: The model, with its setting.
         case: What the table calls it.
         pair: Images and labels.
-        usual: What was found without the trouble, to be compared with what is found now.
+        usual: The field without the trouble, to be compared with.
 
     Returns:
         Figures and the field, or the `error` that refused the pair and None.
@@ -115,29 +113,26 @@ def summarise(rows: Iterable[Row]) -> list[Row]:
     return summary
 
 
-def strangers(
-    neonate: Path | None, made: Path
-) -> Iterator[tuple[str, str, Callable[[], LabelledPair]]]:
-    """Other brains: the case, the pair's name, and how to load it."""
-    cases = [("Colin27 → MNI152, tissues", case) for case in colin_to_mni(Path(), made)]
+def strangers(neonate: Path | None, scratch: Path) -> Iterator[tuple[str, Case]]:
+    """Other brains: what the table calls them, and the pair."""
+    for case in colin_to_mni(Path(), scratch):
+        yield "Colin27 → MNI152, tissues", case
     for name in NEWBORNS if neonate else ():
-        cases += [(SETS[name].title, case) for case in SETS[name].find(neonate, made)]
-    for title, case in cases:
-        yield title, case.name, partial(load_pair, case.moving, case.fixed)
+        for case in SETS[name].find(neonate, scratch):
+            yield SETS[name].title, case
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure every case in every setting; write the JSON and the tables."""
+def run(args: argparse.Namespace) -> Iterator[Path]:
+    """Measure every case in every setting."""
     pairs = labelled_pairs(args.folder, args.pairs)
     with_network = Registration(args.model, args.threads)
     without = Registration(NO_MODEL, args.threads)
     bundle = with_network.bundle
     content = {"model": bundle.name, "weights_sha256": weights_sha256(bundle)}
     content |= {"models": {bundle.name: weights_sha256(bundle)}, "threads": args.threads}
-    name = f"robustness-{args.name or bundle.name}"
-    rows = Rows(name, content, ["nilearn"], args.resume)
-    with TemporaryDirectory() as made:
-        others = list(strangers(args.neonate, Path(made)))
+    rows = Rows(f"robustness-{args.name or bundle.name}", content, ["nilearn"], args.resume)
+    with TemporaryDirectory() as scratch:
+        others = list(strangers(args.neonate, Path(scratch)))
         for setting, (network, options) in SETTINGS.items():
             register = partial(with_network if network else without, **options)
             for moving, fixed in pairs:
@@ -146,38 +141,22 @@ def run(args: argparse.Namespace) -> None:
                     # All cases of a pair at once: a run that goes on does it whole or not at all.
                     for row in list(troubled(register, load_pair(moving, fixed))):
                         rows.note(of | row)
-            for case, pair, load in others:
-                of = {"setting": setting, "case": case, "of": pair}
+            for title, case in others:
+                of = {"setting": setting, "case": title, "of": case.name}
                 if rows.without(**of):
-                    rows.note(of | measure(register, case, load())[0])
-    result = rows.write()
-    write_page(rows.path, page(result, rows.path.stem))
+                    pair = load_pair(case.moving, case.fixed)
+                    rows.note(of | measure(register, title, pair)[0])
+    yield rows.write()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add_pair_options(parser)
-    add("--model", type=Path, metavar="BUNDLE", help="(default: the shipped one)")
-    add("--neonate", type=Path, metavar="DIR", help="NAME_T1w_brain, _T2w_brain, _Segmentation")
-    add("--name", help="of the result files (default: the model's)")
-    add("--resume", action="store_true", help="measure only what the result file lacks")
-    add("--threads", type=int, help="default: all cores")
-    args = parser.parse_args()
-    return exit_code("robustness.py", lambda: run(args))
-
-
-def page(result: Mapping[str, Any], name: str) -> str:
-    """The Markdown page of a result."""
+def body(result: Result) -> str:
+    """The text of a result's page."""
     rows = result["rows"]
     text = (
-        f"# {name}\n\n"
-        f"Written by `benchmarks/robustness.py` from `{name}.json`: {result['model']}; "
-        f"{origin(result)}.\n\n"
-        "Means over the pairs. The trouble is in the moving image; where it is moved or resampled "
-        "its labels are too, by nearest neighbour, so a part of the change in Dice is theirs. The "
-        "last column is the largest difference, over all voxels, from the field of the same pair "
-        "as it is, where the moving voxels stay in their places.\n"
+        f"{result['model']}; means over the pairs. The trouble is in the moving image; where it is "
+        "moved or resampled its labels are too, by nearest neighbour, so a part of the change in "
+        "Dice is theirs. The last column is the largest difference, over all voxels, from the "
+        "field of the same pair as it is, where the moving voxels stay in their places.\n"
     )
     for setting in dict.fromkeys(row.get("setting") for row in rows):
         summary = summarise(row for row in rows if row.get("setting") == setting)
@@ -185,6 +164,18 @@ def page(result: Mapping[str, Any], name: str) -> str:
         text += markdown_table(summary, measured(COLUMNS, summary))
     return text + failures(rows, "case", "pair")
 
+
+OPTIONS = (
+    FOLDER,
+    PAIRS,
+    option("--model", type=Path, metavar="BUNDLE", help="default: the shipped one"),
+    option("--neonate", type=Path, metavar="DIR", help="NAME_T1w_brain, _T2w_brain, _Segmentation"),
+    option("--name", help="of the result files (default: the model's)"),
+    RESUME,
+    option("--threads", type=int, help="default: all cores"),
+)
+BENCHMARK = Benchmark(run, body, OPTIONS)
+main = BENCHMARK.main
 
 if __name__ == "__main__":
     sys.exit(main())

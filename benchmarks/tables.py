@@ -1,4 +1,4 @@
-"""What results are made of: Markdown tables and differences of displacements; needs numpy alone."""
+"""What pages are made of: Markdown tables, and differences of displacements; needs numpy alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from record import Result
 
     Column = tuple[str, str, str]  # title, key, format
 
@@ -25,13 +27,16 @@ def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (titles, rules, *body))
 
 
-def origin(result: Mapping[str, Any]) -> str:
-    """Where a result comes from, for its page: machine, commit, versions."""
+def origin(result: Result) -> str:
+    """Where a result comes from, for its page: machine, threads, commit, versions."""
     versions = ", ".join(f"{p} {v}" for p, v in result["versions"].items() if v)
     earlier = result.get("resumed_from")
+    threads = result.get("threads")
     return (
-        f"{result['cores']} cores of {result['processor']}, commit "
-        f"{result['commit'] or 'unknown'}"
+        (f"{result['gpu']}, " if "gpu" in result else "")
+        + f"{result['cores']} cores of {result['processor']}, "
+        + (f"{threads} thread{'s' * (threads > 1)}, " if isinstance(threads, int) else "")
+        + f"commit {result['commit'] or 'unknown'}"
         + (f", and rows of earlier runs at {', '.join(earlier)}" if earlier else "")
         + f"; {versions}"
     )
@@ -40,17 +45,17 @@ def origin(result: Mapping[str, Any]) -> str:
 def failures(rows: Iterable[Mapping[str, Any]], *keys: str) -> str:
     """A list of the rows that have an `error`, for the end of a page; nothing if none has."""
     failed = dict.fromkeys(
-        f"- {', '.join(row[key] for key in keys)}: {row['error']}\n"
+        f"- {', '.join(str(row[key]) for key in keys)}: {row['error']}\n"
         for row in rows
         if "error" in row
     )
     return "\nFailed, and left out above:\n\n" + "".join(failed) if failed else ""
 
 
-def differences(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> dict[str, float]:
+def differences(expected: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> dict[str, float]:
     """Lengths of the difference vectors (3, i, j, k) in voxels, over all voxels of all pairs."""
     lengths = np.stack(
-        [np.linalg.norm(b - a, axis=0) for a, b in zip(expected, found, strict=True)]
+        [np.linalg.norm(b - a, axis=0) for a, b in zip(expected, actual, strict=True)]
     )
     return {
         "mean_difference_vox": float(lengths.mean(dtype=np.float64)),

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from benchmark import OUT, Benchmark, option
+from costs import timed, within
 from paramorph import CONFIGS, ParaMorph
 from paramorph.losses import LossConfig, loss_terms, total
 from paramorph.warp import warp
-from record import write_result
+from record import BenchmarkError, Result, Row
+from tables import failures, markdown_table
+from volumes import smooth_volume
 
 VARIANTS = (  # precision, recompute
     ("bf16", False),
@@ -29,13 +31,13 @@ VARIANTS = (  # precision, recompute
     ("float32", False),
     ("float32", True),
 )
-
-
-def smooth_volume(shape: tuple[int, ...], seed: int, device: str) -> torch.Tensor:
-    """(1, 1, D, H, W) in [0, 1], with structure as large as anatomy has."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(1, 1, *[max(2, n // 8) for n in shape], generator=generator)
-    return F.interpolate(coarse, size=shape, mode="trilinear").to(device)
+COLUMNS = (
+    ("precision", "precision", ""),
+    ("recompute", "recompute", ""),
+    ("steps / s", "steps_per_second", ".3f"),
+    ("first step, s", "first_seconds", ".1f"),
+    ("peak GPU memory, MB", "peak_memory_mb", ".0f"),
+)
 
 
 def one_step(
@@ -61,9 +63,9 @@ def one_step(
     return value.item()
 
 
-def measure(precision: str, recompute: bool, args: argparse.Namespace) -> dict[str, Any]:
+def measure(precision: str, recompute: bool, args: argparse.Namespace) -> Row:
     """Seconds of each step after the first, and the most memory, or why there are none."""
-    row: dict[str, Any] = {"precision": precision, "recompute": recompute}
+    row: Row = {"precision": precision, "recompute": recompute}
     torch.manual_seed(0)
     on_gpu = args.device == "cuda"
     try:
@@ -72,57 +74,63 @@ def measure(precision: str, recompute: bool, args: argparse.Namespace) -> dict[s
         if recompute:
             network.recompute_activations()
         optimizer = torch.optim.Adam(network.parameters(), 5e-4, amsgrad=True)
-        moving, fixed = (smooth_volume(tuple(args.shape), n, args.device) for n in (1, 2))
-        losses, seconds = [], []
-        began = time.perf_counter()
-        while len(seconds) < 2 or time.perf_counter() - began < args.seconds / len(VARIANTS):
-            started = time.perf_counter()
+        volumes = (torch.from_numpy(smooth_volume(tuple(args.shape), n)) for n in (1, 2))
+        moving, fixed = (v[None, None].to(args.device) for v in volumes)
+        losses = []
+
+        def step() -> None:
             losses.append(one_step(network, optimizer, moving, fixed, precision))
-            seconds.append(time.perf_counter() - started)
+
+        first = timed(step).seconds
+        left = args.seconds / len(VARIANTS) - first
+        seconds = within(step, sys.maxsize, left, at_least=1)
     except torch.OutOfMemoryError as err:
         return row | {"error": str(err).splitlines()[0]}
     return row | {
-        "seconds": seconds[1:],
-        "steps_per_second": (len(seconds) - 1) / sum(seconds[1:]),
-        "first_seconds": seconds[0],
+        "seconds": seconds,
+        "steps_per_second": len(seconds) / sum(seconds),
+        "first_seconds": first,
         "losses": [losses[0], losses[-1]],
         "peak_memory_mb": torch.cuda.max_memory_allocated() / 1e6 if on_gpu else None,
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu proves the script alone")
-    add("--size", default="paramorph", choices=list(CONFIGS), help="(default: %(default)s)")
-    add("--shape", type=int, nargs=3, default=[160, 160, 96], help="(default: %(default)s)")
-    add("--seconds", type=float, default=220, help="of all together (default: %(default)s)")
-    add("--out", type=Path, metavar="DIR", help="of the result (default: results)")
-    args = parser.parse_args(argv)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print(
-            "training_step.py: expected PyTorch with a GPU, got one without; see nvidia-smi, or "
-            "pass --device cpu.",
-            file=sys.stderr,
+def run(args: argparse.Namespace) -> Iterator[Path]:
+    """Measure every variant; write the result after each."""
+    on_gpu = args.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise BenchmarkError(
+            "expected PyTorch with a GPU, got one without; see nvidia-smi, or pass --device cpu."
         )
-        return 1
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    result: dict[str, Any] = {"size": args.size, "shape": args.shape, "rows": []}
-    result["gpu"] = torch.cuda.get_device_name() if args.device == "cuda" else "no GPU"
+    gpu = torch.cuda.get_device_name() if on_gpu else "no GPU"
+    result: Row = {"gpu": gpu, "size": args.size, "shape": args.shape, "rows": []}
     for precision, recompute in VARIANTS:
-        if args.device == "cuda":
+        if on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        row = measure(precision, recompute, args)
-        result["rows"].append(row)
-        path = write_result("training_step", result, folder=args.out)
-        shown = ("precision", "recompute", "steps_per_second", "peak_memory_mb", "error")
-        print({key: row[key] for key in shown if key in row}, flush=True)
-    print(path)
-    return 0
+        result["rows"].append(measure(precision, recompute, args))
+        path = BENCHMARK.write(args.name, result, args.out)
+    yield path
 
+
+def body(result: Result) -> str:
+    """The text of a result's page."""
+    shape = " × ".join(map(str, result["shape"]))
+    rows = [{**row, "recompute": "yes" if row["recompute"] else "no"} for row in result["rows"]]
+    table = markdown_table([row for row in rows if "error" not in row], COLUMNS)
+    return f"{result['size']} at {shape}.\n\n{table}{failures(rows, 'precision', 'recompute')}"
+
+
+OPTIONS = (
+    option("--device", choices=("cuda", "cpu"), default="cuda", help="cpu proves the script"),
+    option("--size", default="paramorph", choices=list(CONFIGS)),
+    option("--shape", type=int, nargs=3, default=[160, 160, 96]),
+    option("--seconds", type=float, default=220, help="of all together"),
+    OUT,
+)
+BENCHMARK = Benchmark(run, body, OPTIONS)
+main = BENCHMARK.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,14 +6,16 @@ import pytest
 
 import accuracy
 import jobs
-from accuracy import measure, summarise
+from accuracy import BENCHMARK, measure, summarise
 from bundles import named_bundles
+from charts import accuracy_plot
 from evaluation import load_pair
 from jobs import JOBS, Job, jobs_named, of_network, of_registration
-from pairs import BenchmarkError, labelled_pairs
+from pairs import labelled_pairs
 from paramorph_rt.errors import BundleError, MissingDependencyError
-from report import accuracy_picture, accuracy_table, markdown_table
+from record import BenchmarkError
 from sets import Case
+from tables import markdown_table
 
 FIGURES = {
     **{"hd95_mm": 4.0, "assd_mm": 1.0, "ncc": 0.9, "nondiffeomorphic_volume_percent": 0.25},
@@ -65,7 +67,7 @@ def result_of(rows) -> dict:
 
 
 def test_page_names_figures_and_failures():
-    page = accuracy_table(result_of(ROWS), "accuracy-x")
+    page = BENCHMARK.page(result_of(ROWS), "accuracy-x")
     assert "| ours | 0.750 | 4.00 | 1.00 | 0.500 | 0.1250 | 0.2500 | 4.0 | 1.0 | 0.04 | – |" in page
     assert "- ours, q → p: killed by SIGKILL" in page
     assert "numpy 2." in page
@@ -75,7 +77,7 @@ def test_page_names_figures_and_failures():
 
 def test_page_of_a_known_field_shows_errors():
     error = {"error_mean_mm": 0.625, "error_p95_mm": 1.5, "error_max_mm": 3.25}
-    page = accuracy_table(result_of([ROWS[2] | error]), "accuracy-x")
+    page = BENCHMARK.page(result_of([ROWS[2] | error]), "accuracy-x")
     assert "| ours | 0.750 | 4.00 | 1.00 | 0.62 | 1.50 | 3.25 | 0.500 |" in page
     assert "deformed by smooth noise" in page
 
@@ -83,7 +85,7 @@ def test_page_of_a_known_field_shows_errors():
 def test_picture_names_every_method_and_says_what_does_not_deform(tmp_path):
     still = {"pair": "p → q", "method": "affine", "dice": 0.2, "seconds": 1.0}
     rows = [still | {"sd_log_jacobian": 1e-7}, *ROWS]
-    accuracy_picture(result_of(rows), tmp_path / "picture.svg")
+    accuracy_plot(result_of(rows), tmp_path / "picture.svg")
     text = (tmp_path / "picture.svg").read_text(encoding="utf-8")
     assert text.count("ANTs SyN") == text.count(">ours<") == 2  # in both plots
     assert text.count("affine: 0.200") == 2
@@ -161,6 +163,10 @@ def test_a_whole_run_goes_on_where_it_was(phantoms, bundle, results, tmp_path):
     page = (results / "accuracy-made-up.md").read_text(encoding="utf-8")
     assert f"| ParaMorph, not refined | {unrefined['dice']:.3f} |" in page
     assert (results / "accuracy-made-up.svg").exists()
+    lines = (results / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["result"] for line in lines] == 2 * ["accuracy-made-up"]
+    numbers = json.loads(lines[1])["numbers"]
+    assert numbers["mean Dice, ParaMorph, not refined"] == unrefined["dice"]
 
 
 def test_an_unknown_set_is_one_line(tmp_path, capsys):

@@ -8,8 +8,9 @@ import re
 import pytest
 
 import doc_tables
+import history
 import record
-from pairs import BenchmarkError
+from record import BenchmarkError
 
 NAME = "accuracy-brain-t1-validation"
 FIGURES = {"dice": 0.5672, "seconds": 2.94, "sd_log_jacobian": 0.1251}
@@ -26,6 +27,8 @@ def project(tmp_path, results):
     for method in ("ParaMorph, OpenVINO bf16", "ANTs SyN"):
         result["summary"][method] |= {**FIGURES, "nonpositive_jacobian_percent": 0.0381}
     (results / f"{NAME}.json").write_text(json.dumps(result), encoding="utf-8")
+    page = doc_tables.benchmark_of(NAME).page(result, NAME)
+    (results / f"{NAME}.md").write_text(page, encoding="utf-8")
     (tmp_path / "README.md").write_text(MARKED, encoding="utf-8")
     return tmp_path
 
@@ -95,5 +98,21 @@ def test_readme_names_every_benchmark_and_no_other():
     named = set(re.findall(r"\b(\w+\.py)\b", text))
     scripts = {path.name: path.read_text(encoding="utf-8") for path in home.glob("*.py")}
     assert named - {"to_onnx.py"} <= set(scripts)
-    measuring = {name for name, code in scripts.items() if "write_result(" in code}
-    assert measuring - {"record.py"} <= named
+    measuring = {name for name, code in scripts.items() if "\nBENCHMARK = " in code}
+    assert measuring == {f"{name}.py" for name in doc_tables.BENCHMARKS}
+    assert measuring <= named
+
+
+def test_result_of_nobody_is_refused():
+    with pytest.raises(BenchmarkError, match="other: expected the result of one of accuracy, "):
+        doc_tables.benchmark_of("other")
+
+
+def test_history_is_drawn(results):
+    results.mkdir()
+    result = {"commit": "1a2b3c4", "cores": 2, "processor": "AMD EPYC"}
+    for date, seconds in (("2026-02-01", 4.0), ("2026-01-01", 5.0)):
+        history.append("latency", result, {"seconds, ours": seconds}, date)
+    assert [line["numbers"]["seconds, ours"] for line in history.read()] == [5.0, 4.0]
+    history.main()
+    assert ">1a2b3c4<" in (results / "history.svg").read_text(encoding="utf-8")

@@ -46,7 +46,7 @@ def test_jobs_are_done_judged_and_taken_apart(quick, results):
     assert theirs["faster_than_syn"] == 1
     assert "faster_than_greedy" not in ours
     page = (results / "end-to-end.md").read_text(encoding="utf-8")
-    assert page == end_to_end.page(result, "end-to-end")
+    assert page == end_to_end.BENCHMARK.page(result, "end-to-end")
     assert "| times faster than ANTs SyN | of ANTs SyN's CPU |" in page
     assert (results / "end-to-end.svg").stat().st_size > 5000
 
@@ -74,7 +74,7 @@ class Boaster(Job):
 
 def test_a_field_that_is_not_worth_what_was_told_is_an_error(phantoms):
     row = end_to_end.measure(Boaster("boaster"), *labelled_pairs(phantoms)[0], 1, 60)
-    assert row["error"].startswith("told a Dice of 1.000, its field gives 0.")
+    assert row["error"].startswith("claims a Dice of 1.000, its field gives 0.")
 
 
 def test_shares_are_of_the_same_pair_and_turn():

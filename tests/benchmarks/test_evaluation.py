@@ -5,10 +5,10 @@ import pytest
 from medpy.metric.binary import dc as medpy_dice
 
 from evaluation import LabelledPair, evaluate, mean_dice
-from pairs import BenchmarkError
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume
+from record import BenchmarkError
 
 from ..runtime.phantoms import centred_grid, head, head_labels, volume_of
 from .conftest import shifted

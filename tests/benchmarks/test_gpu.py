@@ -15,6 +15,7 @@ import torch
 import gpu
 import record
 import training_step
+import volumes
 from paramorph import CONFIGS, ParaMorph
 from paramorph.checkpoint import WeightsInfo, save_weights
 
@@ -34,7 +35,7 @@ def weights(tmp_path_factory):
 
 
 def test_smooth_volumes_fill_the_range_without_jumps():
-    volume = gpu.smooth_volume((32, 64, 96), 1)
+    volume = volumes.smooth_volume((32, 64, 96), 1)
     assert volume.shape == (32, 64, 96)
     assert 0 <= volume.min() < 0.1
     assert 0.9 < volume.max() <= 1
@@ -82,7 +83,7 @@ def test_step_that_fails_is_told(results, tmp_path):
     (network,) = json.loads((results / "gpu.json").read_text(encoding="utf-8"))["networks"]
     assert "expected a safetensors file" in network["steps_that_failed"][0]["error"]
     assert "expected a safetensors file" in network["rows"][0]["error"]
-    assert "Not measured" in (results / "gpu.md").read_text(encoding="utf-8")
+    assert "Failed, and left out above" in (results / "gpu.md").read_text(encoding="utf-8")
 
 
 def test_a_gpu_that_is_not_there_is_refused_before_the_work(results, monkeypatch, capsys):

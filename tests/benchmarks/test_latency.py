@@ -9,12 +9,14 @@ import pytest
 
 import latency
 from bundles import named_bundles, weights_of
-from contenders import Answer, Spec, contender
-from pairs import BenchmarkError
+from contenders import Spec
+from isolated import Answer, worker
+from leads import check_leads, compared
 from paramorph.checkpoint import WeightsInfo, save_weights
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.errors import BackendError, BundleError
 from paramorph_rt.system.files import sha256_of
+from record import BenchmarkError
 
 from ..models.conftest import make_network
 from ..runtime.phantoms import read_manifest, write_bundle, write_manifest
@@ -32,6 +34,10 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def volumes():
     return tuple(np.random.default_rng(2).random((2, 32, 64, 32), np.float32))
+
+
+def contender(spec: Spec):
+    return worker(spec.engine, "contenders:runner", spec, threads=1)
 
 
 def result_of(row, baseline="pytorch"):
@@ -64,7 +70,7 @@ def test_contenders_are_compared_then_timed_then_compared_with_an_older_result(
         assert 0.3 < row["dice"] < 1
     assert second["max_difference_vox"] == second["dice_change"] == 0
     page = (results / "latency.md").read_text(encoding="utf-8")
-    assert page == latency.page(result, "latency")
+    assert page == latency.BENCHMARK.page(result, "latency")
     assert "| openvino:fp32 | 1 |" in page
     assert (results / "latency.svg").stat().st_size > 5000
 
@@ -83,12 +89,12 @@ def test_pytorch_and_the_transcription_compute_the_same(weights, volumes, tmp_pa
     found = []
     for engine in ("pytorch", "transcription"):
         with contender(Spec(engine, 1, str(tmp_path), str(weights))) as running:
-            found.append(running.run(*volumes))
-            assert running.load_seconds > 0
+            found.append(running(*volumes))
+            assert running.loaded.seconds > 0
     ours, theirs = found
-    assert ours.displacement.shape == (3, 32, 64, 32)
-    np.testing.assert_allclose(ours.displacement, theirs.displacement, atol=1e-4)
-    assert np.abs(ours.displacement).max() > 0.05
+    assert ours.result.shape == (3, 32, 64, 32)
+    np.testing.assert_allclose(ours.result, theirs.result, atol=1e-4)
+    assert np.abs(ours.result).max() > 0.05
     assert ours.cpu_seconds > 0
 
 
@@ -106,7 +112,9 @@ def test_an_engine_with_another_output_is_not_timed(phantoms, weights, results, 
     assert first["n"] == 1
     assert "expected the first contender's displacement within" in second["error"]
     assert "seconds" not in second
-    assert "Not measured: onnxruntime:fp32" in (results / "latency.md").read_text(encoding="utf-8")
+    assert "left out above:\n\n- onnxruntime:fp32, 1: expected" in (
+        results / "latency.md"
+    ).read_text(encoding="utf-8")
 
 
 def test_unknown_contender_is_one_sentence(results, capsys):
@@ -166,14 +174,14 @@ def test_lead_is_of_the_same_turn():
 
 def test_only_a_lead_that_shrinks_too_much_fails(capsys):
     older = result_of(leading(8.0))
-    latency.check_compared(latency.compared(result_of(leading(7.0)), older), 0.15)
-    latency.check_compared(latency.compared(result_of(leading(16.0)), older), 0.15)
+    check_leads(compared(result_of(leading(7.0)), older), 0.15)
+    check_leads(compared(result_of(leading(16.0)), older), 0.15)
     with pytest.raises(BenchmarkError, match=r"got openvino:bf16 with 2 threads 0\.75; run again"):
-        latency.check_compared(latency.compared(result_of(leading(6.0)), older), 0.15)
+        check_leads(compared(result_of(leading(6.0)), older), 0.15)
 
 
 def test_results_that_cannot_be_compared():
     with pytest.raises(BenchmarkError, match="compares with pytorch, got one with transcription"):
-        latency.compared(result_of(leading(1)), result_of(leading(1), "transcription"))
+        compared(result_of(leading(1)), result_of(leading(1), "transcription"))
     with pytest.raises(BenchmarkError, match="got none of them"):
-        latency.compared(result_of(leading(1)), result_of(leading(1, "cuda:fp16")))
+        compared(result_of(leading(1)), result_of(leading(1, "cuda:fp16")))

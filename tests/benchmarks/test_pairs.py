@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pairs import BenchmarkError, labelled_pairs
+from pairs import labelled_pairs
+from record import BenchmarkError
 
 
 def names(pairs) -> list[tuple[str, str]]:

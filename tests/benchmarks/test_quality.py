@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 import planted
-import quality
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume
 from paramorph_rt.quality import score
 from paramorph_rt.quality.looks import look_of
+from quality_fit import fitted
+from quality_page import rates_of
 
 
 def row(accepted: bool, number: int, **more) -> dict:
@@ -38,7 +39,7 @@ def row(accepted: bool, number: int, **more) -> dict:
 def test_the_fit_parts_good_from_bad_with_the_signs_that_are_known(monkeypatch):
     rows = [row(number % 2 == 0, number) for number in range(20)]
     unseen = row(False, 1, case="mirrored", evidence=row(True, 2)["evidence"])
-    model = quality.fitted([*rows, unseen, {"group": "judged"}])
+    model = fitted([*rows, unseen, {"group": "judged"}])
     assert (model["pairs"], model["accepted"]) == (20, 10)
     assert model["parts"]["told"]["weight"] > 0 > model["parts"]["roughness"]["weight"]
     assert "ncc" not in model["parts"]
@@ -47,8 +48,7 @@ def test_the_fit_parts_good_from_bad_with_the_signs_that_are_known(monkeypatch):
         assert (score.score_of(one["evidence"]) > 0.5) == one["accepted"]
 
 
-def test_rates_count_refused_and_warned_pairs_as_told(monkeypatch):
-    monkeypatch.setattr(quality, "score_of", lambda evidence: evidence["told"])
+def test_rates_count_refused_and_warned_pairs_as_rejected():
     judged = [
         row(True, 2, score=0.9),
         row(True, 4, score=0.4),
@@ -57,10 +57,10 @@ def test_rates_count_refused_and_warned_pairs_as_told(monkeypatch):
         row(False, 5, score=0.8, flags=["contrast (moving)", "dice_fell (pair)"]),
         {"accepted": False, "refused": "no"},
     ]
-    by_score = quality._rates("judged", "score", judged)
+    by_score = rates_of("judged", "score", judged)
     assert (by_score["specificity"], by_score["sensitivity"]) == (0.5, 0.5)
     assert by_score["auc"] == pytest.approx(4 / 6)
-    assert quality._rates("judged", "score or warning", judged)["sensitivity"] == 0.75
+    assert rates_of("judged", "score or warning", judged)["sensitivity"] == 0.75
 
 
 def test_what_is_planted_is_there():

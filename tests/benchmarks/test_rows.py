@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from pairs import BenchmarkError
-from rows import Rows
+from record import BenchmarkError, Rows, read_result
 from tables import failures, origin
 
 
@@ -25,7 +24,7 @@ def test_each_row_is_on_disk_at_once_and_taken_up_again_unless_it_failed(results
     assert again == [{"pair": "p", "method": "x", "dice": 0.5}]
     assert not again.without(pair="p", method="x")
     assert again.without(pair="p", method="y")
-    result = again.write(summary={})
+    result = read_result(again.write(summary={}))
     assert result["resumed_from"] == [found["commit"]]
     assert f"and rows of earlier runs at {found['commit']}" in origin(result)
 

@@ -28,7 +28,7 @@ def test_sizes_threads_and_pairs_are_measured(bundle, results):
         assert row["peak_mb"] > 50
     assert result["sizes"][0]["stages"]["start-up"] > 0
     page = (results / "scaling.md").read_text(encoding="utf-8")
-    assert page == scaling.page(result, "scaling")
+    assert page == scaling.BENCHMARK.page(result, "scaling")
     assert "| 32 |" in page
     assert (results / "scaling.svg").stat().st_size > 5000
 

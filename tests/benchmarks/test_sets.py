@@ -11,12 +11,13 @@ from scipy.ndimage import center_of_mass
 
 import sets
 from evaluation import errors_mm, load_pair
-from pairs import BenchmarkError, labelled_pairs
+from pairs import labelled_pairs
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.images.volume import save_labels, save_volume
 from paramorph_rt.metrics.deformation import regularity
 from paramorph_rt.transforms.itk import read_displacement
+from record import BenchmarkError
 from sets import SETS, Case, colin_to_mni, deformed
 
 from ..runtime.phantoms import centred_grid, head, head_labels, volume_of

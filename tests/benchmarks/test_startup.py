@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 
 import startup
-from pairs import BenchmarkError
+from record import BenchmarkError
 
 
 def test_each_step_has_its_first_time_and_its_later_ones(bundle, results):
@@ -19,9 +18,10 @@ def test_each_step_has_its_first_time_and_its_later_ones(bundle, results):
         assert row["n"] == len(row["seconds"]) == 1
         assert row["first_seconds"] > 0
         assert 0 < row["median_seconds"] <= row["most_seconds"]
-    assert (results / "startup.md").read_text(encoding="utf-8") == startup.page(result, "startup")
+    page = (results / "startup.md").read_text(encoding="utf-8")
+    assert page == startup.BENCHMARK.page(result, "startup")
 
 
 def test_a_step_that_fails_says_why():
     with pytest.raises(BenchmarkError, match=r"got .*ValueError: odd"):
-        startup.run_python(["-c", "raise ValueError('odd')"], os.environ)
+        startup.python_seconds(["-c", "raise ValueError('odd')"], threads=1)

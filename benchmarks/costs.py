@@ -1,0 +1,77 @@
+"""What work costs: seconds, CPU seconds and memory, measured in one way everywhere.
+
+Needs the standard library alone, so that a worker's memory is that of its work.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Timed(NamedTuple):
+    """One call."""
+
+    result: Any
+    seconds: float
+    cpu_seconds: float  # of all threads
+
+
+def timed(call: Callable[[], Any]) -> Timed:
+    """Call once, by the clock and by the CPU time of this process."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    return Timed(result, time.perf_counter() - clock, time.process_time() - cpu)
+
+
+def repeated(call: Callable[[], Any], runs: int) -> dict[str, Any]:
+    """Call so many times: `seconds` of each, and medians for a table."""
+    each = [timed(call) for _ in range(runs)]
+    seconds = [one.seconds for one in each]
+    return {
+        "seconds": seconds,
+        "median_seconds": statistics.median(seconds),
+        "least_seconds": min(seconds),
+        "median_cpu_seconds": statistics.median(one.cpu_seconds for one in each),
+    }
+
+
+def within(call: Callable[[], Any], runs: int, seconds: float, at_least: int) -> list[float]:
+    """Seconds of up to `runs` calls; none starts after `seconds`, once there were `at_least`."""
+    each: list[float] = []
+    began = time.perf_counter()
+    while len(each) < runs:
+        if len(each) >= at_least and time.perf_counter() - began > seconds:
+            break
+        each.append(timed(call).seconds)
+    return each
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """By linear interpolation, as NumPy's default."""
+    ordered, position = sorted(values), share * (len(values) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+
+
+def peak_mb() -> float:
+    """Most memory (10⁶ bytes) that this process ever had in RAM, by Linux's account.
+
+    Not getrusage's ru_maxrss, which starts at the peak of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
+
+
+def resident_mb() -> float:
+    """Memory (10⁶ bytes) that this process has in RAM now."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * resource.getpagesize() / 1e6

@@ -1,0 +1,72 @@
+"""Two results of latency.py compared: how many times faster than the first contender others are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from record import BenchmarkError, Result, Row
+from tables import markdown_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def compared(new: Result, old: Result) -> list[Row]:
+    """How each contender's lead over the first changed; below 1 is slower.
+
+    Leads and not seconds, which differ between machines and days.
+
+    Raises:
+        BenchmarkError: The two have nothing in common, or another first contender.
+    """
+    if new["baseline"] != old["baseline"]:
+        raise BenchmarkError(
+            f"--compare: expected a result that compares with {new['baseline']}, got one with "
+            f"{old['baseline']}; measure with the same first contender."
+        )
+    before, after = _leads(old), _leads(new)
+    common = [key for key in after if key in before]
+    if not common:
+        raise BenchmarkError(
+            "--compare: expected networks, contenders and threads of this run in the older "
+            "result, got none of them; compare with another."
+        )
+    return [
+        {
+            **dict(zip(("network", "contender", "threads"), key, strict=True)),
+            "before": before[key],
+            "after": after[key],
+            "change": after[key] / before[key],
+        }
+        for key in common
+    ]
+
+
+def _leads(result: Result) -> dict[tuple[str, str, int], float]:
+    return {
+        (network["name"], row["contender"], row["threads"]): row["times_faster"]
+        for network in result["networks"]
+        for row in network["rows"]
+        if "error" not in row and row["contender"] != result["baseline"]
+    }
+
+
+def check_leads(rows: Sequence[Row], tolerance: float) -> None:
+    """Print how it changed.
+
+    Raises:
+        BenchmarkError: A contender lost more of its lead than `tolerance`.
+    """
+    columns = [("network", "network", ""), ("contender", "contender", "")]
+    columns += [("threads", "threads", "d"), ("times faster before", "before", ".2f")]
+    print(
+        markdown_table(rows, [*columns, ("now", "after", ".2f"), ("now / before", "change", ".2f")])
+    )
+    if slower := [row for row in rows if row["change"] < 1 - tolerance]:
+        what = ", ".join(
+            f"{r['contender']} with {r['threads']} threads {r['change']:.2f}" for r in slower
+        )
+        raise BenchmarkError(
+            f"--compare: expected every lead at least {1 - tolerance:.2f} of what it was, got "
+            f"{what}; run again, and look for the change if it stays."
+        )

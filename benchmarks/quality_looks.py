@@ -1,0 +1,86 @@
+"""What each kind of image looks like to the checks before a registration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paramorph_rt.bundle import default_bundle_path, load_bundle
+from paramorph_rt.images.volume import load_labels, load_volume
+from paramorph_rt.quality.domain import domain_of
+from paramorph_rt.quality.looks import asymmetry, likeness, look_of
+from paramorph_rt.steps.foreground import masked
+from tables import markdown_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from paramorph_rt.images.volume import Volume
+    from record import Row
+
+IMAGES = {
+    "brains, training": "brain_t1/train/*_t1.nii.gz",
+    "brains": "brain_t1/validation/*_t1.nii.gz",
+    "Colin27": "templates/ch2bet.nii.gz",
+    "newborns, T1": "neonate/*_T1w_brain.nii.gz",
+    "newborns, T2": "neonate/*_T2w_brain.nii.gz",
+    "heads, 2 mm": "heads_2mm/*_t1.nii.gz",
+    "head at its own resolution": "head_native/*.nii.gz",
+    "prostates": "prostate_t2/validation/*_t2.nii.gz",
+    "prostates, whole field of view": "prostate_native/*/*_t2.nii.gz",
+    "hippocampi": "hippocampus/validation/*_t1.nii.gz",
+    "the same heads, their brains": "heads_2mm/*_t1.nii.gz",
+    **{
+        f"two patients, {contrast.upper()}, background not darkest": (
+            f"contrasts/*/{contrast}.nii.gz"
+        )
+        for contrast in ("t1", "t2", "flair")
+    },
+}
+MASKED = "the same heads, their brains"
+COLUMNS = (
+    ("images", "kind", ""),
+    ("number", "images", "d"),
+    ("foreground, ml", "volume_ml", ""),
+    ("of the border", "at_border", ""),
+    ("voxels, mm", "coarsest_mm", ""),
+    *((key, key, "") for key in ("likeness", "handedness", "flat", "commonest", "smooth")),
+)
+
+
+def looks(data: Path) -> Iterator[Row]:
+    """Least and most of what the checks measure, for each kind of image."""
+    domain = domain_of(load_bundle(default_bundle_path()))
+    assert domain is not None
+    assert domain.ranks is not None
+
+    def measures(path: Path, kind: str) -> dict[str, Any]:
+        look = look_of(_load(path, kind == MASKED))
+        hands = likeness(asymmetry(look.ranks), asymmetry(domain.ranks))
+        keys = ("volume_ml", "at_border", "flat", "commonest", "smooth")
+        more = {"likeness": likeness(look.ranks, domain.ranks), "handedness": hands}
+        return (
+            more | {"coarsest_mm": look.spacing_mm[1]} | {key: getattr(look, key) for key in keys}
+        )
+
+    for kind, pattern in IMAGES.items():
+        each = [measures(path, kind) for path in sorted(data.glob(pattern))[:15]]
+        yield {"kind": kind, "images": len(each)} | {
+            key: [round(float(end(one[key] for one in each)), 3) for end in (min, max)]
+            for key in each[0]
+        }
+
+
+def _load(path: Path, with_mask: bool) -> Volume:
+    if not with_mask:
+        return load_volume(path)
+    return masked(load_volume(path), load_labels(str(path).replace("_t1.nii", "_labels.nii")))
+
+
+def table(looks: Sequence[Row]) -> str:
+    """Least and most over the images of each kind."""
+    rows = [
+        {k: f"{v[0]:.4g} … {v[1]:.4g}" if isinstance(v, list) else v for k, v in look.items()}
+        for look in looks
+    ]
+    return markdown_table(rows, COLUMNS)

@@ -1,0 +1,167 @@
+"""How often score and checks were right, as Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import quality_looks
+from paramorph_rt.bundle import NO_MODEL
+from paramorph_rt.quality.choice import MENDED
+from paramorph_rt.quality.score import LEAST_SCORE, score_of
+from quality_pairs import COARSE_MM, SETS
+from tables import markdown_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from record import Result, Row
+
+KIND_COLUMNS = (
+    ("set", "set", ""),
+    ("case", "case", ""),
+    ("pairs", "pairs", "d"),
+    ("accepted", "accepted", "d"),
+    ("Dice affine", "dice_affine", ".3f"),
+    ("Dice after", "dice_after", ".3f"),
+    ("score, least", "least", ".2f"),
+    ("most", "most", ".2f"),
+    ("rejected", "rejected", "d"),
+    ("flags", "flags", ""),
+)
+RATE_COLUMNS = (
+    ("pairs", "group", ""),
+    ("rejected by", "by", ""),
+    ("acceptable", "good", "d"),
+    ("of these not rejected (specificity)", "specificity", ".3f"),
+    ("not acceptable", "bad", "d"),
+    ("of these rejected (sensitivity)", "sensitivity", ".3f"),
+    ("area under the ROC curve of the score", "auc", ".3f"),
+)
+CHOICE_COLUMNS = (
+    ("set", "set", ""),
+    ("case", "case", ""),
+    ("pairs", "pairs", "d"),
+    ("affine", "dice_affine", ".3f"),
+    ("auto", "dice_auto", ".3f"),
+    ("forced", "dice_forced", ".3f"),
+    ("auto took", "took", ""),
+)
+
+
+def body(result: Result) -> str:
+    """The text of a result's page."""
+    rows = [
+        row | {"score": score_of(row["evidence"])} if "evidence" in row else row
+        for row in result["rows"]
+    ]
+    judged = {
+        group: [r for r in rows if r["group"] == group] for group in ("calibration", "judged")
+    }
+    rates = [
+        rates_of(group, by, each)
+        for group, each in judged.items()
+        for by in ("score", "score or warning")
+    ]
+    limits = ", ".join(f"{n} {s.limit:g}" for n, s in SETS.items() if "training" not in n)
+    text = (
+        f"{result['model']} or none, as by default.\n\n"
+        "A rater *would accept* a result whose mean Dice reaches a limit that is about midway "
+        f"between what the affine and what a good registration reach in that set ({limits}); "
+        "failures by construction (half of the image gone, noise, another organ, …) never. A "
+        f"result is *rejected* if its score is below {LEAST_SCORE:g}, if a warning makes it "
+        "doubtful, or if the pair was refused. The score was fitted to the calibration's rows "
+        f"alone. Brains are at {COARSE_MM:g} mm and without the network, but for those at 1 mm.\n\n"
+        "## How often it is right\n\n"
+        + markdown_table(rates, RATE_COLUMNS)
+        + "\n## By kind, of what did not set the coefficients\n\n"
+        + markdown_table(list(_kinds(judged["judged"])), KIND_COLUMNS)
+        + "\n## By kind, of what did\n\n"
+        + markdown_table(list(_kinds(judged["calibration"])), KIND_COLUMNS)
+    )
+    if choices := list(_choices(rows)):
+        text += (
+            "\n## Model chosen or forced\n\nMean Dice of pairs that the model was not made for: as "
+            "`--model auto` starts them, and with the model forced.\n\n"
+        ) + markdown_table(choices, CHOICE_COLUMNS)
+    if result.get("looks"):
+        text += (
+            "\n## What the checks before see\n\nLeast and most over the images of a kind; the "
+            "limits are in `quality/checks.py`, `quality/domain.py` and the model's manifest.\n\n"
+        ) + quality_looks.table(result["looks"])
+    return text
+
+
+def rates_of(group: str, by: str, rows: Sequence[Row]) -> Row:
+    """Sensitivity and specificity of the score alone, or of score and warnings."""
+    good = [row for row in rows if row["accepted"]]
+    bad = [row for row in rows if not row["accepted"]]
+    scored = [[r["score"] for r in of if "score" in r] for of in (good, bad)]
+    wins = [(g > b) + 0.5 * (g == b) for g in scored[0] for b in scored[1]]
+    return {
+        "group": group,
+        "by": by,
+        "good": len(good),
+        "bad": len(bad),
+        "specificity": _mean(not _rejected(row, by) for row in good),
+        "sensitivity": _mean(_rejected(row, by) for row in bad),
+        "auc": float(np.mean(wins)) if by == "score" and wins else None,
+    }
+
+
+def _rejected(row: Row, by: str) -> bool:
+    if "refused" in row:
+        return True
+    warned = by != "score" and bool(_doubts(row))
+    return warned or row["score"] < LEAST_SCORE
+
+
+def _doubts(row: Row) -> list[str]:
+    """Flags that stay warnings: see `quality.choice`; Dice is left out, as it is the truth here."""
+    left_out = ("dice_fell", "labels_lost", "score", *(MENDED if row["model"] == NO_MODEL else ()))
+    return [flag for flag in row.get("flags", ()) if flag.partition(" ")[0] not in left_out]
+
+
+def _by_kind(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    kinds: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault((row["set"], row["case"]), []).append(row)
+    return kinds
+
+
+def _kinds(rows: Sequence[Row]) -> Iterator[Row]:
+    for (name, case), each in _by_kind(rows).items():
+        scores = [row["score"] for row in each if "score" in row]
+        yield {
+            "set": name,
+            "case": case,
+            "pairs": len(each),
+            "accepted": sum(row["accepted"] for row in each),
+            **{k: _mean(row.get(k) for row in each) for k in ("dice_affine", "dice_after")},
+            "least": min(scores, default=None),
+            "most": max(scores, default=None),
+            "rejected": sum(_rejected(row, "score or warning") for row in each),
+            "flags": ", ".join(dict.fromkeys(f for row in each for f in row.get("flags", ()))),
+        }
+
+
+def _choices(rows: Sequence[Row]) -> Iterator[Row]:
+    judged = _by_kind([row for row in rows if row["group"] == "judged"])
+    for key, forced in _by_kind([row for row in rows if row["group"] == "forced"]).items():
+        pairs = {row["pair"] for row in forced}
+        each = [row for row in judged.get(key, ()) if row["pair"] in pairs]
+        yield {
+            "set": key[0],
+            "case": key[1],
+            "pairs": len(each),
+            "dice_affine": _mean(row.get("dice_affine") for row in each),
+            "dice_auto": _mean(row.get("dice_after") for row in each),
+            "dice_forced": _mean(row.get("dice_after") for row in forced),
+            "took": ", ".join(sorted({row["model"] for row in each if "model" in row})),
+        }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

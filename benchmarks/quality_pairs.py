@@ -1,0 +1,142 @@
+"""Which pairs quality.py registers, and what is planted in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paramorph_rt.images.volume import load_labels, load_volume
+from planted import PLANTED, Task
+from sets import ring
+from troubles import coarser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from paramorph.data import SubjectFiles
+    from paramorph_rt.images.volume import Volume
+
+AS_IT_IS = "as it is"
+OTHER_ORGAN = "other organ"
+COARSE_MM = 2.0
+
+
+@dataclass(frozen=True)
+class Set:
+    """Pairs of one kind.
+
+    Attributes:
+        folder: Below that of all sets.
+        moving: Pattern of images, * being the subject.
+        fixed: The same.
+        labels: The same of the label maps, on the voxels of both.
+        limit: Mean Dice from which a rater would accept a result: about midway between what the
+            affine and what a good registration reach.
+        coarse: Resampled to 2 mm, and registered without the network.
+    """
+
+    folder: str
+    moving: str
+    fixed: str
+    labels: str
+    limit: float
+    coarse: bool = False
+
+
+T1, LABELS = "*_t1", "*_labels"
+NEWBORN = {kind: f"*_{kind}w_brain" for kind in ("T1", "T2")}
+SETS = {
+    "brains, training": Set("brain_t1/train", T1, T1, LABELS, 0.5, True),
+    "brains": Set("brain_t1/validation", T1, T1, LABELS, 0.5, True),
+    "brains, 1 mm": Set("brain_t1/validation", T1, T1, LABELS, 0.5),
+    **{
+        f"newborns, {a} → {b}": Set("neonate", NEWBORN[a], NEWBORN[b], "*_Segmentation", 0.7)
+        for a, b in (("T1", "T1"), ("T1", "T2"), ("T2", "T1"))
+    },
+    "prostates, training": Set("prostate_t2/train", "*_t2", "*_t2", LABELS, 0.7),
+    "prostates": Set("prostate_t2/validation", "*_t2", "*_t2", LABELS, 0.7),
+    "hippocampi, training": Set("hippocampus/train", T1, T1, LABELS, 0.6),
+    "hippocampi": Set("hippocampus/validation", T1, T1, LABELS, 0.6),
+    "heads with skull": Set("heads_2mm", T1, T1, LABELS, 0.5),
+}
+# Set, number of pairs, what is planted in each in turn.
+Plan = tuple[str, int, tuple[str, ...]]
+CALIBRATION: tuple[Plan, ...] = (
+    ("brains, training", 12, (AS_IT_IS,)),
+    ("brains, training", 2, ("rotated 15° about a random axis", "10 % smaller")),
+    ("brains, training", 2, ("bias field of ±30 %", "noise of 5 %")),
+    ("brains, training", 2, ("upside down", "back to front", "mirrored")),
+    ("brains, training", 1, tuple(name for name in PLANTED if name.startswith("half cut"))),
+    ("brains, training", 2, ("inverted contrast", "wrong mask")),
+    ("brains, training", 2, ("collapsed field", "smooth wrong field")),
+    ("brains, training", 1, ("label map for an image", "noise for an image", "ball for an image")),
+    ("prostates, training", 5, (AS_IT_IS,)),
+    ("prostates, training", 1, ("upside down", "half cut, second axis", "wrong mask")),
+    ("prostates, training", 2, ("collapsed field", "noise for an image")),
+    ("hippocampi, training", 6, (AS_IT_IS,)),
+    ("hippocampi, training", 2, ("upside down", "mirrored", "collapsed field")),
+)
+JUDGED: tuple[Plan, ...] = (
+    ("brains, 1 mm", 2, (AS_IT_IS,)),
+    ("brains, 1 mm", 1, ("inverted contrast",)),
+    ("brains", 4, (AS_IT_IS,)),
+    ("brains", 1, ("rotated 15° about a random axis", "bias field of ±30 %", "noise of 5 %")),
+    ("brains", 1, ("upside down", "back to front", "inverted contrast")),
+    ("brains", 3, ("mirrored",)),
+    ("brains", 1, ("half cut, first axis", "half cut, third axis", "wrong mask")),
+    ("brains", 1, ("collapsed field", "smooth wrong field")),
+    ("brains", 1, ("label map for an image", "noise for an image", "ball for an image")),
+    ("newborns, T1 → T1", 3, (AS_IT_IS,)),
+    ("newborns, T1 → T2", 3, (AS_IT_IS,)),
+    ("newborns, T2 → T1", 3, (AS_IT_IS,)),
+    ("newborns, T1 → T1", 1, ("upside down", "half cut, second axis", "collapsed field")),
+    ("prostates", 6, (AS_IT_IS,)),
+    ("prostates", 1, ("upside down", "wrong mask", "collapsed field")),
+    ("hippocampi", 6, (AS_IT_IS,)),
+    ("hippocampi", 2, ("upside down", "noise for an image")),
+    ("heads with skull", 2, (AS_IT_IS,)),
+)
+# Moving and fixed set of another organ.
+OTHER_ORGANS = {
+    "calibration": (
+        ("prostates, training", "brains, training"),
+        ("hippocampi, training", "brains, training"),
+        ("brains, training", "prostates, training"),
+        ("prostates, training", "hippocampi, training"),
+    ),
+    "judged": (("prostates", "brains"), ("brains", "newborns, T1 → T1"), ("hippocampi", "brains")),
+}
+FORCED: tuple[Plan, ...] = (
+    *((f"newborns, {pair}", 2, (AS_IT_IS,)) for pair in ("T1 → T1", "T1 → T2", "T2 → T1")),
+    ("prostates", 3, (AS_IT_IS,)),
+    ("heads with skull", 1, (AS_IT_IS,)),
+    ("brains, 1 mm", 1, ("inverted contrast",)),
+)
+
+
+def pairs(data: Path, name: str, count: int) -> Iterator[tuple[str, Task]]:
+    """The first pairs of a set, each subject to the next."""
+    kind = SETS[name]
+
+    def load(files: SubjectFiles) -> tuple[Volume, Volume]:
+        loaded = load_volume(files.image), load_labels(files.labels)
+        return coarser(*loaded, COARSE_MM) if kind.coarse else loaded
+
+    for case in ring(data / kind.folder, data, kind.moving, kind.fixed, kind.labels)[:count]:
+        (moving, moving_labels), (fixed, fixed_labels) = load(case.moving), load(case.fixed)
+        yield case.name, Task(moving, fixed, moving_labels, fixed_labels)
+
+
+def tasks(data: Path) -> Iterator[tuple[dict[str, str], Task]]:
+    """All pairs with what is planted in each: `group`, `set`, `case` and `pair`, and the task."""
+    for group, plans in (("calibration", CALIBRATION), ("judged", JUDGED), ("forced", FORCED)):
+        for name, count, planted in plans:
+            for pair, task in pairs(data, name, count):
+                for case in planted:
+                    keys = {"group": group, "set": name, "case": case, "pair": pair}
+                    yield keys, PLANTED[case](task) if case in PLANTED else task
+        for moving, fixed in OTHER_ORGANS.get(group, ()):
+            (_, one), (_, other) = (next(pairs(data, name, 1)) for name in (moving, fixed))
+            keys = {"group": group, "set": fixed, "case": OTHER_ORGAN, "pair": moving}
+            yield keys, Task(one.moving, other.fixed, doomed=True)
