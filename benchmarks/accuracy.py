@@ -36,7 +36,7 @@ from paramorph_rt.images.volume import load_labels
 from paramorph_rt.transforms.itk import read_displacement
 from record import BenchmarkError, Result, Row, Rows, weights_sha256
 from sets import SETS, Case, PairSet
-from tables import failures, markdown_table, measured
+from tables import average, failures, grouped, markdown_table, measured
 
 DEFAULT_METHODS = "nothing,affine,default,no-network,unrefined,thorough,demons,syn,greedy,greedy-sv"
 MEDIANS = ("seconds", "job_seconds", "network_seconds", "peak_mb")
@@ -97,15 +97,12 @@ def measure(
 
 def summarise(rows: Iterable[Row]) -> dict[str, Row]:
     """By method: means of what is good or bad, medians of what it costs, over the pairs it did."""
-    rows, summary = list(rows), {}
-    for title in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == title]
+    summary: dict[str, Row] = {}
+    for (title,), mine in grouped(rows, "method").items():
         done = [row for row in mine if "error" not in row]
         summary[title] = {"pairs": len(done), "failed": len(mine) - len(done)}
-        for average, names in ((statistics.mean, MEANS), (statistics.median, MEDIANS)):
-            for name in names:
-                values = [row[name] for row in done if row.get(name) is not None]
-                summary[title][name] = average(values) if values else None
+        summary[title] |= {key: average(done, key) for key in MEANS}
+        summary[title] |= {key: average(done, key, statistics.median) for key in MEDIANS}
     for name, peer in YARDSTICKS.items():
         theirs = summary.get(peer, {}).get("seconds")
         for entry in summary.values():

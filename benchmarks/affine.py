@@ -36,7 +36,7 @@ from paramorph_rt.steps.foreground import foreground_box, foreground_threshold
 from paramorph_rt.system.threads import itk_threads
 from paramorph_rt.transforms.itk import read_affine
 from record import Result, Row, Rows
-from tables import markdown_table
+from tables import average, grouped, markdown_table
 
 # Dice that a pose may cost before it counts as a failure.
 MARGIN = 0.02
@@ -172,9 +172,7 @@ def judge(rows: list[Row]) -> None:
 
 def summarise(rows: Iterable[Row]) -> Iterator[Row]:
     """A row per case and method."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["case"], row["method"]), []).append(row)
+    groups = grouped(rows, "case", "method")
     for (case, method), each in sorted(groups.items(), key=lambda group: CASES.index(group[0][0])):
         told = [row for row in each if "told" in row]
         yield {
@@ -184,11 +182,10 @@ def summarise(rows: Iterable[Row]) -> Iterator[Row]:
             "found": sum(row["found"] for row in each),
             "dice": statistics.mean(row["dice"] for row in each),
             "dice_worst": min(row["dice"] for row in each),
-            **{
-                key: statistics.median(row[key] for row in each if key in row)
-                for key in ("off_mm", "seconds", "cpu_seconds")
-            },
-            "told": min((row["told"] for row in told), default=None),
+            "off_mm": average(each, "off_mm", statistics.median),
+            "seconds": average(each, "seconds", statistics.median),
+            "cpu_seconds": average(each, "cpu_seconds", statistics.median),
+            "told": average(told, "told", min),
             "warned": sum(bool(row["warnings"]) for row in told) if told else None,
         }
 

@@ -26,7 +26,7 @@ from pairs import labelled_pairs
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.transforms.itk import read_displacement
 from record import Result, Row, Rows, weights_sha256
-from tables import failures, markdown_table, measured
+from tables import failures, grouped, markdown_table, measured
 
 if TYPE_CHECKING:
     from paramorph.data import SubjectFiles
@@ -77,8 +77,7 @@ def summarise(rows: Iterable[Row]) -> list[Row]:
     """
     done = [row for row in rows if "error" not in row]
     summary = []
-    for title in dict.fromkeys(row["job"] for row in done):
-        mine = [row for row in done if row["job"] == title]
+    for (title,), mine in grouped(done, "job").items():
         entry: Row = {"job": title, "n": len(mine), "ours": mine[0]["ours"]}
         entry |= {key: statistics.median(row[key] for row in mine) for key in AVERAGES}
         entry["stages"] = {

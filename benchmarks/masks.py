@@ -8,7 +8,6 @@ compared.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -20,7 +19,7 @@ from benchmark import MODEL, THREADS, Benchmark, option
 from bundles import single_bundle
 from paramorph_rt import Registration, Volume, load_labels, load_volume
 from record import BenchmarkError, Result, Row, weights_sha256
-from tables import markdown_table
+from tables import average, grouped, markdown_table
 
 COLUMNS = (
     ("pair", "pair", ""),
@@ -64,11 +63,9 @@ def run(args: argparse.Namespace) -> Row:
     register = Registration(bundle, args.threads)
     pairs = list(pairwise([*names, names[0]]))
     rows = [measure(register, *pair, args.dir, masks) for masks in (False, True) for pair in pairs]
-    keys = [key for _, key, spec in COLUMNS if spec]
-    for kind in dict.fromkeys(row["masks"] for row in rows):
-        of_kind = [row for row in rows if row["masks"] == kind]
-        mean = {key: statistics.mean(row[key] for row in of_kind) for key in keys}
-        rows.append({"pair": "mean", "masks": kind, **mean})
+    for (kind,), each in grouped(rows, "masks").items():
+        means = {key: average(each, key) for _, key, spec in COLUMNS if spec}
+        rows.append({"pair": "mean", "masks": kind, **means})
     return {"weights_sha256": weights_sha256(bundle), "rows": rows}
 
 

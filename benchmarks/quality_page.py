@@ -11,10 +11,10 @@ from paramorph_rt.bundle import NO_MODEL
 from paramorph_rt.quality.choice import MENDED
 from paramorph_rt.quality.score import LEAST_SCORE, score_of
 from quality_pairs import COARSE_MM, SETS
-from tables import markdown_table
+from tables import average, grouped, markdown_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from record import Result, Row
 
@@ -56,12 +56,10 @@ def body(result: Result) -> str:
         row | {"score": score_of(row["evidence"])} if "evidence" in row else row
         for row in result["rows"]
     ]
-    judged = {
-        group: [r for r in rows if r["group"] == group] for group in ("calibration", "judged")
-    }
+    groups = {group: rows for (group,), rows in grouped(rows, "group").items()}
     rates = [
-        rates_of(group, by, each)
-        for group, each in judged.items()
+        rates_of(group, by, groups[group])
+        for group in ("calibration", "judged")
         for by in ("score", "score or warning")
     ]
     limits = ", ".join(f"{n} {s.limit:g}" for n, s in SETS.items() if "training" not in n)
@@ -76,9 +74,9 @@ def body(result: Result) -> str:
         "## How often it is right\n\n"
         + markdown_table(rates, RATE_COLUMNS)
         + "\n## By kind, of what did not set the coefficients\n\n"
-        + markdown_table(list(_kinds(judged["judged"])), KIND_COLUMNS)
+        + markdown_table(list(_kinds(groups["judged"])), KIND_COLUMNS)
         + "\n## By kind, of what did\n\n"
-        + markdown_table(list(_kinds(judged["calibration"])), KIND_COLUMNS)
+        + markdown_table(list(_kinds(groups["calibration"])), KIND_COLUMNS)
     )
     if choices := list(_choices(rows)):
         text += (
@@ -104,8 +102,8 @@ def rates_of(group: str, by: str, rows: Sequence[Row]) -> Row:
         "by": by,
         "good": len(good),
         "bad": len(bad),
-        "specificity": _mean(not _rejected(row, by) for row in good),
-        "sensitivity": _mean(_rejected(row, by) for row in bad),
+        "specificity": 1 - np.mean([_rejected(row, by) for row in good]) if good else None,
+        "sensitivity": np.mean([_rejected(row, by) for row in bad]) if bad else None,
         "auc": float(np.mean(wins)) if by == "score" and wins else None,
     }
 
@@ -123,22 +121,15 @@ def _doubts(row: Row) -> list[str]:
     return [flag for flag in row.get("flags", ()) if flag.partition(" ")[0] not in left_out]
 
 
-def _by_kind(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    kinds: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        kinds.setdefault((row["set"], row["case"]), []).append(row)
-    return kinds
-
-
 def _kinds(rows: Sequence[Row]) -> Iterator[Row]:
-    for (name, case), each in _by_kind(rows).items():
+    for (name, case), each in grouped(rows, "set", "case").items():
         scores = [row["score"] for row in each if "score" in row]
         yield {
             "set": name,
             "case": case,
             "pairs": len(each),
             "accepted": sum(row["accepted"] for row in each),
-            **{k: _mean(row.get(k) for row in each) for k in ("dice_affine", "dice_after")},
+            **{key: average(each, key) for key in ("dice_affine", "dice_after")},
             "least": min(scores, default=None),
             "most": max(scores, default=None),
             "rejected": sum(_rejected(row, "score or warning") for row in each),
@@ -147,21 +138,18 @@ def _kinds(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _choices(rows: Sequence[Row]) -> Iterator[Row]:
-    judged = _by_kind([row for row in rows if row["group"] == "judged"])
-    for key, forced in _by_kind([row for row in rows if row["group"] == "forced"]).items():
+    groups = grouped(rows, "group", "set", "case")
+    for (group, *key), forced in groups.items():
+        if group != "forced":
+            continue
         pairs = {row["pair"] for row in forced}
-        each = [row for row in judged.get(key, ()) if row["pair"] in pairs]
+        each = [row for row in groups.get(("judged", *key), ()) if row["pair"] in pairs]
         yield {
             "set": key[0],
             "case": key[1],
             "pairs": len(each),
-            "dice_affine": _mean(row.get("dice_affine") for row in each),
-            "dice_auto": _mean(row.get("dice_after") for row in each),
-            "dice_forced": _mean(row.get("dice_after") for row in forced),
+            "dice_affine": average(each, "dice_affine"),
+            "dice_auto": average(each, "dice_after"),
+            "dice_forced": average(forced, "dice_after"),
             "took": ", ".join(sorted({row["model"] for row in each if "model" in row})),
         }
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -8,7 +8,6 @@ nothing was trained on, in one contrast and across two.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -27,7 +26,7 @@ from paramorph_rt.errors import ParamorphError
 from paramorph_rt.geometry.field import DisplacementField
 from record import Result, Row, Rows, weights_sha256
 from sets import SETS, Case, colin_to_mni
-from tables import failures, markdown_table, measured
+from tables import average, failures, grouped, markdown_table, measured
 from troubles import TROUBLES, same_places
 
 # By what a page calls them: whether a network is used, and further arguments.
@@ -100,15 +99,13 @@ def troubled(register: Register, pair: LabelledPair) -> Iterator[Row]:
 
 def summarise(rows: Iterable[Row]) -> list[Row]:
     """One row per case: means over its pairs; the worst Dice and the largest field difference."""
-    rows, summary = list(rows), []
-    for case in dict.fromkeys(row["case"] for row in rows):
-        done = [row for row in rows if row["case"] == case and "error" not in row]
-        entry: Row = {"case": case, "pairs": len(done)}
-        for key in (key for _, key, spec in COLUMNS if spec.endswith("f")):
-            values = [row[key] for row in done if row.get(key) is not None]
-            average = max if key == "field_difference_mm" else statistics.mean
-            entry[key] = average(values) if values else None
-        entry["dice_after_worst"] = min((row["dice_after"] for row in done), default=None)
+    summary = []
+    for (case,), every in grouped(rows, "case").items():
+        done = [row for row in every if "error" not in row]
+        entry: Row = {key: average(done, key) for _, key, spec in COLUMNS if spec.endswith("f")}
+        entry |= {"case": case, "pairs": len(done)}
+        entry["field_difference_mm"] = average(done, "field_difference_mm", max)
+        entry["dice_after_worst"] = average(done, "dice_after", min)
         summary.append(entry)
     return summary
 
@@ -158,8 +155,8 @@ def body(result: Result) -> str:
         "Dice is theirs. The last column is the largest difference, over all voxels, from the "
         "field of the same pair as it is, where the moving voxels stay in their places.\n"
     )
-    for setting in dict.fromkeys(row.get("setting") for row in rows):
-        summary = summarise(row for row in rows if row.get("setting") == setting)
+    for (setting,), each in grouped(rows, "setting").items():
+        summary = summarise(each)
         text += (f"\n## {setting.capitalize()}\n" if setting else "") + "\n"
         text += markdown_table(summary, measured(COLUMNS, summary))
     return text + failures(rows, "case", "pair")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from record import Result
+    from record import Result, Row
 
     Column = tuple[str, str, str]  # title, key, format
 
@@ -25,6 +26,22 @@ def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column])
     rules = ["---:" if spec else "---" for _, _, spec in columns]
     body = [[_cell(row.get(key), spec) for _, key, spec in columns] for row in rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (titles, rules, *body))
+
+
+def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values of some keys, in the order in which they come."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    return groups
+
+
+def average(
+    rows: Iterable[Row], key: str, of: Callable[[list[float]], float] = statistics.fmean
+) -> float | None:
+    """Of the rows that have a value; None if none has."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return of(values) if values else None
 
 
 def origin(result: Result) -> str:

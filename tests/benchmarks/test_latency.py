@@ -112,9 +112,8 @@ def test_an_engine_with_another_output_is_not_timed(phantoms, weights, results, 
     assert first["n"] == 1
     assert "expected the first contender's displacement within" in second["error"]
     assert "seconds" not in second
-    assert "left out above:\n\n- onnxruntime:fp32, 1: expected" in (
-        results / "latency.md"
-    ).read_text(encoding="utf-8")
+    page = (results / "latency.md").read_text(encoding="utf-8")
+    assert "left out above:\n\n- onnxruntime:fp32, 1: " in page
 
 
 def test_unknown_contender_is_one_sentence(results, capsys):
