@@ -266,8 +266,8 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
             {
                 "name": label,
                 "weights_sha256": weights_sha256(bundle),
-                "embed_dim": bundle.manifest["network"].get("embed_dim"),
-                "passes": bundle.manifest["network"].get("passes", 1),
+                "embed_dim": bundle.configuration.get("embed_dim"),
+                "passes": bundle.configuration.get("passes", 1),
                 "shape": list(bundle.inputs.grid.shape),
                 "rows": [row for n in args.threads for row in measure(bundle, cases, args, n)],
             }

@@ -106,7 +106,7 @@ class Rows(list[Row]):
 
 def weights_sha256(bundle: Bundle) -> str | None:
     """Of the weights that a bundle was exported from."""
-    return bundle.manifest.get("provenance", {}).get("weights_sha256")
+    return bundle.provenance.get("weights_sha256")
 
 
 def _origin(packages: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -22,16 +21,10 @@ from paramorph_export.grid_sample import STANDARD_OPSET
 from paramorph_export.precision import with_precision
 from paramorph_export.refinement import REFINEMENT_GRAPHS
 from paramorph_export.storage import WEIGHTS, stored_small
-from paramorph_export.trace import INPUTS, OUTPUTS, onnx_from_network
+from paramorph_export.trace import onnx_from_network
 from paramorph_export.verify import verify, verify_half
-from paramorph_rt.bundle import (
-    FORMAT,
-    FORMAT_VERSION,
-    MANIFEST,
-    GridSpec,
-    InputSpec,
-    IntensitySpec,
-)
+from paramorph_rt.bundle import MANIFEST, GridSpec, InputSpec, IntensitySpec, NetworkEntry
+from paramorph_rt.bundle.manifest import network_entry, new_manifest, write_manifest
 from paramorph_rt.system.files import sha256_of
 from paramorph_rt.system.staging import flush, staging_folder, swap
 
@@ -107,70 +100,47 @@ def write_bundle(
         of_features = write_features(staging, features, info, shapes) if features else None
         for name, graph in REFINEMENT_GRAPHS.items():
             onnx.save(graph(), staging / name)
-        of_domain: dict[str, Any] = {}
+        domain_entry: dict[str, Any] | None = None
         if domain is not None:
             # Imported here: it needs what reads images, and nothing else of an export does.
             from paramorph_export.domain import MAP, domain_in
 
-            of_domain["domain"], content = domain_in(domain)
+            domain_entry, content = domain_in(domain)
             if content is not None:
-                of_domain["domain"]["map"] = MAP
+                domain_entry["map"] = MAP
                 (staging / MAP).write_bytes(content)
         seconds = time.perf_counter() - started
         files = sorted(staging.iterdir())
         sampling = info.network.sampling if isinstance(info, WeightsInfo) else "exact"
         source = weights or features
         assert source is not None
-        manifest = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "name": card.stem if card else info.name,
-            **({"card": read_card(card)} if card else {}),
-            "network": info.network.as_dict() if networks else None,
-            "grid": {
-                "shape": list(shapes[0]),
-                "spacing_mm": list(info.spacing_mm),
-                "orientation": info.orientation,
-            },
-            "intensity": {
-                "range": [0.0, 1.0],
-                "lower_percentile": info.lower_percentile,
-                "upper_percentile": info.upper_percentile,
-            },
-            "inputs": list(INPUTS),
-            "outputs": list(OUTPUTS),
-            "axis_order": "D, H, W of the tensors = axes i, j, k of the grid",
-            "displacement": {
-                "unit": "voxel",
-                "channel_order": "axis",
-                "direction": "fixed-to-moving",
-            },
-            "sampling": {"convention": sampling, **SAMPLING[sampling]},
-            "opset": STANDARD_OPSET,
-            "networks": networks,
-            "engines": [],
-            "refinement": list(REFINEMENT_GRAPHS),
-            **({"features": of_features} if of_features else {}),
-            **of_domain,
-            "files": {
-                path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-                for path in files
-            },
-            "provenance": {
+        manifest = new_manifest(
+            card.stem if card else info.name,
+            input_spec(info, shapes[0]),
+            {"convention": sampling, **SAMPLING[sampling]},
+            networks,
+            files,
+            info.network.as_dict() if networks else None,
+            card=read_card(card) if card else None,
+            opset=STANDARD_OPSET,
+            refinement=list(REFINEMENT_GRAPHS),
+            features=of_features,
+            domain=domain_entry,
+            provenance={
                 "weights": source.name,
                 "weights_sha256": sha256_of(source),
                 "export_seconds": round(seconds, 1),
                 **info.provenance,
             },
-        }
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        )
+        write_manifest(staging, manifest)
         flush(staging)
         check_replaceable(out_dir, force)  # another export may have been faster
         swap(staging, out_dir)
     return manifest
 
 
-def input_spec(info: WeightsInfo, shape: Shape) -> InputSpec:
+def input_spec(info: WeightsInfo | FeatureInfo, shape: Shape) -> InputSpec:
     """What the runtime will prepare for a graph of this shape."""
     return InputSpec(
         GridSpec(shape, info.spacing_mm, info.orientation),
@@ -212,13 +182,14 @@ def _write_networks(
     small = stored_small(for_cpus(traced), folder / WEIGHTS)
     onnx.save(small, reference)
     log.info("%s: comparing with PyTorch …", reference.name)
-    entry = _entry(reference, "fp32", shape, small, verify(reference, network, shape))
-    yield entry | {"weights": WEIGHTS}
+    entry = NetworkEntry(reference.name, "fp32", shape, weights=WEIGHTS)
+    yield _measured(entry, small, verify(reference, network, shape))
     if fp32_for_gpus:
         path = folder / f"{stem}.gpu.onnx"
         model = with_precision(traced, "fp32")
         onnx.save(model, path)
-        yield _entry(path, "fp32", shape, model, verify(path, network, shape), "gpu")
+        entry = NetworkEntry(path.name, "fp32", shape, "gpu")
+        yield _measured(entry, model, verify(path, network, shape))
     pairs: Sequence[Pair] = ()
     if real_pairs and halves:
         # Imported here: pairs are read as the runtime reads them, by packages that nothing else of
@@ -232,22 +203,10 @@ def _write_networks(
         model = with_precision(traced, precision)
         onnx.save(model, path)
         measured = verify_half(path, reference, shape, precision, pairs, info.network.sampling)
-        yield _entry(path, precision, shape, model, measured, "gpu")
+        yield _measured(NetworkEntry(path.name, precision, shape, "gpu"), model, measured)
 
 
-def _entry(
-    path: Path,
-    precision: str,
-    shape: Shape,
-    model: onnx.ModelProto,
-    measured: dict[str, Any],
-    device: str = "cpu",
+def _measured(
+    entry: NetworkEntry, model: onnx.ModelProto, measured: dict[str, Any]
 ) -> dict[str, Any]:
-    return {
-        "file": path.name,
-        "precision": precision,
-        "shape": list(shape),
-        "device": device,
-        "nodes": len(model.graph.node),
-        "verification": measured,
-    }
+    return network_entry(entry, nodes=len(model.graph.node), verification=measured)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
 
 from paramorph_export.errors import ExportError
-from paramorph_rt.bundle import MANIFEST, load_bundle
+from paramorph_rt.bundle import load_bundle
+from paramorph_rt.bundle.manifest import with_file, write_manifest
 from paramorph_rt.images.volume import load_volume
 from paramorph_rt.quality.domain import stored_map
 from paramorph_rt.quality.looks import CELLS, look_of
@@ -80,19 +78,11 @@ def add_domain(
     Raises:
         BundleError: No bundle there.
     """
-    load_bundle(folder)
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    manifest["domain"] = entry
+    manifest = {**load_bundle(folder).manifest, "domain": entry}
     if ranks is not None:
         save_map(folder / MAP, ranks)
-        content = (folder / MAP).read_bytes()
-        manifest["files"][MAP] = {
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "bytes": len(content),
-        }
-    staged = folder / f".{MANIFEST}"
-    staged.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    os.replace(staged, folder / MANIFEST)
+        manifest = with_file(manifest, folder / MAP)
+    write_manifest(folder, manifest)
 
 
 def save_map(path: Path, ranks: Float[np.ndarray, "20 24 20"]) -> None:
@@ -110,7 +100,7 @@ def domain_in(folder: Path) -> tuple[dict[str, Any], bytes | None]:
         ExportError: It has no domain.
     """
     bundle = load_bundle(folder)
-    entry = bundle.manifest.get("domain")
+    entry = bundle.domain
     if entry is None:
         raise ExportError(
             f"{folder}: expected a bundle that describes its domain, got one that does not; run "

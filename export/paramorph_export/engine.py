@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from paramorph_export.errors import ExportError
 from paramorph_rt.backends.gpu import find_gpu
-from paramorph_rt.bundle import MANIFEST, PORTABLE, load_bundle
+from paramorph_rt.bundle import PORTABLE, EngineEntry, load_bundle
+from paramorph_rt.bundle.manifest import engine_entry, read_manifest, with_engines, write_manifest
+from paramorph_rt.bundle.names import LIBRARIES
 from paramorph_rt.errors import BackendError, BundleError, MissingDependencyError, install_command
 from paramorph_rt.system.files import sha256_of
-from paramorph_rt.system.staging import flush, staged_file
+from paramorph_rt.system.staging import flush
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from paramorph_rt.bundle import Bundle, NetworkEntry
 
 FOLDER = "engines"
-MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 CARDS = {"rtx3080": "sm86"}
 #: What TensorRT for RTX builds for, none of it for data centres. TensorRT builds for the GPU that
 #: is here, whichever that is.
@@ -115,12 +116,13 @@ def add_engines(
 
 
 def _installed(flavour: str) -> str:
-    for name, module in MODULES.items():
-        if flavour in ("auto", name) and importlib.util.find_spec(module):
+    # TensorRT for RTX first, which builds without a GPU.
+    for name in ("tensorrt-rtx", "tensorrt"):
+        if flavour in ("auto", name) and importlib.util.find_spec(LIBRARIES[name]):
             return name
-    wanted = next(iter(MODULES)) if flavour == "auto" else flavour
+    wanted = "tensorrt-rtx" if flavour == "auto" else flavour
     raise MissingDependencyError(
-        f"{flavour}: expected the package {MODULES[wanted]}, found none; run "
+        f"{flavour}: expected the package {LIBRARIES[wanted]}, found none; run "
         f"{install_command(wanted)}."
     )
 
@@ -175,7 +177,7 @@ def _build(
     stem = f"{flavour}-{target}-{network.precision}-{shape}"
     engine, log, answer = (staging / f"{stem}.{suffix}" for suffix in ("engine", "log", "json"))
     job = Job(
-        MODULES[flavour],
+        LIBRARIES[flavour],
         str(_network_file(bundle, network, staging).resolve()),
         target,
         str(plugin.resolve()) if plugin else None,
@@ -190,28 +192,32 @@ def _build(
     # Part of the name, so that a rebuilt engine never stands under the hash of the one before.
     sha256 = sha256_of(engine)
     final = f"{FOLDER}/{stem}-{sha256[:8]}"
-    entry = {
-        "file": f"{final}.engine",
-        "log": f"{final}.log",
-        "flavour": flavour,
-        "version": built["version"],
-        "compute_capability": _capability(target),
-        "precision": network.precision,
-        "shape": list(network.shape),
-        "tf32": False,
-        "network": network.file,
-        "network_sha256": bundle.manifest["files"][network.file]["sha256"],
-        "build_seconds": round(seconds, 1),
-        "device_memory_bytes": built["activation_bytes"],
-        "weights_bytes": built["weights_bytes"],
-    }
-    files = {entry["file"]: engine, entry["log"]: log}
+    files, own_plugin = {f"{final}.engine": engine, f"{final}.log": log}, None
     if built["needs_plugin"] and plugin is not None:
         copy = staging / plugin.name
         shutil.copyfile(plugin, copy)
-        entry["plugin"] = f"{FOLDER}/{plugin.stem}-{sha256_of(copy)[:8]}{plugin.suffix}"
-        files[entry["plugin"]] = copy
-    return entry, files
+        own_plugin = f"{FOLDER}/{plugin.stem}-{sha256_of(copy)[:8]}{plugin.suffix}"
+        files[own_plugin] = copy
+    entry = EngineEntry(
+        f"{final}.engine",
+        flavour,
+        built["version"],
+        _capability(target),
+        network.precision,
+        network.shape,
+        own_plugin,
+    )
+    recorded = engine_entry(
+        entry,
+        f"{final}.log",
+        tf32=False,
+        network=network.file,
+        network_sha256=bundle.sha256(network.file),
+        build_seconds=round(seconds, 1),
+        device_memory_bytes=built["activation_bytes"],
+        weights_bytes=built["weights_bytes"],
+    )
+    return recorded, files
 
 
 def _network_file(bundle: Bundle, network: NetworkEntry, staging: Path) -> Path:
@@ -273,27 +279,11 @@ def _reason(log: str) -> str:
 
 def _take(bundle: Bundle, entries: list[dict[str, Any]], files: dict[str, Path]) -> None:
     """Move the files into the bundle, then let its manifest know of them in one step."""
-    path = bundle.folder / MANIFEST
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    same = ("flavour", "compute_capability", "precision", "shape")
-    new = [[entry[key] for key in same] for entry in entries]
-    gone = [e for e in manifest["engines"] if [e[key] for key in same] in new]
-    manifest["engines"] = [e for e in manifest["engines"] if e not in gone] + entries
-    # Nothing but files of the bundle, which its loading checked, whatever an old entry names.
-    stale = (_files_of(gone) & set(manifest["files"])) - _files_of(manifest["engines"])
-    for name, staged in files.items():
-        manifest["files"][name] = {"sha256": sha256_of(staged), "bytes": staged.stat().st_size}
-    for name in stale:
-        manifest["files"].pop(name, None)
+    manifest, stale = with_engines(read_manifest(bundle.folder), entries, files)
     (bundle.folder / FOLDER).mkdir(exist_ok=True)
     for name, staged in files.items():
         staged.replace(bundle.folder / name)
     flush(bundle.folder / FOLDER)
-    with staged_file(path) as staging:
-        staging.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_manifest(bundle.folder, manifest)
     for name in stale:
         (bundle.folder / name).unlink(missing_ok=True)
-
-
-def _files_of(entries: list[dict[str, Any]]) -> set[str]:
-    return {entry[key] for entry in entries for key in ("file", "log", "plugin") if key in entry}

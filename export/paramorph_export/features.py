@@ -13,8 +13,11 @@ from torch import nn
 from paramorph.checkpoint import load_feature_weights
 from paramorph_export.errors import ExportError
 from paramorph_export.storage import stored_small
-from paramorph_export.trace import INPUTS, traced
+from paramorph_export.trace import traced
 from paramorph_export.verify import GraphSession, random_pair
+from paramorph_rt.bundle import NetworkEntry
+from paramorph_rt.bundle.manifest import network_entry
+from paramorph_rt.bundle.names import FEATURES, INPUTS
 from paramorph_rt.system.files import sha256_of
 
 if TYPE_CHECKING:
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     Shape = tuple[int, int, int]
 
 WEIGHTS = "features.safetensors"
-OUTPUT = "features"
 #: Largest difference of a feature to PyTorch's, as a share of the codes' length.
 TOLERANCE = 1e-3
 
@@ -65,18 +67,14 @@ def write_features(
         suffix = "" if shape == shapes[0] else f".{'x'.join(map(str, shape))}"
         path = folder / f"features{suffix}.onnx"
         examples = torch.rand(1, 1, *shape), torch.rand(1, 1, *shape)
-        model = stored_small(traced(FeatureGraph(network), examples, (OUTPUT,)), folder / WEIGHTS)
+        model = stored_small(traced(FeatureGraph(network), examples, (FEATURES,)), folder / WEIGHTS)
         onnx.save(model, path)
         networks.append(
-            {
-                "file": path.name,
-                "precision": "fp32",
-                "shape": list(shape),
-                "device": "cpu",
-                "weights": WEIGHTS,
-                "nodes": len(model.graph.node),
-                "verification": verify_features(path, network, shape),
-            }
+            network_entry(
+                NetworkEntry(path.name, "fp32", shape, weights=WEIGHTS),
+                nodes=len(model.graph.node),
+                verification=verify_features(path, network, shape),
+            )
         )
     return {
         "name": info.name,
@@ -99,7 +97,7 @@ def verify_features(path: Path, network: FeatureNetwork, shape: Shape) -> dict[s
         expected = FeatureGraph(network)(
             *(torch.from_numpy(v)[None, None] for v in (moving, fixed))
         )
-    (found,) = GraphSession(path).run(moving, fixed, (OUTPUT,))
+    (found,) = GraphSession(path).run(moving, fixed, (FEATURES,))
     largest = float(np.abs(found - expected.numpy()).max()) / network.config.strength
     if not largest <= TOLERANCE:  # also true for NaN
         raise ExportError(

@@ -19,14 +19,13 @@ from paramorph.config import check_shape
 from paramorph.warp import warp
 from paramorph.windows import prepare_tables
 from paramorph_export.grid_sample import STANDARD_OPSET, TRANSLATION_TABLE, function_definition
+from paramorph_rt.bundle.names import INPUTS, OUTPUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from paramorph.network import ParaMorph
 
-INPUTS = ("moving", "fixed")
-OUTPUTS = ("displacement", "warped")
 
 #: Constants up to this many numbers are folded: the largest weight of the paper's size has 28 M.
 _FOLDING_LIMIT = 1 << 26

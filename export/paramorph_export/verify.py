@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from paramorph_export.errors import ExportError
 from paramorph_export.precision import LARGEST, emulated
-from paramorph_export.trace import INPUTS, OUTPUTS, RegistrationGraph
+from paramorph_export.trace import RegistrationGraph
+from paramorph_rt.bundle.names import INPUTS, OUTPUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -16,6 +16,7 @@ from .backends import (
     choose_backend,
     choose_features,
 )
+from .backends.interface import Closable
 from .bundle import AUTO_MODEL, NO_MODEL, Bundle, bundle_path, candidates, load_bundle
 from .errors import ParamorphError
 from .model import Model
@@ -55,7 +56,7 @@ def loaded(options: Options, wait: bool = True) -> Registration:
     return register
 
 
-class _InItsThread:
+class _InItsThread(Closable):
     """A backend whose runs wait for each other: two at once take longer and twice the memory.
 
     They have a thread of their own, because libraries of GPUs bind their state to the thread that
@@ -70,6 +71,9 @@ class _InItsThread:
     def run(self, moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
         """See `Backend.run`."""
         return submitted(self._thread, lambda: self._backend.run(moving, fixed)).result()
+
+    def _release(self) -> None:
+        submitted(self._thread, self._backend.close).result()
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .backends import Backend, choose_backend, choose_features
-from .errors import BundleError
+from .errors import BundleError, ParamorphError
 from .geometry.field import DisplacementField, field_from_network
 from .quality.domain import Domain, domain_of
 from .refinement.images import Features
@@ -81,6 +82,13 @@ class Model:
         """Whether `engine` returns at once."""
         wanted = self._wanted(levels)
         return wanted.done() if isinstance(wanted, Later) else True
+
+    def close(self) -> None:
+        """Close the engines that it loaded, not those that it was given loaded."""
+        for engine in (self.networks, self.feature_networks):
+            if isinstance(engine, Later) and engine.has_started():
+                with suppress(ParamorphError):  # what could not be loaded holds nothing
+                    engine.result().close()
 
     def run(
         self, pair: PreparedPair, levels: Sequence[Level]

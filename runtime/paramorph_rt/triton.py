@@ -27,7 +27,6 @@ CONFIG = "config.pbtxt"
 README = "README.md"
 VERSION = "1"  # the folder of a model's only version
 _NOT_SERVED = {"bf16": "ONNX Runtime has no kernels for some of its operators in bfloat16"}
-CHANNELS = {"moving": 1, "fixed": 1, "displacement": 3, "warped": 1}
 
 
 @dataclass(frozen=True)
@@ -274,13 +273,7 @@ def _shape_suffix(bundle: Bundle, shape: tuple[int, int, int]) -> str:
 
 def _tensors(model: ServedModel, bundle: Bundle, what: str) -> dict[str, tuple[int, ...]]:
     """Shapes of the "inputs" or "outputs" by name, batch and channel first."""
-    names = bundle.manifest.get(what, [])
-    if not names or not set(names) <= set(CHANNELS):
-        raise BundleError(
-            f"{bundle.name}: expected {what} among {', '.join(CHANNELS)}, got "
-            f"{', '.join(map(str, names)) or 'none'}; export the bundle again."
-        )
-    return {name: (1, CHANNELS[name], *model.shape) for name in names}
+    return {name: (1, count, *model.shape) for name, count in bundle.tensors(what).items()}
 
 
 def _warm_up(model: ServedModel, bundle: Bundle) -> list[str]:

@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from paramorph_rt import Registration, backends
-from paramorph_rt.backends import Way, choose_backend, gpu
+from paramorph_rt import Registration
+from paramorph_rt.backends import Way, choice, choose_backend, gpu
 from paramorph_rt.bundle import default_bundle_path, load_bundle
 from paramorph_rt.errors import (
     BackendError,
@@ -53,6 +53,17 @@ def test_displacement_is_the_network_output(bundle_path, engine, threads):
     assert (backend.name, backend.precision) == (f"{engine}-cpu", "fp32")
 
 
+def test_closed_engine_runs_no_more(bundle_path, engine):
+    backend = choose_backend(load_bundle(bundle_path), engine)
+    inner = backend.at(NETWORK_SHAPE)
+    with backend as entered:
+        entered.run(ZEROS, ZEROS)
+    backend.close()  # once more does nothing
+    for closed in (backend, inner):
+        with pytest.raises(BackendError, match=rf"{engine}-cpu: expected an open engine, got one"):
+            closed.run(ZEROS, ZEROS)
+
+
 def test_input_of_another_shape(bundle_path, engine):
     backend = choose_backend(load_bundle(bundle_path), engine)
     with pytest.raises(BackendError, match=r"of shape \(20, 24, 16\), got \(19, 24, 16\); prep"):
@@ -80,7 +91,7 @@ def test_output_that_is_not_finite(tmp_path, engine):
         choose_backend(bundle, engine).run(ZEROS, ZEROS)
 
 
-def a_way(backend: str, precisions=("fp32",), unasked=("fp32",), **answers) -> Way:
+def a_way(backend: str, precisions=("fp32",), by_default=("fp32",), **answers) -> Way:
     """Answers by precision: what `prepare` raises, what loading raises, or the loaded name."""
 
     def prepare(bundle, precision, threads):
@@ -95,14 +106,14 @@ def a_way(backend: str, precisions=("fp32",), unasked=("fp32",), **answers) -> W
 
         return load
 
-    return Way(backend, f"{backend}-way", precisions, unasked, prepare)
+    return Way(backend, f"{backend}-way", precisions, by_default, prepare)
 
 
 def test_auto_takes_the_first_that_works_and_tells_what_it_skipped(
     bundle_path, monkeypatch, caplog
 ):
     no_gpu = BackendError("GPU: expected one, found none")
-    both = {"precisions": ("fp32", "fp16"), "unasked": ("fp16", "fp32")}
+    both = {"precisions": ("fp32", "fp16"), "by_default": ("fp16", "fp32")}
     ways = (
         a_way("first", fp16=no_gpu, fp32=no_gpu, **both),
         a_way("second", fp16=no_gpu, fp32=no_gpu, **both),
@@ -110,8 +121,8 @@ def test_auto_takes_the_first_that_works_and_tells_what_it_skipped(
         a_way("fourth", fp16=BackendError("fourth: no fp16"), fp32="works", **both),
         a_way("fifth", fp32="works as well"),
     )
-    monkeypatch.setattr(backends, "WAYS", ways)
-    monkeypatch.setattr(backends, "BACKENDS", tuple(way.backend for way in ways))
+    monkeypatch.setattr(choice, "WAYS", ways)
+    monkeypatch.setattr(choice, "BACKENDS", tuple(way.backend for way in ways))
     caplog.set_level(logging.DEBUG, "paramorph_rt")
     bundle = load_bundle(bundle_path)
     assert choose_backend(bundle, threads=3).name == "works"  # without a try of fp16

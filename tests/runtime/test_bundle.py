@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from paramorph_rt import bundle as bundle_module
-from paramorph_rt.bundle import default_bundle_path, load_bundle
+from paramorph_rt.bundle import default_bundle_path, load_bundle, shipped
 from paramorph_rt.errors import BundleError
 
 from .phantoms import (
@@ -127,7 +126,7 @@ def test_default_bundle_is_the_one_in_the_environment(monkeypatch, bundle_path):
 
 def test_missing_default_bundle_says_how_to_get_it(monkeypatch):
     monkeypatch.delenv("PARAMORPH_MODEL", raising=False)
-    monkeypatch.setattr(bundle_module, "DEFAULT_NAME", "not-installed")
+    monkeypatch.setattr(shipped, "DEFAULT_NAME", "not-installed")
     with pytest.raises(BundleError, match=r"pip install .* paramorph-rt`, or name") as info:
         default_bundle_path()
     assert "/" not in str(info.value)  # no folder of the installation is a place to export into

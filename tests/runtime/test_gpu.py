@@ -18,13 +18,9 @@ import pytest
 
 import paramorph_rt
 from paramorph_rt.backends.device_memory import open_device
+from paramorph_rt.backends.engine_files import engine_of_version, engines_for
 from paramorph_rt.backends.runtime_cache import RuntimeCacheFile
-from paramorph_rt.backends.tensorrt import (
-    EngineBackend,
-    engine_of_version,
-    engines_for,
-    import_library,
-)
+from paramorph_rt.backends.tensorrt import EngineBackend, import_library
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.errors import BackendError, BundleError, MissingDependencyError
 

@@ -83,12 +83,17 @@ def test_result_is_that_of_a_bundle_of_the_shape_alone(both, single, size, shape
 
 
 def test_networks_are_loaded_when_needed_and_stay():
-    loaded = []
+    loaded, closed = [], []
 
     def load_of(shape):
         def load():
             loaded.append(shape)
-            return SimpleNamespace(name="n", precision="fp32", run=lambda m, f: (shape, m, f))
+            return SimpleNamespace(
+                name="n",
+                precision="fp32",
+                run=lambda m, f: (shape, m, f),
+                close=lambda: closed.append(shape),
+            )
 
         return load
 
@@ -101,6 +106,9 @@ def test_networks_are_loaded_when_needed_and_stay():
     with pytest.raises(BackendError, match=r"of shape \(20, 24, 16\) or \(28, 32, 20\), got \(9,"):
         backend.run(large[:9], large[:9])
     assert loaded == [NETWORK_SHAPE, LARGE_SHAPE]
+    backend.close()
+    backend.close()
+    assert closed == loaded
 
 
 def test_altered_network_of_another_shape_is_refused_when_needed(both):

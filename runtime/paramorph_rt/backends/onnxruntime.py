@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BackendError, MissingDependencyError, install_command
-from ..system.optional import import_optional, telemetry_off
-from . import check_output
+from ..system.optional import import_optional
+from .interface import Closable, check_output
 from .runtime_cache import kernel_folder
-
-with telemetry_off():
-    import onnxruntime as ort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jaxtyping import Float
 
-    from . import Precision
+    from ..bundle import Precision
+
+ort = import_optional("onnxruntime", None, "onnxruntime")
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -47,7 +46,7 @@ WITH_CUDA = (
 )
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Closable):
     """A bundle's ONNX file in an inference session.
 
     Args:
@@ -103,6 +102,7 @@ class OnnxRuntimeBackend:
         self, moving: Float[np.ndarray, "i j k"], fixed: Float[np.ndarray, "i j k"]
     ) -> Float[np.ndarray, "3 i j k"]:
         """See `Network.run`."""
+        self._check_open()
         options = ort.RunOptions()
         # Else the graph's own warp would be computed too and thrown away.
         options.only_execute_path_to_fetches = True
@@ -118,6 +118,9 @@ class OnnxRuntimeBackend:
                 f"{_reason(err)}; check that the bundle was exported for this shape."
             ) from err
         return check_output(values, self._output, fixed.shape, self._path)
+
+    def _release(self) -> None:
+        del self._session
 
 
 def check_provider(provider: str) -> None:
@@ -158,7 +161,7 @@ def _plugin_devices(provider: str) -> list[Any]:
     return [device for device in ort.get_ep_devices() if device.ep_name == provider]
 
 
-def _gpu_providers(provider: str, options: ort.SessionOptions) -> list[Any]:
+def _gpu_providers(provider: str, options: Any) -> list[Any]:
     """What to ask for; a plugin's provider goes into the options instead."""
     settings = {CUDA: {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}}
     if provider != CUDA:

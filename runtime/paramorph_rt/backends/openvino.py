@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BackendError
-from . import check_output
+from .interface import Closable, check_output
 from .openvino_cache import CompiledFile, PartHeader
 from .openvino_graph import Part, parts_from_onnx
 from .openvino_package import ov
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float, UInt8
 
-    from . import Precision
+    from ..bundle import Precision
 
 log = logging.getLogger(__name__)
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Closable):
     """A bundle's ONNX file, compiled for this CPU.
 
     Args:
@@ -111,12 +111,14 @@ class OpenVinoBackend:
         self, moving: Float[np.ndarray, "i j k"], fixed: Float[np.ndarray, "i j k"]
     ) -> Float[np.ndarray, "3 i j k"]:
         """See `Network.run`."""
+        self._check_open()
         values = {"moving": moving[np.newaxis, np.newaxis], "fixed": fixed[np.newaxis, np.newaxis]}
         try:
-            for number, step in enumerate(self._steps):
+            steps = list(self._steps)
+            for number, step in enumerate(steps):
                 values |= step(values)
                 # What is not read again gives its memory back.
-                wanted = {self._output}.union(*(s.header.inputs for s in self._steps[number + 1 :]))
+                wanted = {self._output}.union(*(s.header.inputs for s in steps[number + 1 :]))
                 values = {name: value for name, value in values.items() if name in wanted}
         except Exception as err:
             raise BackendError(
@@ -124,6 +126,9 @@ class OpenVinoBackend:
                 f"{_reason(err)}; check that the bundle was exported for this shape."
             ) from err
         return check_output(values[self._output], self._wanted, fixed.shape, self._path)
+
+    def _release(self) -> None:
+        self._steps.clear()
 
 
 def check_precision(precision: Precision, core: ov.Core | None = None) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import UInt8
 
-    from . import Precision
+    from ..bundle import Precision
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import threading
@@ -11,38 +10,29 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..bundle import PORTABLE
+from ..bundle.names import CHANNELS, INPUTS, LIBRARIES, OUTPUTS
 from ..errors import BackendError
 from ..system.optional import import_optional
-from . import check_displacement, prove
 from .device_memory import Device, open_device
+from .interface import Closable, check_displacement, prove
 from .runtime_cache import RuntimeCacheFile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
     from types import ModuleType
-    from typing import Literal
 
     from jaxtyping import Float
 
-    from ..bundle import Bundle, EngineEntry
-    from . import Precision
-
-    Flavour = Literal["tensorrt", "tensorrt-rtx"]
+    from ..bundle import Bundle, EngineEntry, Precision
+    from ..bundle.names import Flavour
 
 log = logging.getLogger(__name__)
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-INPUTS, OUTPUT = ("moving", "fixed"), "displacement"
-CHANNELS = {"moving": 1, "fixed": 1, "displacement": 3, "warped": 1}
+OUTPUT = OUTPUTS[0]
 PLUGIN = ("GridSample3D", "1", "")  # type, version, namespace
-#: Compute capability from which on a portable engine of TensorRT for RTX may be tried. NVIDIA names
-#: 8.0, 8.6, 8.9, 12.0 and later; others refuse it, if they do, when it is loaded.
-OLDEST_OF_PORTABLE = (8, 0)
 
 
-class EngineBackend:
+class EngineBackend(Closable):
     """An engine with its buffers: pinned on the host, allocated once on the device.
 
     Several threads may call it; the GPU runs one pair after another, in a stream of its own and at
@@ -162,19 +152,14 @@ class EngineBackend:
             self._device.record(event, own.handle)
             self._device.wait(event, stream)
 
-    def close(self) -> None:
-        """Wait for what was enqueued and give all memory back; the engine runs no more.
-
-        Happens by itself when nobody holds the engine any longer.
-        """
-        with self._lock:
-            if self._gpu:
-                with self._device.active():
-                    self._give_back()
+    def _release(self) -> None:
+        """Wait for what was enqueued and give all memory back."""
+        with self._lock, self._device.active():
+            self._give_back()
 
     def __del__(self) -> None:
         if getattr(self, "_gpu", None):
-            with suppress(Exception):  # nobody is there to be told
+            with suppress(Exception):  # at the interpreter's end nobody would handle it
                 self.close()
 
     def _open(
@@ -217,11 +202,7 @@ class EngineBackend:
             self._gpu.popitem()
 
     def _parts(self, *names: str) -> list[Any]:
-        if not self._gpu:
-            raise BackendError(
-                f"{self._path.name}: expected an open engine, got one that was closed; load it "
-                "again."
-            )
+        self._check_open()
         return [self._gpu[name] for name in names]
 
     def _bytes(self, name: str) -> int:
@@ -297,93 +278,13 @@ class EngineBackend:
         )
 
 
-def engines_for(
-    bundle: Bundle, flavour: Flavour, precision: str, compute_capability: str
-) -> list[EngineEntry]:
-    """The engines of a bundle that a GPU could run, each with the right version of the library.
-
-    Raises:
-        BackendError: There is none.
-    """
-    engines = list(bundle.engines)
-    build = _build_command(bundle, flavour, compute_capability)
-    targets = [compute_capability]
-    if _numbers(compute_capability) >= OLDEST_OF_PORTABLE:
-        targets.append(PORTABLE)
-    for what, *values in (
-        ("flavour", flavour),
-        ("shape", bundle.inputs.grid.shape),
-        ("precision", precision),
-        ("compute_capability", *targets),
-    ):
-        engines = _those(engines, what, values, f"{bundle.name}: expected an engine", build)
-    return engines
-
-
-def engine_of_version(engines: list[EngineEntry], version: str, bundle: Bundle) -> EngineEntry:
-    """The one of `engines_for` that the installed library built.
-
-    Raises:
-        BackendError: Another version built them; the message holds the command that builds anew.
-    """
-    first = engines[0]
-    for engine in engines:
-        if same_version(engine.version, version):
-            return engine
-    build = _build_command(bundle, first.flavour, first.compute_capability)
-    subject = f"{first.file}: expected an engine of {first.flavour}"
-    return _those(engines, "version", [version], subject, build)[0]
-
-
-def same_version(built: str, installed: str) -> bool:
-    """Whether two versions are one, as far as both are told.
-
-    Python's package of TensorRT says "10.3.0" or "10.7.0.post1" of what its library calls
-    10.3.0.26 and 10.7.0.23.
-    """
-    pairs = zip(_numbers(built), _numbers(installed), strict=False)
-    return all(one == other for one, other in pairs)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Those in front: "10.7.0.post1" → (10, 7, 0)."""
-    parts = itertools.takewhile(str.isdigit, version.split("."))
-    return tuple(int(part) for part in parts)
-
-
-def _those(
-    engines: list[EngineEntry], what: str, values: Sequence[Any], subject: str, build: str
-) -> list[EngineEntry]:
-    """In the order of the values."""
-    chosen = [e for value in values for e in engines if getattr(e, what) == value]
-    if not chosen:
-        others = ", ".join(dict.fromkeys(str(getattr(engine, what)) for engine in engines))
-        raise BackendError(
-            f"{subject} for {what.replace('_', ' ')} {values[0]}, got {others or 'no engine'}; "
-            f"build it: {build}"
-        )
-    return chosen
-
-
-def _build_command(bundle: Bundle, flavour: str, compute_capability: str) -> str:
-    if bundle.comes_along:
-        return f"make engine in a clone of the project, then --model build/bundles/{bundle.name}"
-    target = compute_capability
-    if target != PORTABLE:
-        target = f"sm{target.replace('.', '')}"
-    return (
-        f"python export/build_engine.py --bundle {bundle.folder} --flavour {flavour} --target "
-        f"{target}"
-    )
-
-
 def import_library(flavour: Flavour) -> ModuleType:
     """`tensorrt` or `tensorrt_rtx`.
 
     Raises:
         MissingDependencyError: It is not installed, or its own libraries are not found.
     """
-    return import_optional(MODULES[flavour], flavour, flavour)
+    return import_optional(LIBRARIES[flavour], flavour, flavour)
 
 
 def _logger(library: ModuleType) -> Any:

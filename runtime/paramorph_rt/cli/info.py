@@ -162,7 +162,8 @@ def _describe(way: Way, bundle: Bundle, load: bool) -> dict[str, Any]:
         described["load_seconds"] = {p: answers[p] for p in usable}
     if not usable:
         held = {network.precision for network in bundle.networks}
-        described["why_not"] = answers[next((p for p in way.unasked if p in held), way.unasked[-1])]
+        tried = [p for p in way.by_default if p in held] or [way.by_default[-1]]
+        described["why_not"] = answers[tried[0]]
     return described
 
 

@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def described(bundle: Bundle) -> dict[str, Any]:
     """What a bundle says of its model; None where it does not."""
-    card = bundle.manifest.get("card", {})
-    domain = bundle.manifest.get("domain", {})
+    card, domain = bundle.card, bundle.domain or {}
     return {
         "name": bundle.name,
         "folder": str(bundle.folder),

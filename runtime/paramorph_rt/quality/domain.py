@@ -75,7 +75,7 @@ def domain_of(bundle: Bundle) -> Domain | None:
     Raises:
         BundleError: An entry or a map that cannot be used, or a file that was altered.
     """
-    entry = bundle.manifest.get("domain")
+    entry = bundle.domain
     if entry is None:
         return None
     try:

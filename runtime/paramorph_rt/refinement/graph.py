@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BackendError
+from ..system.optional import import_optional
 from .forces import gaussian_taps
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ def inputs_of(images: LevelImages, level: Level, displacement_vox: Field) -> dic
 
 @cache
 def _session(features: bool, threads: int | None) -> Any:
-    import onnxruntime as ort
-
+    ort = import_optional("onnxruntime", None, "refinement")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:

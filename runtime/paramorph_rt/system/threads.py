@@ -73,6 +73,10 @@ class Later(Generic[Result]):
                 self._future = self._submit()
             return self._future
 
+    def has_started(self) -> bool:
+        """Whether the work has begun."""
+        return self._future is not None
+
     def done(self) -> bool:
         """Whether `result` returns at once."""
         return self._future is not None and self._future.done()
