@@ -9,7 +9,8 @@ import numpy as np
 
 from pairs import BenchmarkError
 from paramorph_rt.geometry.warp import warp_volume
-from paramorph_rt.images.volume import Volume, check_same_grid, load_labels, load_volume
+from paramorph_rt.images.checks import check_same_grid
+from paramorph_rt.images.volume import Volume, load_labels, load_volume
 from paramorph_rt.metrics.deformation import regularity
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
 from paramorph_rt.metrics.summary import compare_images, compare_labels

@@ -7,8 +7,9 @@ from scipy.ndimage import map_coordinates
 
 from paramorph_rt.errors import TransformError
 from paramorph_rt.geometry.field import DisplacementField
-from paramorph_rt.geometry.inverse import TOLERANCE_MM, consistency_mm, invert_field
+from paramorph_rt.geometry.inverse import TOLERANCE_MM, invert_field
 from paramorph_rt.geometry.spaces import from_sitk, to_sitk
+from paramorph_rt.metrics.consistency import consistency_mm
 
 from .phantoms import centred_grid, head, volume_of, world_points
 

@@ -9,15 +9,8 @@ import SimpleITK as sitk
 
 from paramorph_rt.errors import VolumeError
 from paramorph_rt.geometry.spaces import Grid
-from paramorph_rt.images.volume import (
-    Volume,
-    check_image,
-    check_same_grid,
-    load_labels,
-    load_volume,
-    save_labels,
-    save_volume,
-)
+from paramorph_rt.images.checks import check_image, check_same_grid
+from paramorph_rt.images.volume import Volume, load_labels, load_volume, save_labels, save_volume
 
 from .phantoms import affine_of, write_nifti
 

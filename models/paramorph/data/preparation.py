@@ -23,13 +23,8 @@ import SimpleITK as sitk
 from paramorph.data.subjects import DataError, Subject
 from paramorph_rt.errors import VolumeError
 from paramorph_rt.geometry.resample import resample_to_grid
-from paramorph_rt.images.volume import (
-    check_same_grid,
-    files_of,
-    is_analyze,
-    load_labels,
-    load_volume,
-)
+from paramorph_rt.images.checks import check_same_grid
+from paramorph_rt.images.volume import files_of, is_analyze, load_labels, load_volume
 from paramorph_rt.steps.affine import align_affine
 from paramorph_rt.steps.preparation import network_grid_for, prepare_moving
 from paramorph_rt.system.staging import staged_file

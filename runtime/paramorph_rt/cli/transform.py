@@ -147,8 +147,9 @@ def _apply(args: argparse.Namespace) -> None:
 
 
 def _invert(args: argparse.Namespace) -> None:
-    from ..geometry.inverse import consistency_mm, invert_field
+    from ..geometry.inverse import invert_field
     from ..images.volume import load_volume
+    from ..metrics.consistency import consistency_mm
     from ..results.outputs import check_file
     from ..transforms import Images
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..steps.foreground import foreground_threshold
+from ..steps.foreground import foreground_of
 from ..steps.intensity import intensity_range, scaled
 from .overlap import dice, label_counts, mean_over, present_labels
 from .similarity import mse, ncc, ssim, within
@@ -51,7 +51,7 @@ def compare_images(
     Returns:
         {measure: {stage: value}}; None where the moving image is constant, or no voxel counts.
     """
-    mask = fixed.data > foreground_threshold(fixed.data)
+    mask = foreground_of(fixed)
     if counting is not None:
         mask &= counting
     if not mask.any():

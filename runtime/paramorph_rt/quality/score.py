@@ -45,7 +45,7 @@ def evidence_of(
         flags: What the checks before found.
 
     Returns:
-        "told": share of the information on the fixed image that the warped one tells; "overlap":
+        "told": uncertainty coefficient of the fixed image given the warped one; "overlap":
         Dice of both foregrounds; "ncc": after; "roughness": standard deviation of log J; "folds":
         percent of the volume; "reach": 99th percentile of the displacement without the affine, of
         the size of the fixed foreground; "doubts": how many of `DOUBTS` are among the flags.

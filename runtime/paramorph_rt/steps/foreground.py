@@ -31,16 +31,21 @@ def foreground_threshold(data: Float[np.ndarray, "i j k"]) -> float:
     return low + 0.05 * (high - low)
 
 
+def foreground_of(volume: Volume) -> Bool[np.ndarray, "i j k"]:
+    """Voxels above `foreground_threshold`."""
+    return volume.data > foreground_threshold(volume.data)
+
+
 def foreground_box(volume: Volume) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """First voxel of the foreground on each axis, and one past its last."""
-    mask = volume.data > foreground_threshold(volume.data)
+    mask = foreground_of(volume)
     present = [np.flatnonzero(_any_along_others(mask, axis)) for axis in range(3)]
     return tuple(int(p[0]) for p in present), tuple(int(p[-1]) + 1 for p in present)
 
 
 def share_outside(volume: Volume, grid: Grid) -> float:
     """Share of the foreground's voxels whose centres lie in no voxel of another grid, 0 to 1."""
-    index = np.argwhere(volume.data > foreground_threshold(volume.data))
+    index = np.argwhere(foreground_of(volume))
     there = grid.index(volume.grid.world(index))
     covered = ((there >= -0.5) & (there <= np.array(grid.shape) - 0.5)).all(axis=1)
     return 1.0 - float(covered.mean())

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Pose = Float[np.ndarray, " 7"]
 
 BINS = 16
-# Fewer sampled points inside the moving image tell nothing of it.
+# With fewer sampled points inside the moving image, the information counts as 0.
 LEAST_SHARE_INSIDE = 0.05
 # Rotations to start from: a lattice of rotation vectors in a ball. 80 degrees are what a head may
 # be turned, beyond that its symmetries tempt (the face looks back, or out of the vertex).
@@ -38,10 +38,10 @@ HALVINGS = 3
 
 
 class MutualInformation:
-    """What the moving image tells of the fixed one, in nats: 0 if they are unrelated.
+    """Mutual information of the two images in nats: 0 if they are unrelated.
 
-    Counted over points of the fixed image; those that fall outside the moving image tell nothing,
-    so drifting apart never pays. Does not ask for equal contrast.
+    Counted over points of the fixed image; those that fall outside the moving image add nothing,
+    so drifting apart never pays. The contrasts need not be equal.
 
     Args:
         moving: Image; the nearest voxel is taken, so its spacing should be half of the fixed one's.
@@ -82,8 +82,8 @@ class MutualInformation:
         own = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))
         return inside * (own - _entropy(joint.ravel()))
 
-    def share(self, affine: Float[np.ndarray, "4 4"]) -> float:
-        """Information as a share of what there is to tell, where both images are: 0 to 1.
+    def uncertainty_coefficient(self, affine: Float[np.ndarray, "4 4"]) -> float:
+        """Mutual information as a share of the fixed image's entropy where both are: 0 to 1.
 
         Source:
             Theil, On the estimation of relationships involving qualitative variables (1970).
@@ -116,7 +116,7 @@ def find_pose(
     size_mm: float,
     log_scale: float | None,
 ) -> Float[np.ndarray, "4 4"]:
-    """Rotation, translation and scale that tell most, wherever the images lie.
+    """Rotation, translation and scale of the most mutual information, wherever the images lie.
 
     Rotations up to 80 degrees and scales about the given one are tried with the centres upon each
     other, and so are the images as they lie; a pattern search goes on from the best few.
@@ -131,25 +131,29 @@ def find_pose(
     Returns:
         Fixed world mm → moving world mm (RAS).
     """
-    free = 6 if log_scale is None else 7
-    steps = np.repeat(FIRST_STEPS, 3)[:free] * [*[1.0] * 3, *[size_mm] * 3, 1.0][:free]
+    radians, share_of_size, log_step = FIRST_STEPS
+    steps = np.array([*[radians] * 3, *[share_of_size * size_mm] * 3, log_step])
+    if log_scale is None:
+        steps = steps[:6]
 
-    def told(pose: Pose) -> float:
+    def value_of(pose: Pose) -> float:
         return information(_affine_of(pose, moving_centre, fixed_centre))
 
     scales = [0.0] if log_scale is None else [log_scale + change for change in LOG_SCALES]
     trials = [np.array([*turn, 0, 0, 0, scale]) for turn in _turns() for scale in scales]
     trials.append(np.array([0, 0, 0, *(fixed_centre - moving_centre), 0]))
-    starts = _distinct(sorted(trials, key=told, reverse=True))
-    _, best = max((_climbed(told, pose, steps) for pose in starts), key=lambda found: found[0])
+    starts = _distinct(sorted(trials, key=value_of, reverse=True))
+    _, best = max(
+        (_climbed(value_of, pose, steps) for pose in starts), key=lambda result: result[0]
+    )
     return _affine_of(best, moving_centre, fixed_centre)
 
 
 def _climbed(
-    told: Callable[[Pose], float], pose: Pose, steps: Float[np.ndarray, " n"]
+    value_of: Callable[[Pose], float], pose: Pose, steps: Float[np.ndarray, " n"]
 ) -> tuple[float, Pose]:
     """Improve one parameter after the other, by ever smaller steps."""
-    value, steps = told(pose), steps.copy()
+    value, steps = value_of(pose), steps.copy()
     for _ in range(HALVINGS):
         while True:
             before = value
@@ -157,7 +161,7 @@ def _climbed(
                 for change in (step, -step):
                     trial = pose.copy()
                     trial[parameter] += change
-                    if (new := told(trial)) > value:
+                    if (new := value_of(trial)) > value:
                         value, pose = new, trial
                         break
             if value <= 1.002 * before:

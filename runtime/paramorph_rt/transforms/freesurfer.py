@@ -19,9 +19,9 @@ from nibabel.affines import from_matvec
 from ..errors import TransformError, VolumeError
 from ..geometry.field import DisplacementField
 from ..geometry.spaces import Grid
+from ..images.checks import check_grid
 from ..images.gzip_files import GZIP_ERRORS, reading, writing
 from ..images.nifti import MAX_VOXELS
-from ..images.volume import check_grid
 from ..system.files import check_regular, most_bytes, read_text
 
 if TYPE_CHECKING:
