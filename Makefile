@@ -38,6 +38,7 @@ lint: $(VENV)/ready
 
 # The site of all pages, build/docs/docs/index.html; a dead link fails it.
 docs: $(VENV)/docs-ready
+	$(BIN)/python docs/module_map.py
 	$(BIN)/python docs/cli_reference.py
 	$(BIN)/python docs/json_schemas.py
 	$(BIN)/python docs/boutiques_descriptors.py

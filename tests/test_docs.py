@@ -140,6 +140,13 @@ def test_reference_of_the_command_line_is_current(monkeypatch):
     assert PAGE.read_text(encoding="utf-8") == reference(), "run make docs"
 
 
+def test_map_of_the_modules_is_current(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    from module_map import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run make docs"
+
+
 def test_every_page_is_in_the_index():
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text(encoding="utf-8")))
     assert linked == {page.name for page in DOCS.glob("*.md")} - {"index.md"}

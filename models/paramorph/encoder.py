@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import nn
 
 from paramorph.blocks import NeXtBlock, NeXtDown
-from paramorph.swin import PatchMerging, SwinBlock
-from paramorph.windows import Size, window_layout
+from paramorph.swin import PatchMerging, SwinStage
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
     from paramorph.config import NetworkConfig
+    from paramorph.windows import Size
 
 
 class Features(NamedTuple):
@@ -50,25 +50,6 @@ class ConvBranch(nn.Module):
             x = down(block(x))
             features.append(x)
         return features[1:]  # 1/2 is on the way only
-
-
-class SwinStage(nn.Module):
-    """The blocks of one scale; every second one shifts its windows."""
-
-    def __init__(
-        self, channels: int, heads: int, config: NetworkConfig, drop_paths: list[float]
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.blocks = nn.ModuleList(
-            SwinBlock(channels, heads, config.window, config.mlp_ratio, p) for p in drop_paths
-        )
-
-    def forward(self, tokens: Tensor, size: Size) -> Tensor:
-        for index, block in enumerate(self.blocks):
-            shifted = index % 2 == 1
-            tokens = block(tokens, window_layout(size, self.config, shifted, tokens.device))
-        return tokens
 
 
 class Encoder(nn.Module):

@@ -1,4 +1,4 @@
-"""3-D Swin Transformer: window attention, blocks, patch merging, stages."""
+"""3-D Swin Transformer: window attention, blocks, stages, patch merging."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from paramorph.windows import Size, WindowLayout, merge_table, relative_position_index
+from paramorph.windows import (
+    Size,
+    WindowLayout,
+    merge_table,
+    relative_position_index,
+    window_layout,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
+
+    from paramorph.config import NetworkConfig
 
 
 class WindowAttention(nn.Module):
@@ -120,6 +128,25 @@ class SwinBlock(nn.Module):
         )
         x = x + self.drop_path(layout.from_windows(attended))
         return x + self.drop_path(self.mlp_out(F.gelu(self.mlp_in(self.norm2(x)))))
+
+
+class SwinStage(nn.Module):
+    """The blocks of one scale; every second one shifts its windows."""
+
+    def __init__(
+        self, channels: int, heads: int, config: NetworkConfig, drop_paths: list[float]
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(
+            SwinBlock(channels, heads, config.window, config.mlp_ratio, p) for p in drop_paths
+        )
+
+    def forward(self, tokens: Tensor, size: Size) -> Tensor:
+        for index, block in enumerate(self.blocks):
+            shifted = index % 2 == 1
+            tokens = block(tokens, window_layout(size, self.config, shifted, tokens.device))
+        return tokens
 
 
 class PatchMerging(nn.Module):
