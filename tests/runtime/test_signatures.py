@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from paramorph_rt.bundle import MANIFEST, load_bundle
+from paramorph_rt.bundle.signatures import REQUIRED_BY
 from paramorph_rt.cli import main
 from paramorph_rt.errors import BundleError
-from paramorph_rt.signatures import REQUIRED_BY
 
 PEM = serialization.Encoding.PEM
 SIGNATURE = MANIFEST + ".sig"

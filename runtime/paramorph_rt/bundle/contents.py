@@ -141,6 +141,11 @@ class Bundle:
         """The images that it was made for, see `quality.domain`; None if it does not say."""
         return self.manifest.get("domain")
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file but the manifest."""
+        return tuple(self.manifest["files"])
+
     def tensors(self, what: str) -> dict[str, int]:
         """Channels of the "inputs" or "outputs" of its networks, by name.
 

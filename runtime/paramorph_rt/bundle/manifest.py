@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
-from ..signatures import check_signature
 from ..system.files import check_regular, parse_json, read_bytes, sha256_of
 from ..system.staging import staged_file
 from .contents import Bundle, EngineEntry, GridSpec, InputSpec, IntensitySpec, NetworkEntry
@@ -25,6 +24,7 @@ from .names import (
     PRECISIONS,
     SAMPLING_CONVENTIONS,
 )
+from .signatures import check_signature
 
 #: Voxels along an axis of a network's grid.
 LARGEST_SIDE = 2048

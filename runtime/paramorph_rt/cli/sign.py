@@ -35,14 +35,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the bundle's files against the manifest, then sign that."""
-    from ..bundle import MANIFEST, load_bundle
-    from ..signatures import REQUIRED_BY, sign
+    from ..bundle import load_bundle
+    from ..bundle.signatures import REQUIRED_BY, sign
 
     os.environ.pop(REQUIRED_BY, None)  # it is not signed yet
     bundle = load_bundle(args.bundle)
-    for file in bundle.manifest["files"]:
+    for file in bundle.files:
         bundle.verified_path(file)
-    print(f"wrote {sign(args.bundle / MANIFEST, args.key)}")
+    print(f"wrote {sign(args.bundle, args.key)}")
     return 0
 
 
@@ -60,6 +60,6 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 def require(args: argparse.Namespace) -> None:
     """Ask for signatures from here on, in processes that this one starts as well."""
     if getattr(args, "require_signature", None) is not None:
-        from ..signatures import REQUIRED_BY
+        from ..bundle.signatures import REQUIRED_BY
 
         os.environ[REQUIRED_BY] = str(args.require_signature.resolve())

@@ -12,10 +12,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import BundleError, OutputError
-from .system.files import read_bytes, read_text
-from .system.optional import import_optional
-from .system.staging import staged_file
+from ..errors import BundleError, OutputError
+from ..system.files import read_bytes, read_text
+from ..system.optional import import_optional
+from ..system.staging import staged_file
+from .names import MANIFEST
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -30,11 +31,11 @@ REQUIRED_BY = "PARAMORPH_REQUIRE_SIGNATURE"
 _PUBLIC_KEY = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 
 
-def sign(manifest: Path, key: Path) -> Path:
+def sign(folder: Path, key: Path) -> Path:
     """Sign a bundle's manifest.
 
     Args:
-        manifest: Its file; the signature becomes a file beside it.
+        folder: Of the bundle; the signature becomes a file beside the manifest.
         key: Private key of Ed25519, in PEM; if it is encrypted, its passphrase is asked for.
 
     Returns:
@@ -45,6 +46,7 @@ def sign(manifest: Path, key: Path) -> Path:
         OutputError: The key is none, or writing fails.
         MissingDependencyError: Without the extra "signing".
     """
+    manifest = folder / MANIFEST
     content = read_bytes(manifest, "the manifest of a bundle", BundleError)
     signature = _private_key(key).sign(content)
     path = _signature_of(manifest)
