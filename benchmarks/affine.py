@@ -89,7 +89,10 @@ def ours(moving: Volume, fixed: Volume) -> tuple[np.ndarray, Row]:
     """As `paramorph-rt infer` aligns."""
     alignment, seconds, cpu_seconds = timed(lambda: align_affine(moving, fixed))
     row = {"seconds": seconds, "cpu_seconds": cpu_seconds}
-    return alignment.affine, row | {"told": alignment.told, "warnings": list(alignment.warnings)}
+    return alignment.affine, row | {
+        "told": alignment.uncertainty_coefficient,
+        "warnings": list(alignment.warnings),
+    }
 
 
 def ants(moving: Volume, fixed: Volume) -> tuple[np.ndarray, Row]:

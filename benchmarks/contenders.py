@@ -187,13 +187,13 @@ def by_backend(spec: Spec, name: str, precision: str, **options: Any) -> Contend
 
 def engine_backend(bundle: Any, flavour: Any, precision: str, **options: Any) -> Any:
     """A native engine with other options than `choose_backend` gives it."""
-    from paramorph_rt.backends import tensorrt
+    from paramorph_rt.backends import engine_files, tensorrt
     from paramorph_rt.backends.gpu import find_gpu
 
     capability = find_gpu().compute_capability
     library = tensorrt.import_library(flavour)
-    engines = tensorrt.engines_for(bundle, flavour, precision, capability)
-    entry = tensorrt.engine_of_version(engines, library.__version__, bundle)
+    engines = engine_files.engines_for(bundle, flavour, precision, capability)
+    entry = engine_files.engine_of_version(engines, library.__version__, bundle)
     return tensorrt.EngineBackend(bundle, entry, library, **options)
 
 

@@ -49,13 +49,13 @@ def rows_of(label: str, bundle: Bundle, args: argparse.Namespace) -> list[Row]:
 
 
 def _row(label: str, folder: Path, entry: dict[str, Any]) -> Row:
-    manifest = load_bundle(folder).manifest
+    bundle = load_bundle(folder)
     return {
         "label": label,
-        "passes": manifest["network"].get("passes", 1),
+        "passes": bundle.configuration.get("passes", 1),
         "grid": "×".join(map(str, entry["shape"])),
-        "network_mb": manifest["files"][entry["network"]]["bytes"] / 1e6,
-        "engine_mb": manifest["files"][entry["file"]]["bytes"] / 1e6,
+        "network_mb": bundle.size(entry["network"]) / 1e6,
+        "engine_mb": bundle.size(entry["file"]) / 1e6,
         "weights_mb": entry["weights_bytes"] / 1e6,
         "activations_mb": entry["device_memory_bytes"] / 1e6,
         **{key: entry[key] for key in FROM_MANIFEST},

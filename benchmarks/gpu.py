@@ -14,7 +14,6 @@ copies out. Memory is what the card has less of than before the process.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from contenders import ON_CPU, ON_GPU, Spec, memory_used_mb
 from costs import quantile
 from isolated import call_isolated, run_isolated
 from paramorph_rt.backends.gpu import find_gpu
+from paramorph_rt.bundle import MANIFEST, load_bundle
 from paramorph_rt.errors import ParamorphError
 from record import Result, Row
 from tables import differences, failures, markdown_table
@@ -84,16 +84,13 @@ class Prepared:
             if targets:
                 export += ["--precision", "fp32", "fp16", "--fp32-for-gpus"]
             self._step("export", export, args)
-        built = {(e["flavour"], e["compute_capability"]) for e in self._engines()}
+        engines = load_bundle(self.bundle).engines if (self.bundle / MANIFEST).is_file() else ()
+        built = {(engine.flavour, engine.compute_capability) for engine in engines}
         build = [ROOT / "export" / "build_engine.py", "--bundle", self.bundle]
         for flavour, target in targets.items():
             if (flavour, target) not in built:
                 command = [*build, "--flavour", flavour, "--target", target]
                 self._step(f"engine of {flavour}", command, args)
-
-    def _engines(self) -> list[dict[str, Any]]:
-        manifest = self.bundle / "manifest.json"
-        return json.loads(manifest.read_text("utf-8"))["engines"] if manifest.is_file() else []
 
     def _step(self, what: str, command: list[Any], args: argparse.Namespace) -> None:
         failure = run_isolated([sys.executable, *map(str, command)], args.threads, args.timeout)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backends import AUTO, Backend, check_no_request
+from .backends.interface import Closable
 from .bundle import AUTO_MODEL, NO_MODEL, Bundle, bundle_path, candidates, load_bundle
 from .model import Model
 from .quality.choice import choose
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from .steps.affine import AffineKind
 
 
-class Registration:
+class Registration(Closable):
     """A model, ready to register pairs: calling it registers one.
 
     >>> register = Registration()  # doctest: +SKIP
@@ -47,7 +48,8 @@ class Registration:
     >>> result.save("OUT")  # doctest: +SKIP
 
     The model is loaded once; pairs may have any grids. `__call__` says what may be given, and what
-    can go wrong; `RegistrationResult` what comes back.
+    can go wrong; `RegistrationResult` what comes back. `close`, or the end of a `with` block, gives
+    back the engines that it loaded, such as memory of a GPU.
 
     Args:
         bundle: A bundle, its path, or the name of a shipped one; "none" is no model: pairs are
@@ -68,6 +70,8 @@ class Registration:
         BackendError: No such backend or precision here, or the engine refuses a network.
         MissingDependencyError: The backend is not installed.
     """
+
+    name = "registration"
 
     def __init__(
         self,
@@ -198,6 +202,7 @@ class Registration:
             options: What is done with it. Of these, the model, its engine and the threads are this
                 object's own, and reading and writing files are the caller's.
         """
+        self._check_open()
         seconds, levels = Stopwatch({}), options.levels
         with itk_threads(self.threads):
             with seconds("load"):
@@ -238,6 +243,10 @@ class Registration:
             also,
             self.threads,
         )
+
+    def _release(self) -> None:
+        for model in self.models:
+            model.close()
 
     def _started(self, levels: Sequence[Level]) -> list[Model]:
         """The models that a pair may get; the preferred one begins to load."""

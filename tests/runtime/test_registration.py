@@ -13,6 +13,8 @@ import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 
 from paramorph_rt import Registration, RegistrationResult
+from paramorph_rt.backends import choose_backend
+from paramorph_rt.bundle import load_bundle
 from paramorph_rt.errors import BackendError, VolumeError
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, load_volume, save_labels, save_volume
@@ -23,6 +25,7 @@ from paramorph_rt.steps.preparation import network_grid_for
 from paramorph_rt.system.threads import Later
 
 from .phantoms import (
+    NETWORK_SHAPE,
     centred_grid,
     head,
     head_labels,
@@ -394,3 +397,20 @@ def test_results_carry_the_code_of_the_fixed_world(zero_bundle_path, tmp_path):
             header = nib.load(tmp_path / f"out/{name}.nii.gz").header
             assert (header["sform_code"], header["qform_code"]) == (code, code)
     assert load_volume(tmp_path / "out/warped.nii.gz").grid.world_code == 4
+
+
+def test_closed_registration_registers_no_more(bundle_path):
+    with Registration(bundle_path, 1, "onnxruntime") as register:
+        engine = register.backend
+    register.close()  # once more does nothing
+    with pytest.raises(BackendError, match=r"registration: expected an open engine, got one that"):
+        register(*pair_on("RAS-RAS"))
+    with pytest.raises(BackendError, match=r"onnxruntime-cpu: expected an open engine"):
+        engine.run(np.zeros(NETWORK_SHAPE, np.float32), np.zeros(NETWORK_SHAPE, np.float32))
+
+
+def test_engine_of_the_callers_stays_open(bundle_path):
+    engine = choose_backend(load_bundle(bundle_path), "onnxruntime", threads=1)
+    with Registration(bundle_path, 1, engine):
+        pass
+    engine.run(np.zeros(NETWORK_SHAPE, np.float32), np.zeros(NETWORK_SHAPE, np.float32))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..geometry.inverse import consistency_mm, invert_field
+from ..geometry.inverse import invert_field
+from ..metrics.consistency import consistency_mm
 
 if TYPE_CHECKING:
     from ..geometry.field import DisplacementField

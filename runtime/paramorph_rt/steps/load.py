@@ -11,17 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import OutputError, VolumeError
-from ..images.volume import (
-    Volume,
-    check_image,
-    check_labels,
-    check_mask,
-    check_same_grid,
-    load_labels,
-    load_mask,
-    load_volume,
-    nifti_name,
-)
+from ..images.checks import check_image, check_labels, check_mask, check_same_grid
+from ..images.volume import Volume, load_labels, load_mask, load_volume, nifti_name
 from ..metrics.overlap import present_labels
 from ..system.threads import in_parallel, mapped
 from .foreground import masked
