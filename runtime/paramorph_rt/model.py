@@ -94,11 +94,11 @@ class Model:
         self, pair: PreparedPair, levels: Sequence[Level]
     ) -> tuple[DisplacementField, Features | None]:
         """The network's field without the affine; or zeros, and features for the refinement."""
-        found = self.engine(levels).run(pair.moving, pair.fixed)
+        output = self.engine(levels).run(pair.moving, pair.fixed)
         if self.has_features(levels):
             still = np.zeros((*pair.grid.shape, 3), np.float32)
-            return DisplacementField(pair.grid, still), Features(*found)
-        return field_from_network(found, pair.grid, self.bundle.sampling), None
+            return DisplacementField(pair.grid, still), Features(*output)
+        return field_from_network(output, pair.grid, self.bundle.sampling), None
 
     def _wanted(self, levels: Sequence[Level]) -> Backend | Later[Backend]:
         if self.has_features(levels):

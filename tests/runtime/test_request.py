@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import dataclasses
+from inspect import signature
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from paramorph_rt import request
-from paramorph_rt.cli import build_parser
+from paramorph_rt import Registration, request
+from paramorph_rt.cli import build_parser, evaluate
 from paramorph_rt.cli.arguments import inputs_of, options_of
 from paramorph_rt.cli.layout import commands_of
 from paramorph_rt.fields import About, about, flags_of, heading_of
 from paramorph_rt.geometry.resample import Interpolation
+from paramorph_rt.images import landmarks
 from paramorph_rt.request import Inputs, Options, fields_of
 from paramorph_rt.steps.affine import AffineKind
+from paramorph_rt.steps.load import Sources
 from paramorph_rt.transforms import formats
 
 from .test_cli import run_python
@@ -132,7 +135,15 @@ def test_paths_become_absolute():
     )
 
 
+def test_keyword_arguments_of_a_call_are_those_of_the_request():
+    keywords = set(signature(Registration.__call__).parameters) - {"self"}
+    fields = {field.name for field in dataclasses.fields(Sources)} | set(fields_of(Options))
+    assert keywords <= fields
+    assert {field.name for field in dataclasses.fields(Sources)} <= keywords
+
+
 def test_names_that_stand_here_for_the_help_are_those_of_their_modules():
+    assert evaluate.SPACES == landmarks.SPACES
     assert get_args(Interpolation) == request.INTERPOLATIONS
     assert tuple(formats.FORMATS) == request.FORMATS
     assert {"auto", *about(fields_of(Options)["affine"]).choices} == set(get_args(AffineKind))

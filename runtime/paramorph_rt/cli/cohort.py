@@ -99,7 +99,7 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", help="register finished pairs again")
     add("--json", action="store_true", help="print summary.json to stdout instead of a table")
     add_fields(parser, Options, but=["bids_names"])
-    # Of single pairs only their outcomes are told.
+    # Of single pairs only their outcomes are shown.
     parser.set_defaults(messages="paramorph_rt.cohort")
 
 
@@ -181,11 +181,11 @@ def _pairs(args: argparse.Namespace) -> list[Pair]:
     if args.table:
         return pairs_of_table(args.table, args.strict)
     images = [path.absolute() for path in args.images or args.all_pairs]
-    found = images_with_labels(images, but=args.out_dir)
+    labelled = images_with_labels(images, but=args.out_dir)
     if args.all_pairs:
-        return pairs_of_all(found)
+        return pairs_of_all(labelled)
     labels = args.template_labels and args.template_labels.absolute()
-    return pairs_to_template(args.template.absolute(), found, labels)
+    return pairs_to_template(args.template.absolute(), labelled, labels)
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def _add_landmarks(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="points in the fixed image: CSV, .fcsv or .mrk.json",
     )
-    add("--moving-landmarks", type=Path, metavar="FILE", help="the same places, moving image")
+    add("--moving-landmarks", type=Path, metavar="FILE", help="the same points, moving image")
     add(
         "--landmark-space",
         choices=SPACES,
@@ -196,13 +196,13 @@ def _landmarks(args: argparse.Namespace) -> tuple[Landmarks, Landmarks] | None:
     files = {"fixed": args.fixed_landmarks, "moving": args.moving_landmarks}
     if not any(files.values()):
         return None
-    found = []
+    landmarks = []
     for role, path in files.items():
         image = getattr(args, role) or getattr(args, f"{role}_labels")
         space = getattr(args, f"{role}_landmark_space") or args.landmark_space
         grid = load_grid(image) if space == "voxel" and image else None
-        found.append(load_landmarks(path, space, grid))
-    return found[0], found[1]
+        landmarks.append(load_landmarks(path, space, grid))
+    return landmarks[0], landmarks[1]
 
 
 def _lines(metrics: dict[str, Any], files: list[Path]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..metrics.definitions import STAGES
 from ..request import Inputs, Options
 from . import sign
 from .arguments import STDOUT, add_fields, add_json, inputs_of, options_of
@@ -14,7 +15,6 @@ from .messages import DOUBTFUL
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STAGES = ("before", "affine", "after")
 # Of the printed table, over labels.
 MEANS = {
     "dice": "mean Dice",

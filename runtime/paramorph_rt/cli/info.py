@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import BundleError
     from ..results.provenance import platform_of
 
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "version": _version(),
         "platform": platform_of() | {"cores": os.cpu_count()},
         "packages": engine_versions(),
@@ -80,11 +80,11 @@ def run(args: argparse.Namespace) -> int:
     except BundleError as err:
         if args.model is not None:
             raise
-        found["model"] = str(err)  # there is enough to tell without one
+        facts["model"] = str(err)  # there is enough to say without one
     else:
-        found["model"] = _model(bundle)
-        found["backends"] = _backends(bundle.main, args.load)
-    print(json.dumps(found) if args.json else _table(found))
+        facts["model"] = _model(bundle)
+        facts["backends"] = _backends(bundle.main, args.load)
+    print(json.dumps(facts) if args.json else _table(facts))
     return 0
 
 
@@ -184,12 +184,12 @@ def _or_reason(attempt: Callable[[], Any]) -> Any:
         return str(err)
 
 
-def _table(found: dict[str, Any]) -> str:
-    rows = [("paramorph-rt", found["version"]), ("platform", _platform_line(found["platform"]))]
-    rows += [("", f"{package} {version}") for package, version in found["packages"].items()]
-    gpu = found["gpu"]
+def _table(facts: dict[str, Any]) -> str:
+    rows = [("paramorph-rt", facts["version"]), ("platform", _platform_line(facts["platform"]))]
+    rows += [("", f"{package} {version}") for package, version in facts["packages"].items()]
+    gpu = facts["gpu"]
     rows.append(("GPU", gpu.removeprefix("GPU: ") if isinstance(gpu, str) else _gpu_line(gpu)))
-    model = found["model"]
+    model = facts["model"]
     if isinstance(model, str):
         return _aligned([*rows, ("model", model)])
 
@@ -206,15 +206,15 @@ def _table(found: dict[str, Any]) -> str:
         built = f"{engine['flavour']} {engine['version']} for {engine['compute_capability']}"
         rows.append(("engine", f"{_entry_line(engine)}, {built}"))
         rows.append(("", f"no: {reason(engine)}" if engine["why_not"] else "can be used"))
-    for way in found["backends"]:
+    for way in facts["backends"]:
         line = _way_line(way) if way["precisions"] else f"no: {reason(way)}"
         rows.append((way["name"], line))
     return _aligned(rows)
 
 
-def _platform_line(found: dict[str, Any]) -> str:
-    where = f"{found['system']} {found['machine']}, Python {found['python']}"
-    return f"{where}, {found['cores']} CPU cores"
+def _platform_line(facts: dict[str, Any]) -> str:
+    where = f"{facts['system']} {facts['machine']}, Python {facts['python']}"
+    return f"{where}, {facts['cores']} CPU cores"
 
 
 def _gpu_line(gpu: dict[str, Any]) -> str:

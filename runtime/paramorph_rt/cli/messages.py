@@ -1,4 +1,4 @@
-"""What every command tells on stderr, how much of it, and the exit code in the end."""
+"""What every command writes to stderr, how much of it, and the exit code in the end."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ log = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare how much a command tells."""
+    """Declare how much a command writes."""
     add = parser.add_argument_group("messages").add_mutually_exclusive_group().add_argument
     add("-q", "--quiet", action="store_true", help="no progress, only warnings and errors")
     add(
-        *("-v", "--verbose"),
+        "-v",
+        "--verbose",
         action="store_true",
         help="also what was tried, such as why an engine was skipped, and tracebacks of errors",
     )
@@ -45,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command that was parsed; returns its exit code.
 
     Args:
-        args: With `run`, `quiet` and `verbose`; `messages`, if there, names the logger that is
-            told unless all is (--verbose).
+        args: With `run`, `quiet` and `verbose`; `messages`, if there, names the logger whose
+            messages are shown; --verbose shows all.
     """
     with _log_on_stderr(args), _streams():
         try:
@@ -107,15 +108,15 @@ def _log_on_stderr(args: argparse.Namespace) -> Iterator[None]:
     if args.verbose:
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
     name = ALL_MESSAGES if args.verbose else getattr(args, "messages", ALL_MESSAGES)
-    told = logging.getLogger(name)
-    before = told.level
-    told.addHandler(handler)
-    told.setLevel(
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(
         logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO
     )
     try:
         yield
     finally:
-        told.setLevel(before)
-        told.removeHandler(handler)
+        logger.setLevel(before)
+        logger.removeHandler(handler)
         logging.getLogger(ALL_MESSAGES).addHandler(_NOBODY)

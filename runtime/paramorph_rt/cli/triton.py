@@ -34,7 +34,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="name of a shipped model, or folder of a bundle (default: the first shipped one)",
     )
     add(
-        *("-o", "--out-dir"),
+        "-o",
+        "--out-dir",
         type=Path,
         required=True,
         metavar="REPO",

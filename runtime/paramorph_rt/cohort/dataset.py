@@ -10,14 +10,14 @@ from ..errors import CohortError
 from ..results.bids_entities import BidsName
 from .images import images_with_labels, is_dataset
 from .pairs import pairs_to_template
-from .work import Outcome, place_of
+from .work import Outcome, location_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from ..request import Options
-    from .images import Found
+    from .images import LabelledImage
     from .pairs import Pair
 
 log = logging.getLogger(__name__)
@@ -89,13 +89,13 @@ def finished(pairs: Sequence[Pair], options: Options, out_dir: Path) -> dict[str
     """What earlier runs have left of the pairs, by name."""
     outcomes = {}
     for pair in pairs:
-        place = place_of(pair, options, out_dir)
-        if (place.folder / place.names.record).is_file():
+        location = location_of(pair, options, out_dir)
+        if (location.folder / location.names.record).is_file():
             outcomes[pair.name] = Outcome(pair.name, "kept")
     return outcomes
 
 
-def _label(image: Found, entity: str) -> str:
+def _label(image: LabelledImage, entity: str) -> str:
     return BidsName.of(image.image).entities.get(entity, "")
 
 

@@ -1,7 +1,7 @@
 """Which files of folders are images, and which label map belongs to which.
 
 Trees are walked, those of BIDS datasets through their subjects and sessions to `anat`. What our own
-results, BIDS and ANTs call label maps, masks and fields is told by its name.
+results, BIDS and ANTs call label maps, masks and fields is recognised by its name.
 """
 
 from __future__ import annotations
@@ -27,9 +27,18 @@ VOXELS = (".img", ".img.gz")  # an image is listed once, by its header
 # What a name ends in, after an underscore or as a whole.
 LABELS = ("labels", "dseg")
 NO_IMAGES = (
-    *("mask", "probseg", "defacemask", "roi"),
+    "mask",
+    "probseg",
+    "defacemask",
+    "roi",
     # Transforms, and what comes with them, of this toolkit, BIDS derivatives and ANTs.
-    *("displacement", "xfm", "warp", "1Warp", "1InverseWarp", "0Warp", "0InverseWarp"),
+    "displacement",
+    "xfm",
+    "warp",
+    "1Warp",
+    "1InverseWarp",
+    "0Warp",
+    "0InverseWarp",
 )
 RESULTS = tuple(
     name.removesuffix(".nii.gz") for name in (outputs.DISPLACEMENT, outputs.INVERSE, outputs.SERIES)
@@ -37,24 +46,28 @@ RESULTS = tuple(
 # Of a label map's name in BIDS, what says which labels it holds and not of which image.
 OF_LABELS = ("desc", "label", "seg", "hemi", "atlas")
 # Folders of a subject or session in BIDS whose images are no volumes to be registered one by one.
-OTHER_DATA = (
-    *("func", "dwi", "fmap", "perf", "pet", "meg", "eeg", "ieeg", "beh", "micr", "nirs", "motion"),
-    *("mrs", "figures", "log"),
-)
+OTHER_DATA = {"func", "dwi", "fmap", "perf", "pet", "meg", "eeg", "ieeg", "beh", "micr", "nirs"}
+OTHER_DATA |= {"motion", "mrs", "figures", "log"}
 
 
 @dataclass(frozen=True)
-class Found:
-    """An image and its label map, if there is one; `place` is where it lay below what was given."""
+class LabelledImage:
+    """An image, and its label map if there is one.
+
+    Attributes:
+        image: Path of the image.
+        labels: Path of its label map.
+        relative: The image's path below the folder that was given.
+    """
 
     image: Path
     labels: Path | None
-    place: Path
+    relative: Path
 
 
 def images_with_labels(
     paths: Iterable[Path], but: Path | None = None, label_folders: Sequence[Path] = ()
-) -> list[Found]:
+) -> list[LabelledImage]:
     """Images, each with its label map if that is there too.
 
     `NAME_labels.nii.gz` is the label map of `NAME.nii.gz` or `NAME_anything.nii.gz` beside it. With
@@ -69,14 +82,14 @@ def images_with_labels(
     Raises:
         CohortError: Nothing there, a label map without its image, or an image with several.
     """
-    places = {file: place for path in paths for file, place in _files(path, but)}
-    images = [path for path in places if _kind(path) == "image"]
+    relative = {file: below for path in paths for file, below in _files(path, but)}
+    images = [path for path in relative if _kind(path) == "image"]
     if not images:
         raise CohortError(
-            f"{next(iter(places), 'images')}: expected at least one image, got only label maps, "
+            f"{next(iter(relative), 'images')}: expected at least one image, got only label maps, "
             "masks or fields by their names; pass the images."
         )
-    labels = [path for path in places if _kind(path) == "labels"]
+    labels = [path for path in relative if _kind(path) == "labels"]
     beside, elsewhere = defaultdict(list), defaultdict(list)
     for path in labels:
         beside[path.parent].append(path)
@@ -91,7 +104,7 @@ def images_with_labels(
         for image in images
     }
     _check_orphans([path for path in labels if path not in set(owned.values())])
-    return [Found(image, found, places[image]) for image, found in owned.items()]
+    return [LabelledImage(image, labels, relative[image]) for image, labels in owned.items()]
 
 
 def _check_orphans(orphans: Sequence[Path]) -> None:
@@ -125,7 +138,7 @@ def _files(path: Path, but: Path | None) -> Iterator[tuple[Path, Path]]:
     if not path.is_dir():
         yield path, Path(path.name)
         return
-    dataset, found = is_dataset(path), False
+    dataset, is_empty = is_dataset(path), True
     for home, folders, names in os.walk(path, followlinks=True):
         folder = Path(home)
         folders[:] = sorted(f for f in folders if _is_walked(folder / f, but))
@@ -134,9 +147,9 @@ def _files(path: Path, but: Path | None) -> Iterator[tuple[Path, Path]]:
             continue  # what lies beside the subjects belongs to none
         for name in sorted(names):
             if name.endswith(ENDINGS) and not name.endswith(VOXELS):
-                found = True
+                is_empty = False
                 yield folder / name, (folder / name).relative_to(path)
-    if not found:
+    if is_empty:
         raise CohortError(
             f"{path}: expected a folder with images (NIfTI, NRRD, MetaImage, Analyze), got none in "
             f"{'anat below its subjects' if dataset else 'it'}; pass the folder that holds them, "
@@ -166,15 +179,16 @@ def _is_bids(path: Path) -> bool:
 
 def _labels_of(image: Path, beside: Sequence[Path], elsewhere: Sequence[Path]) -> Path | None:
     near = [path for path in beside if path.parent == image.parent]
-    found = [path for path in near if _is_bids(path) and _fits(path, image)]
-    found = found or [path for path in elsewhere if _is_bids(path) and _fits(path, image)]
-    if len(found) > 1:
+    fitting = [path for path in near if _is_bids(path) and _fits(path, image)]
+    fitting = fitting or [path for path in elsewhere if _is_bids(path) and _fits(path, image)]
+    if len(fitting) > 1:
+        several = " and ".join(path.name for path in fitting[:3])
         raise CohortError(
-            f"{image}: expected one label map, got {' and '.join(p.name for p in found[:3])}; name "
-            "the one that you mean in a table of pairs."
+            f"{image}: expected one label map, got {several}; name the one that you mean in a "
+            "table of pairs."
         )
-    if found:
-        return found[0]
+    if fitting:
+        return fitting[0]
     by_name = [path for path in near if not _is_bids(path) and _begins(path, image)]
     return max(by_name, key=lambda path: len(path.name), default=None)
 
@@ -186,7 +200,7 @@ def _begins(labels: Path, image: Path) -> bool:
 
 
 def _fits(labels: Path, image: Path) -> bool:
-    """Whether a label map in BIDS names lies on the image, as far as names tell."""
+    """Whether a label map in BIDS names lies on the image, as far as their names say."""
     theirs, own = BidsName.of(labels), BidsName.of(image)
     entities = {k: v for k, v in theirs.entities.items() if k not in OF_LABELS}
     if entities.get("space") == own.suffix and "space" not in own.entities:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from .. import PURPOSE, __version__
+from ..metrics.definitions import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .row import Row
 
-STAGES = ("before", "affine", "after")
 SCORE = "quality.score"
 # Title, and the metric of each line.
 PLOTS: tuple[tuple[str, dict[str, str]], ...] = (

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import CohortError
 from ..request import SEVERAL, SINGLE, Inputs
 from ..system.files import read_bytes
-from .images import Found, stem
+from .images import LabelledImage, stem
 
 NEEDED = ("moving", "fixed")
 COLUMNS = ("name", *SINGLE, *SEVERAL)
@@ -77,20 +77,20 @@ def pairs_of_table(table: Path, strict: bool = False) -> list[Pair]:
 
 
 def pairs_to_template(
-    template: Path, found: Sequence[Found], template_labels: Path | None = None
+    template: Path, images: Sequence[LabelledImage], template_labels: Path | None = None
 ) -> list[Pair]:
     """Each image to one fixed template, which is left out where it is among the images.
 
     Args:
         template: Fixed image.
-        found: See `images.images_with_labels`.
+        images: See `images.images_with_labels`.
         template_labels: Its label map, to be compared with those of the images.
 
     Raises:
         CohortError: A file is missing, there is no image, or two have one name.
     """
     same = template.resolve()
-    names = _names(found)
+    names = _names(images)
     pairs = {
         f"{image.image}": Pair(
             names[image.image],
@@ -101,7 +101,7 @@ def pairs_to_template(
                 fixed_labels=template_labels if image.labels else None,
             ),
         )
-        for image in found
+        for image in images
         if image.image.resolve() != same
     }
     checked = _checked(pairs)
@@ -109,13 +109,13 @@ def pairs_to_template(
     return checked
 
 
-def pairs_of_all(found: Sequence[Found]) -> list[Pair]:
-    """Each image to each other, both ways; `found` as in `pairs_to_template`.
+def pairs_of_all(images: Sequence[LabelledImage]) -> list[Pair]:
+    """Each image to each other, both ways; `images` as in `pairs_to_template`.
 
     Raises:
         CohortError: Fewer than two images, or two of one name.
     """
-    names = _names(found)
+    names = _names(images)
     return _checked(
         {
             f"{moving.image} to {fixed.image}": Pair(
@@ -127,19 +127,19 @@ def pairs_of_all(found: Sequence[Found]) -> list[Pair]:
                     fixed_labels=moving.labels and fixed.labels,
                 ),
             )
-            for moving, fixed in permutations(found, 2)
+            for moving, fixed in permutations(images, 2)
         }
     )
 
 
-def _names(found: Sequence[Found]) -> dict[Path, str]:
+def _names(images: Sequence[LabelledImage]) -> dict[Path, str]:
     """Of each image: its file's, with those of its folders where other files have it too."""
-    count = Counter(stem(image.image) for image in found)
+    count = Counter(stem(image.image) for image in images)
     return {
         image.image: stem(image.image)
         if count[stem(image.image)] == 1
-        else "_".join((*image.place.parent.parts, stem(image.image)))
-        for image in found
+        else "_".join((*image.relative.parent.parts, stem(image.image)))
+        for image in images
     }
 
 

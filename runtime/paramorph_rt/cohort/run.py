@@ -18,7 +18,7 @@ from ..results.outputs import write_shared
 from ..results.provenance import installed_versions
 from ..system.optional import import_optional
 from ..system.staging import sweep
-from .work import PAIRS, Outcome, place_of, run_pair
+from .work import PAIRS, Outcome, location_of, run_pair
 
 if TYPE_CHECKING:
     from ..request import Options
@@ -69,7 +69,7 @@ def run_cohort(
     """
     out_dir = Path(out_dir).absolute()
     home = out_dir if options.bids_names else out_dir / PAIRS
-    _check_places(pairs, options, out_dir)
+    _check_locations(pairs, options, out_dir)
     if scheduler is None:
         check(options)
         loaded(options)  # a model that cannot be loaded is one error, not one of each pair
@@ -80,7 +80,7 @@ def run_cohort(
         if folder.is_dir():
             sweep(folder)
     for pair in pairs:  # one after the other, so that each links to the datasets of those before
-        write_shared(home, place_of(pair, options, out_dir).names)
+        write_shared(home, location_of(pair, options, out_dir).names)
     task = partial(run_pair, options=options, out_dir=out_dir, force=force)
     if scheduler is not None:
         yield from _on_cluster(pairs, task, scheduler)
@@ -88,10 +88,10 @@ def run_cohort(
     yield from _in_threads(pairs, task, at_once, stop or threading.Event())
 
 
-def _check_places(pairs: Sequence[Pair], options: Options, out_dir: Path) -> None:
+def _check_locations(pairs: Sequence[Pair], options: Options, out_dir: Path) -> None:
     owners: dict[Path, str] = {}
     for pair in pairs:
-        place = place_of(pair, options, out_dir)
+        place = location_of(pair, options, out_dir)
         for name in place.names.own:
             owner = owners.setdefault(place.folder / name, pair.name)
             if owner != pair.name:
@@ -169,13 +169,13 @@ def _outcome(future: Any, name: str) -> Outcome:
 def _check_versions(client: Any, address: str) -> None:
     """Refuse workers that would compute by different software."""
     try:
-        found = client.run(installed_versions)
+        versions = client.run(installed_versions)
     except Exception as err:
         raise CohortError(
             f"{address}: expected workers that have paramorph-rt, got {type(err).__name__}: {err}; "
             "install it in their environment."
         ) from err
-    different = {tuple(versions.items()) for versions in found.values()}
+    different = {tuple(of_worker.items()) for of_worker in versions.values()}
     if len(different) > 1:
         first, second, *_ = (dict(versions) for versions in different)
         what = next(name for name in first if first[name] != second[name])

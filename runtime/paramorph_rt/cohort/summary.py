@@ -13,7 +13,7 @@ from ..results import outputs
 from ..system.staging import staged_file
 from .page import page
 from .row import Row
-from .work import place_of
+from .work import location_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -107,19 +107,19 @@ def worst_first(rows: Sequence[Row]) -> list[Row]:
 def labels_worst_first(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """Statistics of each label over all pairs, and the pair that is worst at it."""
     names = {label: name for row in rows for label, name in row.label_names.items()}
-    found: dict[str, dict[str, Any]] = {}
+    labels: dict[str, dict[str, Any]] = {}
     for label in dict.fromkeys(label for row in rows for label in row.labels):
         values = {key: [row.labels.get(label, {}).get(key) for row in rows] for key in OF_LABELS}
         entry = {key: statistics_of(each) for key, each in values.items()}
         after = [(v, row.pair.name) for row, v in zip(rows, values["dice.after"], strict=True)]
         worst = min(((v, name) for v, name in after if v is not None), default=None)
         if worst:
-            found[label] = {
+            labels[label] = {
                 "name": names.get(label, ""),
                 "worst_pair": worst[1],
                 **{key: statistics for key, statistics in entry.items() if statistics},
             }
-    return dict(sorted(found.items(), key=lambda item: item[1]["dice.after"]["mean"]))
+    return dict(sorted(labels.items(), key=lambda item: item[1]["dice.after"]["mean"]))
 
 
 def statistics_of(values: Sequence[float | None]) -> dict[str, float] | None:
@@ -138,8 +138,8 @@ def statistics_of(values: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def _row(out_dir: Path, pair: Pair, outcome: Outcome | None, options: Options) -> Row:
-    place = place_of(pair, options, out_dir)
-    folder, names = place.folder, place.names
+    location = location_of(pair, options, out_dir)
+    folder, names = location.folder, location.names
     # Of a dataset that all share, the folder that holds this pair's.
     home = (folder / names.metrics).parent.relative_to(out_dir).as_posix()
     if outcome is None:
@@ -152,7 +152,13 @@ def _row(out_dir: Path, pair: Pair, outcome: Outcome | None, options: Options) -
     report = folder / names.report
     link = report.relative_to(out_dir).as_posix() if report.is_file() else None
     return Row(
-        *(pair, outcome.status, outcome.note, tuple(record["warnings"]), numbers, home, link),
+        pair,
+        outcome.status,
+        outcome.note,
+        tuple(record["warnings"]),
+        numbers,
+        home,
+        link,
         labels=_labels(metrics),
         label_names=metrics.get("label_names", {}),
     )
@@ -160,12 +166,12 @@ def _row(out_dir: Path, pair: Pair, outcome: Outcome | None, options: Options) -
 
 def _labels(metrics: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """`OF_LABELS` of each label."""
-    found: dict[str, dict[str, float | None]] = {}
+    labels: dict[str, dict[str, float | None]] = {}
     for key in OF_LABELS:
         metric, _, stage = key.partition(".")
         for label, value in metrics.get(metric, {}).get(stage, {}).get("labels", {}).items():
-            found.setdefault(label, {})[key] = value
-    return found
+            labels.setdefault(label, {})[key] = value
+    return labels
 
 
 def _numbers(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
@@ -197,11 +203,7 @@ def _write_csv(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
         writer.writerow(["name", "status", "note", "warnings", "moving", "fixed", *notes, *names])
         for row in rows:
             own = dict(row.pair.notes)
-            writer.writerow(
-                [
-                    *(row.pair.name, row.status, row.note, " ".join(row.warnings)),
-                    *(row.pair.inputs.moving, row.pair.inputs.fixed),
-                    *(own.get(column, "") for column in notes),
-                    *(row.metrics.get(name) for name in names),
-                ]
-            )
+            cells = [row.pair.name, row.status, row.note, " ".join(row.warnings)]
+            cells += [str(row.pair.inputs.moving), str(row.pair.inputs.fixed)]
+            cells += [own.get(column, "") for column in notes]
+            writer.writerow([*cells, *(row.metrics.get(name) for name in names)])

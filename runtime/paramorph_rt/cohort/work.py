@@ -28,21 +28,21 @@ PAIRS = "pairs"  # the folder of the pairs' folders
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where the results of a pair lie: under these names in this folder."""
 
     folder: Path
     names: outputs.Names
 
 
-def place_of(pair: Pair, options: Options, out_dir: Path) -> Place:
+def location_of(pair: Pair, options: Options, out_dir: Path) -> Location:
     """A folder of the pair's own, or with BIDS names the dataset that it shares with the others.
 
     Raises:
         OutputError: Two of its results would have one name.
     """
     folder = out_dir if options.bids_names else out_dir / PAIRS / pair.name
-    return Place(folder, names_of(pair.inputs, options, folder))
+    return Location(folder, names_of(pair.inputs, options, folder))
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def _run_pair(
 ) -> str | None:
     """Why an earlier result was not kept ("" if there was none), or None if it was."""
     register = loaded(options)
-    place = place_of(pair, options, out_dir)
-    folder, names = place.folder, place.names
+    location = location_of(pair, options, out_dir)
+    folder, names = location.folder, location.names
     for role, path in pair.inputs.files().items():
         if not path.exists():
             raise CohortError(
@@ -145,14 +145,14 @@ def _check_not_overtaken(reason: str | None) -> None:
 @contextmanager
 def _warnings_of_this_thread() -> Iterator[list[str]]:
     """What this thread warns of during the block; other threads have pairs of their own."""
-    found: list[str] = []
+    messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     thread = threading.get_ident()
     handler.addFilter(lambda record: record.thread == thread)
     log = logging.getLogger("paramorph_rt")
     log.addHandler(handler)
     try:
-        yield found
+        yield messages
     finally:
         log.removeHandler(handler)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # What metrics.json has under a key: one number; a number for each stage; for each stage a number
 # for each label and their mean; a few numbers by name.
 Kind = Literal["number", "stages", "labels", "table"]
+# Of the moving image: where it lay, after the affine, and after all.
+STAGES = ("before", "affine", "after")
 
 
 @dataclass(frozen=True)

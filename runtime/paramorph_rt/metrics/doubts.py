@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..quality.flags import Flag
 from ..quality.score import LEAST_SCORE
-from .definitions import metric_of
+from .definitions import STAGES, metric_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-STAGES = ("before", "affine", "after")
 # A change smaller than what the third digit shows is none.
 LEAST_FALL = 0.0005
 # How much coarser the network's grid may be than in training: up to a quarter is what heads of

@@ -13,8 +13,9 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from ..metrics.definitions import STAGES
 from . import drawing
-from .slices import STAGE_TITLES, STAGES, Pair, Plane, cut
+from .slices import STAGE_TITLES, Pair, Plane, cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,8 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import PURPOSE
+from ..metrics.definitions import STAGES
 from . import drawing
-from .slices import STAGE_TITLES, STAGES, Pair, Plane, Window, cut
+from .slices import STAGE_TITLES, Pair, Plane, Window, cut
 from .tables import label_table, summary, verdict
 
 if TYPE_CHECKING:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     Source = str | Path | Volume
 
-STAGES = ("before", "affine", "after")  # of the moving image
 STAGE_TITLES = {
     "fixed": "Fixed",
     "before": "Before",

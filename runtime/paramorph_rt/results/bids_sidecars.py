@@ -19,10 +19,24 @@ BIDS_VERSION = "1.11.1"
 DATASET = "dataset_description.json"
 RAW = "raw"  # what the dataset of the moving image is called in BIDS URIs
 # Images of which BIDS wants to know whether the skull is in them.
-ANATOMICAL = (
-    *("T1w", "T2w", "PDw", "T2starw", "FLAIR", "inplaneT1", "inplaneT2", "PDT2", "angio", "T2star"),
-    *("FLASH", "PD", "T1map", "T2map", "T1rho", "UNIT1"),
-)
+ANATOMICAL = {
+    "T1w",
+    "T2w",
+    "PDw",
+    "T2starw",
+    "FLAIR",
+    "inplaneT1",
+    "inplaneT2",
+    "PDT2",
+    "angio",
+    "T2star",
+    "FLASH",
+    "PD",
+    "T1map",
+    "T2map",
+    "T1rho",
+    "UNIT1",
+}
 
 
 class Uris:
@@ -68,8 +82,8 @@ def root_of(path: Path) -> Path:
 
 def _links_in(description: Path) -> dict[str, str]:
     try:
-        found = json.loads(description.read_text(encoding="utf-8"))[LINKS]
-        return {str(name): str(target) for name, target in found.items()}
+        links = json.loads(description.read_text(encoding="utf-8"))[LINKS]
+        return {str(name): str(target) for name, target in links.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # none there, or one of somebody else
 

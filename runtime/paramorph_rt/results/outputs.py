@@ -70,10 +70,17 @@ class Names:
     def own(self) -> tuple[str, ...]:
         """All that belongs to one registration; the record comes last, so that it vouches."""
         results = (
-            *(self.warped, self.displacement, self.affine, self.composite),
-            *(self.warped_labels, self.inverse),
-            *(self.series, *(self.also_names.values() or [self.also])),
-            *(self.metrics, self.report, self.figures),
+            self.warped,
+            self.displacement,
+            self.affine,
+            self.composite,
+            self.warped_labels,
+            self.inverse,
+            self.series,
+            *(self.also_names.values() or [self.also]),
+            self.metrics,
+            self.report,
+            self.figures,
         )
         return tuple(dict.fromkeys((*results, *self.sidecars, self.record)))
 

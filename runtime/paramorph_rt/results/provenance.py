@@ -26,8 +26,15 @@ if TYPE_CHECKING:
 
 # Whose versions can change results.
 PACKAGES = (
-    *("paramorph-rt", "numpy", "SimpleITK", "onnxruntime", "onnxruntime-gpu", "openvino"),
-    *("tensorrt", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+    "paramorph-rt",
+    "numpy",
+    "SimpleITK",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu12",
+    "tensorrt-rtx-cu13",
 )
 # Headers whose voxels lie in another file of the same name.
 DETACHED = (".hdr", ".img", ".mhd", ".nhdr", ".hdr.gz", ".img.gz")
@@ -56,13 +63,13 @@ def provenance_of(
         inputs: Files of the registration.
         options: Of the registration.
         register: What registered it.
-        facts: As `facts_of` found them before; None finds them now.
+        facts: As `facts_of` returned them before; None calls it now.
     """
     facts = facts_of(inputs, options, register) if facts is None else facts
     paths = files_of(inputs, options)
     return {
         **facts,
-        "software": {name: found for name, found in facts["software"].items() if found},
+        "software": {name: version for name, version in facts["software"].items() if version},
         "options": {name: value for name, value in facts["options"].items() if value is not None},
         "inputs": {
             role: {"path": str(paths[role].absolute()), "sha256": digest}

@@ -79,7 +79,7 @@ def metrics_schema() -> Schema:
     # Without labels, and called from Python, there is less.
     optional = {*DEFINED, "nsd_tolerance_mm", "label_names", "provenance"} - {"ncc"}
     return {
-        **_head(METRICS, "metrics.json", "What a registration found, and how it came about."),
+        **_head(METRICS, "metrics.json", "What a registration gave, and how it came about."),
         "type": "object",
         "properties": fields,
         "required": [name for name in fields if name not in optional],
@@ -116,7 +116,7 @@ def _quality() -> Schema:
         flags={
             "type": "array",
             "items": flag,
-            "description": "all that was found; warnings are those that the choice leaves",
+            "description": "all that looks wrong; warnings are those that the choice leaves",
         },
     )
 
@@ -171,7 +171,7 @@ def _head(name: str, title: str, description: str) -> Schema:
 def _affine() -> Schema:
     return _fields(
         "the affine alignment",
-        kind=_string("of the transform found", enum=["rigid", "similarity", "affine"]),
+        kind=_string("of the transform", enum=["rigid", "similarity", "affine"]),
         mutual_information=_table({"type": "number"}, "nats, before and after"),
         told_share={"type": "number", "description": "of the information on the fixed image"},
         foreground_overlap={"type": "number", "description": "share of the smaller foreground"},
@@ -182,7 +182,7 @@ def _provenance() -> Schema:
     return _fields(
         "how the result came about",
         software=_table(_string(), "versions of packages"),
-        options=_table({"type": ["string", "boolean", "integer"]}, "what was asked for"),
+        options=_table({"type": ["string", "boolean", "integer"]}, "what was requested"),
         inputs=_table(
             _fields(path=_string("absolute"), sha256=SHA256),
             "files by what they are; of folders, the hash of all within",
