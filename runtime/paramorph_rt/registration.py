@@ -267,18 +267,7 @@ class Registration(Closable):
         if not levels:
             return prediction.field
         with seconds("refine"):
-            return refine(
-                images.moving,
-                images.fixed,
-                start.affine,
-                prediction.view,
-                levels,
-                prediction.intensity,
-                start=prediction.field,
-                features=prediction.features,
-                threads=self.threads,
-                **images.masks,
-            )
+            return refine(images, start.affine, prediction, levels, self.threads)
 
 
 def _described(

@@ -59,12 +59,12 @@ class Inputs:
         "-m",
         "--moving",
     )
-    fixed: Path = _needed("volume that it shall match", "-f", "--fixed")
+    fixed: Path = _needed("volume that the moving one is registered to", "-f", "--fixed")
     moving_labels: Path | None = _file("label map of the moving volume")
     fixed_labels: Path | None = _file("label map of the fixed volume")
     moving_mask: Path | None = _file(
-        "what counts in the moving volume (not 0), on its grid, such as a brain mask; the rest is "
-        "taken for background, and holes, such as a lesion, drive nothing"
+        "mask on the moving volume's grid, such as of the brain: voxels that are 0 count as "
+        "background, and holes, such as a lesion, exert no force"
     )
     fixed_mask: Path | None = _file("the same for the fixed volume")
     initial_transform: Path | None = _file(
@@ -122,7 +122,7 @@ class Options:
     )
     affine: AffineKind | Literal["none"] = option(
         "auto",
-        "what to align first (default: affine; rigid for a cut-out of a larger body)",
+        "type of the affine alignment (default: affine; rigid for a cut-out of a larger body)",
         choices=("rigid", "similarity", "affine"),
         off=("--no-affine", "the pair is affinely aligned already"),
         text=lambda value: "affine" if value == "auto" else value,
@@ -130,8 +130,8 @@ class Options:
     )
     initial_format: str | None = option(
         None,
-        f"of the initial transform: {', '.join(FORMATS)} (default: the file tells; FSL's and "
-        "NiftyReg's cannot)",
+        f"of the initial transform: {', '.join(FORMATS)} (default: recognised from the file; "
+        "needed for FSL's and NiftyReg's)",
         "--initial-transform-format",
         choices=FORMATS,
         metavar="FORMAT",
@@ -150,7 +150,7 @@ class Options:
     output_grid: str = option(
         "fixed",
         "voxels on which the results lie, in the fixed world: fixed (default), moving, or a NIfTI "
-        "file's; a warning tells what of the fixed image they do not cover",
+        "file's; a warning says how much of the fixed image they do not cover",
         metavar="GRID",
         text=lambda value: Path(value).name,
         record="always",
@@ -158,7 +158,7 @@ class Options:
     )
     interpolation: Interpolation = option(
         "linear",
-        "of warped images (default: linear); labels take the nearest voxel",
+        "of warped images (default: linear); label maps take the nearest voxel",
         choices=INTERPOLATIONS,
         record="always",
     )
@@ -177,8 +177,8 @@ class Options:
     )
     analyze_orientation: str | None = option(
         None,
-        "where the voxels' axes of images point whose headers do not say it (Analyze, NIfTI "
-        "without orientation codes), such as LAS; the source of the data does",
+        "orientation of images whose headers do not say it (Analyze, NIfTI without orientation "
+        "codes), such as LAS; whoever made the data knows it",
         metavar="CODE",
         heading="",
     )
@@ -197,7 +197,7 @@ class Options:
     )
     surfaces: bool = option(
         True,
-        "of labels measure overlap and volumes alone: ASSD, HD95 and NSD of the more than 100 "
+        "measure only overlap and volumes of labels: ASSD, HD95 and NSD of the more than 100 "
         "labels of a brain take longer than registering it",
         "--no-surface-distances",
         heading="",
@@ -225,7 +225,7 @@ class Options:
     )
     report_3d: bool = aside(
         False,
-        "write it with an interactive 3-D view, which adds about 4 MB",
+        "write report.html with an interactive 3-D view, which adds about 4 MB",
         group="pictures",
     )
     figures: bool = aside(

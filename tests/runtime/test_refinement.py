@@ -22,11 +22,11 @@ from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, save_volume
 from paramorph_rt.metrics.deformation import regularity
 from paramorph_rt.refinement import compiled, graph
-from paramorph_rt.refinement.coarse_to_fine import view_over
 from paramorph_rt.refinement.forces import LEAST_FORCE, gaussian_taps
 from paramorph_rt.refinement.images import Features, LevelImages
 from paramorph_rt.refinement.rescaling import rescaled
 from paramorph_rt.refinement.settings import Level, levels_of
+from paramorph_rt.steps.predict import view_over
 from paramorph_rt.steps.preparation import prepare_pair
 
 from .phantoms import centred_grid, head, smooth_displacement_vox, volume_of

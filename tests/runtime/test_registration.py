@@ -210,7 +210,7 @@ def test_an_engine_that_is_still_loading_is_waited_for(bundle_path):
     eager = Registration(bundle_path, 1)
     loading: Future = Future()
     register = Registration(bundle_path, 1, Later(lambda: loading))
-    Timer(0.2, lambda: loading.set_result(eager.backend)).start()
+    Timer(1.0, lambda: loading.set_result(eager.backend)).start()
     found = register(moving, fixed, affine=False, refine=0)
     expected = eager(moving, fixed, affine=False, refine=0).displacement.vectors_mm
     np.testing.assert_array_equal(found.displacement.vectors_mm, expected)

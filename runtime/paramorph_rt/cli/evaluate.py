@@ -59,7 +59,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="TRANSFORM",
         help="fixed to moving, FILE or [FILE,1]; several in the order of ANTs' -t",
     )
-    add("--from", dest="source", choices=FORMATS, help="its format (default: the file tells)")
+    add(
+        "--from",
+        dest="source",
+        choices=FORMATS,
+        help="its format (default: recognised from the file)",
+    )
     _add_landmarks(parser)
     add(
         "--nsd-tolerance",

@@ -108,7 +108,7 @@ def _add_options(parser: argparse.ArgumentParser, action: str) -> None:
     add("-f", "--fixed", type=Path, required=needed, metavar="NII", help=fixed)
     add("-m", "--moving", type=Path, required=needed, metavar="NII", help=moving)
     add("-o", "--out", type=Path, required=True, metavar="FILE", help="file of the result")
-    add("--from", dest="source", choices=FORMATS, help="format (default: the file tells)")
+    add("--from", dest="source", choices=FORMATS, help="format (default: recognised from the file)")
     if action == "apply":
         add(
             "--interpolation",

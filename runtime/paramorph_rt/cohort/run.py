@@ -31,7 +31,7 @@ PAIRS_AT_ONCE = 3
 CONNECT_SECONDS = 20
 
 
-def run_cohort(
+def run_cohort(  # its keywords are options of the command
     pairs: Sequence[Pair],
     options: Options,
     out_dir: str | Path,

@@ -25,11 +25,10 @@ from ..geometry.field import DisplacementField, field_from_network
 from ..geometry.resample import resample_to_grid
 from ..geometry.spaces import Grid
 from ..images.volume import Volume
-from ..steps.foreground import foreground_box, masked
 from ..steps.preparation import images_on_grid
 from . import compiled, graph
 from .forces import RADIUS
-from .images import Features, LevelImages
+from .images import LevelImages
 from .rescaling import rescaled
 from .settings import Level
 
@@ -38,7 +37,8 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float
 
-    from ..bundle import IntensitySpec
+    from ..steps.load import Images
+    from ..steps.predict import Prediction
 
 log = logging.getLogger(__name__)
 
@@ -49,62 +49,50 @@ _FINER = 0.75
 _LEAST_SIZE = 4  # voxels along an axis
 #: Features are compared on levels whose voxels are not smaller than theirs by more than this.
 _COARSER = 1.4
-#: Around the foreground, where there is no network to say how much of the image is to be seen.
-MARGIN_MM = 8.0
 
 
 def refine(
-    moving: Volume,
-    fixed: Volume,
+    images: Images,
     affine: Float[np.ndarray, "4 4"],
-    grid: Grid,
+    start: Prediction,
     levels: Sequence[Level],
-    intensity: IntensitySpec,
-    *,
-    start: DisplacementField | None = None,
-    features: Features | None = None,
-    moving_mask: Volume | None = None,
-    fixed_mask: Volume | None = None,
     threads: int | None = None,
 ) -> DisplacementField:
     """Improve a field until it matches this pair.
 
     Args:
-        moving: Image on its own grid.
-        fixed: Image on its own grid.
+        images: The pair; holes in the masks drive nothing.
         affine: Fixed world mm → moving world mm (RAS).
-        grid: Its field of view is refined, along its axes; its spacing does not matter.
+        start: The field where the refinement starts, without the affine, and the features that it
+            compares. Its field of view is refined, along its axes; its spacing does not matter.
         levels: Coarse to fine.
-        intensity: Percentiles that become 0 and 1.
-        start: Where it starts, without the affine; None is the affine alone.
-        features: Of both images, on `grid`.
-        moving_mask: As of `prepare_pair`; holes drive nothing.
-        fixed_mask: The same for `fixed`.
         threads: None uses all cores.
 
     Returns:
-        The field without the affine, on the finest grid; `start` itself if nothing is to be done.
+        The field without the affine, on the finest grid; that of `start` if nothing is to be done.
 
     Raises:
         AlignmentError: The moving foreground lies outside the field of view.
     """
     iterate = compiled.iterate if compiled.is_available() else graph.iterate
-    masks = {"moving_mask": moving_mask, "fixed_mask": fixed_mask}
-    plan = list(_grids(grid, fixed.grid, levels))
+    view, features = start.view, start.features
+    plan = list(_grids(view, images.fixed.grid, levels))
     if not plan:
-        return start or DisplacementField(grid, np.zeros((*grid.shape, 3), np.float32))
+        return start.field
     finest = plan[-1][1]
-    whole = images_on_grid(moving, fixed, affine, finest, intensity, **masks)
-    counts = _counting(fixed_mask, whole.holes, finest)
+    whole = images_on_grid(
+        images.moving, images.fixed, affine, finest, start.intensity, **images.masks
+    )
+    counts = _counting(images.fixed_mask, whole.holes, finest)
     pyramid = _pyramid(LevelImages(whole.moving, whole.fixed, finest, None, counts), plan)
-    displacement, last = _voxels(start, plan[0][1]), plan[0][1]
-    for (level, _), images in zip(plan, pyramid, strict=True):
-        if features is not None and _compares_features(level, grid):
-            images = replace(images, features=features.on(grid, images.grid))
+    displacement, last = _voxels(start.field, plan[0][1]), plan[0][1]
+    for (level, _), pair in zip(plan, pyramid, strict=True):
+        if features is not None and _compares_features(level, view):
+            pair = replace(pair, features=features.on(view, pair.grid))
             level = replace(level, field_sigma=level.feature_sigma)
-        log.debug("refinement: %s voxels, %d steps", images.grid.shape, level.iterations)
-        displacement = iterate(images, level, _rescaled(displacement, last, images.grid), threads)
-        last = images.grid
+        log.debug("refinement: %s voxels, %d steps", pair.grid.shape, level.iterations)
+        displacement = iterate(pair, level, _rescaled(displacement, last, pair.grid), threads)
+        last = pair.grid
     return field_from_network(displacement, last)
 
 
@@ -115,19 +103,6 @@ def _compares_features(level: Level, grid: Grid) -> bool:
 def engine() -> str:
     """What the refinement runs in here: "compiled", or "onnxruntime"."""
     return "compiled" if compiled.is_available() else "onnxruntime"
-
-
-def view_over(fixed: Volume, mask: Volume | None = None) -> Grid:
-    """A field of view over the foreground of the fixed image, along its own axes, at 1 mm.
-
-    Args:
-        fixed: Image on its own grid.
-        mask: As of `refine`.
-    """
-    low, high = (np.array(corner) for corner in foreground_box(masked(fixed, mask)))
-    margin = np.ceil(MARGIN_MM / fixed.grid.spacing)
-    box = fixed.grid.cropped(low - margin, high + margin)
-    return box.with_shape(np.maximum(1, np.round(box.spacing * box.shape)).astype(int).tolist())
 
 
 def _grids(view: Grid, fixed: Grid, levels: Sequence[Level]) -> Iterator[tuple[Level, Grid]]:
@@ -181,10 +156,8 @@ def _widened(region: Bool[np.ndarray, "i j k"]) -> Bool[np.ndarray, "i j k"]:
     return sitk.GetArrayFromImage(sitk.BinaryDilate(image, [RADIUS] * 3, sitk.sitkBox)) != 0
 
 
-def _voxels(field: DisplacementField | None, grid: Grid) -> Float[np.ndarray, "3 i j k"]:
+def _voxels(field: DisplacementField, grid: Grid) -> Float[np.ndarray, "3 i j k"]:
     """A field in voxels of a grid, along its axes."""
-    if field is None:
-        return np.zeros((3, *grid.shape), np.float32)
     vectors_mm = field.resampled_to(grid).vectors_mm
     to_voxels = grid.world_to_index[:3, :3].astype(np.float32)
     return np.stack([vectors_mm @ row for row in to_voxels])

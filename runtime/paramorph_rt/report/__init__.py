@@ -39,7 +39,7 @@ def require_packages(*, figures: bool = False) -> None:
         import_optional(module, "report", f"reports and figures need {package}")
 
 
-def write_report(
+def write_report(  # a public function; keywords vary the page
     path: str | Path,
     result: RegistrationResult,
     moving: Source,

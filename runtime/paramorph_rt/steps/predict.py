@@ -10,7 +10,7 @@ import numpy as np
 
 from ..bundle import NO_MODEL, IntensitySpec
 from ..geometry.field import DisplacementField
-from ..refinement.coarse_to_fine import view_over
+from .foreground import foreground_box
 from .preparation import prepare_pair
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..backends import Backend
     from ..geometry.spaces import Grid
+    from ..images.volume import Volume
     from ..model import Model
     from ..refinement.images import Features
     from ..refinement.settings import Level
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Without a model: what the refinement takes for 0 and 1.
 INTENSITY = IntensitySpec(0.0, 99.8)
+#: Around the foreground, where there is no network to say how much of the image is to be seen.
+MARGIN_MM = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +70,17 @@ class Prediction:
 
 def _without_model(images: Images) -> Prediction:
     """No displacement, over the foreground of the fixed image."""
-    view = view_over(images.fixed, images.fixed_mask)
+    view = view_over(images.masked_fixed)
     still = DisplacementField(view, np.zeros((*view.shape, 3), np.float32))
     return Prediction(NO_MODEL, None, view, still, INTENSITY)
+
+
+def view_over(fixed: Volume) -> Grid:
+    """A field of view over the foreground of an image, along its own axes, at 1 mm."""
+    low, high = (np.array(corner) for corner in foreground_box(fixed))
+    margin = np.ceil(MARGIN_MM / fixed.grid.spacing)
+    box = fixed.grid.cropped(low - margin, high + margin)
+    return box.with_shape(np.maximum(1, np.round(box.spacing * box.shape)).astype(int).tolist())
 
 
 def predict(
