@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -204,7 +203,6 @@ OPTIONS = (
     option("--timeout", type=float, default=3600, metavar="S", help="of a method on a pair"),
 )
 BENCHMARK = Benchmark(run, body, OPTIONS, plot=accuracy_plot, headline=headline)
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

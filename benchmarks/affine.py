@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -177,7 +176,7 @@ def summarise(rows: Iterable[Row]) -> Iterator[Row]:
     """A row per case and method."""
     groups = grouped(rows, "case", "method")
     for (case, method), each in sorted(groups.items(), key=lambda group: CASES.index(group[0][0])):
-        told = [row for row in each if "told" in row]
+        ours = [row for row in each if "told" in row]
         yield {
             "case": case,
             "method": method,
@@ -188,8 +187,8 @@ def summarise(rows: Iterable[Row]) -> Iterator[Row]:
             "off_mm": average(each, "off_mm", statistics.median),
             "seconds": average(each, "seconds", statistics.median),
             "cpu_seconds": average(each, "cpu_seconds", statistics.median),
-            "told": average(told, "told", min),
-            "warned": sum(bool(row["warnings"]) for row in told) if told else None,
+            "told": average(ours, "told", min),
+            "warned": sum(bool(row["warnings"]) for row in ours) if ours else None,
         }
 
 
@@ -225,7 +224,6 @@ OPTIONS = (
     THREADS,
 )
 BENCHMARK = Benchmark(run, body, OPTIONS)
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import record
 from history import append
@@ -95,6 +96,10 @@ class Benchmark:
             parser.add_argument("--name", default=self.stem, help=text)
         args = parser.parse_args(argv)
         return exit_code(self.script.name, lambda: self._run(args))
+
+    def exit(self) -> NoReturn:
+        """Run as the script that this process was started as."""
+        sys.exit(self.main())
 
     def page(self, result: Result, name: str) -> str:
         """The Markdown page of a result."""

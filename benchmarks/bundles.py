@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from paramorph_rt.bundle import Bundle, default_bundle_path, load_bundle
 from record import BenchmarkError, weights_sha256
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 
 def named_bundles(models: Sequence[str] | None) -> dict[str, Bundle]:

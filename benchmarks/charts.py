@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
 import matplotlib
+
+from record import Result, Row
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -15,13 +19,8 @@ from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from record import Result, Row
 
 OURS, OTHERS = "#1f5fa8", "0.55"
 PYTORCH = ("pytorch", "transcription")

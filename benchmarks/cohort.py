@@ -166,7 +166,6 @@ OPTIONS = (
     option("--backend", default="openvino", help="inference engine"),
 )
 BENCHMARK = Benchmark(run, body, OPTIONS, packages=["openvino"])
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -161,7 +160,6 @@ OPTIONS = (
     option("--timeout", type=float, default=1800, metavar="S", help="of a job on a pair"),
 )
 BENCHMARK = Benchmark(run, body, OPTIONS, "end-to-end", plot=stages_plot, headline=headline)
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,6 @@ OPTIONS = (
     option("--flavour", default="tensorrt-rtx"),
 )
 BENCHMARK = Benchmark(run, body, OPTIONS, packages=["tensorrt-rtx-cu13", "tensorrt-cu13"])
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

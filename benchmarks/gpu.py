@@ -115,7 +115,7 @@ def measure_network(
 
     Args:
         name: See `--networks`.
-        work: For what is not kept.
+        work: For files of this run alone.
         args: Of the command.
         network: The network's part of the result, filled here.
         save: Called after every change of it.
@@ -237,7 +237,6 @@ OPTIONS = (
     THREADS,
 )
 BENCHMARK = Benchmark(run, body, OPTIONS, packages=PACKAGES)
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

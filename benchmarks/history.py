@@ -6,13 +6,11 @@ Every run of a benchmark that has headline numbers appends a line with date, com
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import record
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 FILE = "history.jsonl"
 

@@ -7,7 +7,6 @@ it, and the affine's inverse is put before theirs. All are judged by ITK's own c
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -123,7 +122,6 @@ OPTIONS = (
     THREADS,
 )
 BENCHMARK = Benchmark(run, body, OPTIONS)
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

@@ -4,7 +4,7 @@ Three ways, one protocol: `run_measured` measures a command from start to end; `
 the command that calls one of our functions; a `worker` loads something once and is then called
 again and again. Each ends with a result and what it took, or with the reason why there is none.
 
-As a script, the other process. It needs the standard library alone, and loads what it is asked for.
+As a script, the other process. It needs the standard library alone, and what its target needs.
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from costs import peak_mb, timed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",

@@ -7,6 +7,7 @@ the means that its own users have: ours is the command `paramorph-rt infer`, pee
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,8 +18,6 @@ from paramorph_rt.errors import MissingDependencyError
 from record import BenchmarkError, read_result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from paramorph.data import SubjectFiles
     from paramorph_rt.bundle import Bundle
 

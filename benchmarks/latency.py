@@ -64,7 +64,7 @@ DICE_COLUMNS = (("Dice", "dice", ".4f"), ("change of Dice", "dice_change", "+.1e
 
 
 @dataclass(frozen=True)
-class Case:
+class Prepared:
     """A pair, ready for the network, and what its displacement is judged with."""
 
     name: str
@@ -104,7 +104,7 @@ def load_pairs(folder: Path | None) -> list[tuple[str, LabelledPair]]:
 
 
 def measure(
-    bundle: Bundle, cases: Sequence[Case], args: argparse.Namespace, threads: int
+    bundle: Bundle, cases: Sequence[Prepared], args: argparse.Namespace, threads: int
 ) -> list[Row]:
     """Each contender on one network with so many threads: its figures, or its `error`."""
     engines = args.contenders.split(",")
@@ -142,7 +142,7 @@ def measure(
     return list(rows.values())
 
 
-def _answer(running: Worker, case: Case) -> Answer:
+def _answer(running: Worker, case: Prepared) -> Answer:
     return running(case.prepared.moving, case.prepared.fixed)
 
 
@@ -165,7 +165,7 @@ def _checked(
 
 
 def _in_turns(
-    running: Mapping[str, Worker], cases: Sequence[Case], runs: int, seconds: float
+    running: Mapping[str, Worker], cases: Sequence[Prepared], runs: int, seconds: float
 ) -> dict[str, list[Answer]]:
     """Up to `runs` turns; none starts after `seconds`, once there were `AT_LEAST`."""
     answers: dict[str, list[Answer]] = {engine: [] for engine in running}
@@ -199,7 +199,7 @@ def _figures(answers: Sequence[Answer], baseline: Sequence[float]) -> Row:
 def _add_dice(
     rows: Mapping[str, Row],
     outputs: Mapping[str, Sequence[np.ndarray]],
-    cases: Sequence[Case],
+    cases: Sequence[Prepared],
     sampling: str,
 ) -> None:
     dice = {
@@ -259,7 +259,9 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     networks = []
     for label, bundle in bundles.items():
         cases = [
-            Case(name, pair, affine, prepare_pair(pair.moving, pair.fixed, affine, bundle.inputs))
+            Prepared(
+                name, pair, affine, prepare_pair(pair.moving, pair.fixed, affine, bundle.inputs)
+            )
             for (name, pair), affine in zip(pairs, alignments, strict=True)
         ]
         networks.append(
@@ -294,7 +296,6 @@ OPTIONS = (
     option("--tolerance", type=float, default=0.15, help="share of a lead that may be noise"),
 )
 BENCHMARK = Benchmark(run, body, OPTIONS, plot=latency_plot, headline=headline)
-main = BENCHMARK.main
 
 
 def _say(what: str) -> None:
@@ -302,4 +303,4 @@ def _say(what: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

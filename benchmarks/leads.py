@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from record import BenchmarkError, Result, Row
 from tables import markdown_table
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def compared(new: Result, old: Result) -> list[Row]:

@@ -8,7 +8,6 @@ compared.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -76,7 +75,6 @@ def body(result: Result) -> str:
 
 DIR = option("dir", type=Path, metavar="DIR", help="NAME_t1.nii.gz with NAME_labels.nii.gz")
 BENCHMARK = Benchmark(run, body, (DIR, MODEL, THREADS))
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

@@ -6,7 +6,6 @@ The deformation is the affine alignment; no cost depends on what a field contain
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -108,7 +107,6 @@ def body(result: Result) -> str:
 
 OPTIONS = (FOLDER, runs(5, "of each"), THREADS)
 BENCHMARK = Benchmark(run, body, OPTIONS, packages=["MedPy"])
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,6 @@ from isolated import THREAD_VARIABLES
 from jobs import FIELD, METRICS, WARPED, WARPED_LABELS, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     import SimpleITK as sitk
 
     from paramorph_rt.geometry.field import DisplacementField
@@ -63,26 +62,21 @@ def syn(task: Task, seconds: Stages) -> None:
         labels = ants.image_read(task.moving_labels, pixeltype="unsigned int")
     prefix = f"{task.out}/syn_"
     with seconds("register"):
+        kind: dict[str, object] = {"type_of_transform": "SyN"}
         if task.affine == "rigid":
-            start = ants.registration(
+            rigid = ants.registration(
                 fixed, moving, type_of_transform="Rigid", outprefix=f"{task.out}/rigid_"
-            )["fwdtransforms"]
-            found = ants.registration(
-                fixed,
-                moving,
-                type_of_transform="SyNOnly",
-                initial_transform=start,
-                outprefix=prefix,
             )
-        else:
-            found = ants.registration(fixed, moving, type_of_transform="SyN", outprefix=prefix)
-    transforms = found["fwdtransforms"]
+            start = rigid["fwdtransforms"]
+            kind = {"type_of_transform": "SyNOnly", "initial_transform": start}
+        result = ants.registration(fixed, moving, **kind, outprefix=prefix)
+    transforms = result["fwdtransforms"]
     with seconds("warp"):
         warped_labels = ants.apply_transforms(
             fixed, labels, transforms, interpolator="nearestNeighbor"
         ).clone("unsigned int")
     with seconds("save"):
-        ants.image_write(found["warpedmovout"], f"{task.out}/{WARPED}")
+        ants.image_write(result["warpedmovout"], f"{task.out}/{WARPED}")
         ants.image_write(warped_labels, f"{task.out}/{WARPED_LABELS}")
         # All transforms as one field: syn_comp.nii.gz.
         field = ants.apply_transforms(fixed, moving, transforms, compose=prefix)
@@ -97,20 +91,20 @@ def elastix(task: Task, seconds: Stages) -> None:
         moving, fixed = itk.imread(task.moving, itk.F), itk.imread(task.fixed, itk.F)
         labels = itk.imread(task.moving_labels, itk.F)
     with seconds("register"):
-        warped, found = itk.elastix_registration_method(
+        warped, parameters = itk.elastix_registration_method(
             fixed, moving, parameter_object=elastix_parameters(task.affine)
         )
     with seconds("warp"):
-        for number in range(found.GetNumberOfParameterMaps()):
-            found.SetParameter(number, "FinalBSplineInterpolationOrder", "0")
-        warped_labels = itk.transformix_filter(labels, found)
+        for number in range(parameters.GetNumberOfParameterMaps()):
+            parameters.SetParameter(number, "FinalBSplineInterpolationOrder", "0")
+        warped_labels = itk.transformix_filter(labels, parameters)
         integer = itk.Image[itk.SS, 3]
         warped_labels = itk.cast_image_filter(warped_labels, ttype=(type(warped_labels), integer))
     with seconds("save"):
         itk.imwrite(warped, f"{task.out}/{WARPED}")
         itk.imwrite(warped_labels, f"{task.out}/{WARPED_LABELS}")
         # It writes a file of its own as well, in the working folder otherwise.
-        field = itk.transformix_deformation_field(moving, found, output_directory=task.out)
+        field = itk.transformix_deformation_field(moving, parameters, output_directory=task.out)
         itk.imwrite(field, f"{task.out}/{FIELD}")
 
 
@@ -301,8 +295,8 @@ def convexadam(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
     to_moving = _our_affine(moving, fixed, kind)
     aligned = resample_to_grid(moving, fixed.grid, to_moving)
     pair = (torch.from_numpy(np.ascontiguousarray(data)) for data in (fixed.data, aligned))
-    found = convex_adam_pt(*pair)  # voxels of the fixed grid, components last
-    field = field_from_network(np.moveaxis(found, -1, 0), fixed.grid)
+    displacement = convex_adam_pt(*pair)  # voxels of the fixed grid, components last
+    field = field_from_network(np.moveaxis(displacement, -1, 0), fixed.grid)
     return field.composed_with_affine(to_moving)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -97,7 +96,6 @@ def body(result: Result) -> str:
 
 PACKAGES = ("Jinja2", "pillow", "contourpy", "matplotlib")
 BENCHMARK = Benchmark(run, body, (FOLDER, PAIRS), packages=PACKAGES)
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

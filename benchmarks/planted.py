@@ -1,11 +1,12 @@
 """Failures that are planted on purpose, for quality.py: pairs that no rater would accept, or might.
 
-Each function takes a `Task` and returns another. The labels go along, so that Dice can judge the
+Each function takes a pair and returns another. The labels go along, so that Dice can judge the
 result, unless the failure is one by construction.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,11 @@ from paramorph_rt.images.volume import Volume
 from paramorph_rt.steps.foreground import foreground_threshold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Plant = Callable[["Task"], "Task"]
+    Plant = Callable[["Planted"], "Planted"]
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class Planted:
     """A pair to register and to judge.
 
     Attributes:
@@ -46,21 +45,21 @@ class Task:
     network: Callable[[tuple[int, ...]], np.ndarray] | None = None
 
 
-def troubled(task: Task, trouble: str) -> Task:
+def troubled(pair: Planted, trouble: str) -> Planted:
     """One of `troubles.TROUBLES`, which a registration has to bear."""
-    assert task.moving_labels is not None
-    moving, labels = troubles.TROUBLES[trouble](task.moving, task.moving_labels)
-    return replace(task, moving=moving, moving_labels=labels)
+    assert pair.moving_labels is not None
+    moving, labels = troubles.TROUBLES[trouble](pair.moving, pair.moving_labels)
+    return replace(pair, moving=moving, moving_labels=labels)
 
 
-def turned_over(task: Task, axis: int) -> Task:
-    """The voxels turned round along the axis closest to an anatomical one; the header is kept."""
-    codes = task.moving.grid.orientation
+def turned_over(pair: Planted, axis: int) -> Planted:
+    """The voxels turned round along the axis closest to an anatomical one; the header stays."""
+    codes = pair.moving.grid.orientation
     along = next(n for n, code in enumerate(codes) if code in ("RL", "AP", "SI")[axis])
-    return _changed(task, lambda data: np.ascontiguousarray(np.flip(data, along)))
+    return _changed(pair, lambda data: np.ascontiguousarray(np.flip(data, along)))
 
 
-def half_cut(task: Task, axis: int) -> Task:
+def half_cut(pair: Planted, axis: int) -> Planted:
     """Half of the moving image is gone."""
 
     def cut(data: np.ndarray) -> np.ndarray:
@@ -68,60 +67,61 @@ def half_cut(task: Task, axis: int) -> Task:
         np.moveaxis(data, axis, 0)[: data.shape[axis] // 2] = data.min()
         return data
 
-    return replace(_changed(task, cut), doomed=True)
+    return replace(_changed(pair, cut), doomed=True)
 
 
-def inverted(task: Task) -> Task:
+def inverted(pair: Planted) -> Planted:
     """Bright becomes dark within the foreground."""
-    data = task.moving.data
+    data = pair.moving.data
     threshold = foreground_threshold(data)
     foreground = data > threshold
     changed = np.where(foreground, data[foreground].max() + threshold - data, data.min())
-    return replace(task, moving=replace(task.moving, data=changed.astype(np.float32)))
+    return replace(pair, moving=replace(pair.moving, data=changed.astype(np.float32)))
 
 
-def wrong_mask(task: Task) -> Task:
+def wrong_mask(pair: Planted) -> Planted:
     """The moving image's mask lies beside it, by a third of the image."""
-    mask = task.moving.data > foreground_threshold(task.moving.data)
+    mask = pair.moving.data > foreground_threshold(pair.moving.data)
     moved = np.roll(mask, [n // 3 for n in mask.shape], (0, 1, 2)).astype(np.uint8)
-    return replace(task, options={"moving_mask": replace(task.moving, data=moved)})
+    return replace(pair, options={"moving_mask": replace(pair.moving, data=moved)})
 
 
-def label_map(task: Task) -> Task:
+def label_map(pair: Planted) -> Planted:
     """The moving labels are taken for the image."""
-    assert task.moving_labels is not None
-    data = task.moving_labels.data.astype(np.float32)
-    return replace(task, moving=replace(task.moving, data=data), doomed=True)
+    assert pair.moving_labels is not None
+    data = pair.moving_labels.data.astype(np.float32)
+    return replace(pair, moving=replace(pair.moving, data=data), doomed=True)
 
 
-def noise(task: Task) -> Task:
+def noise(pair: Planted) -> Planted:
     """The moving foreground holds nothing but noise."""
-    random = np.random.default_rng(1).random(task.moving.data.shape).astype(np.float32)
-    foreground = task.moving.data > foreground_threshold(task.moving.data)
+    random = np.random.default_rng(1).random(pair.moving.data.shape).astype(np.float32)
+    foreground = pair.moving.data > foreground_threshold(pair.moving.data)
     data = np.where(foreground, 0.2 + random, 0).astype(np.float32)
-    return replace(task, moving=replace(task.moving, data=data), doomed=True)
+    return replace(pair, moving=replace(pair.moving, data=data), doomed=True)
 
 
-def ball(task: Task) -> Task:
+def ball(pair: Planted) -> Planted:
     """A drawn ball of the same extent."""
-    shape = task.moving.data.shape
+    shape = pair.moving.data.shape
     axes = np.meshgrid(*[np.linspace(-1.2, 1.2, n) for n in shape], indexing="ij", sparse=True)
     data = (sum(a**2 for a in axes) < 1).astype(np.float32) * 100
-    return replace(task, moving=replace(task.moving, data=data), doomed=True)
+    return replace(pair, moving=replace(pair.moving, data=data), doomed=True)
 
 
 def smooth_rubbish(shape: tuple[int, ...], sigma: float, length: float) -> np.ndarray:
     """A displacement (3, i, j, k) in voxels that has nothing to do with the images."""
     random = np.random.default_rng(2)
     vectors = [gaussian_filter(random.normal(size=shape), sigma) for _ in range(3)]
-    found = np.stack(vectors)
-    return (found * (length / np.linalg.norm(found, axis=0).mean())).astype(np.float32)
+    displacement = np.stack(vectors)
+    scale = length / np.linalg.norm(displacement, axis=0).mean()
+    return (displacement * scale).astype(np.float32)
 
 
-def collapsed(task: Task, sigma: float, length: float) -> Task:
+def collapsed(pair: Planted, sigma: float, length: float) -> Planted:
     """A network whose field is rubbish, taken as it is."""
     network = partial(smooth_rubbish, sigma=sigma, length=length)
-    return replace(task, network=network, options={"refine": 0})
+    return replace(pair, network=network, options={"refine": 0})
 
 
 PLANTED: dict[str, Plant] = {
@@ -142,11 +142,11 @@ PLANTED: dict[str, Plant] = {
 }
 
 
-def _changed(task: Task, change: Callable[[np.ndarray], np.ndarray]) -> Task:
-    moving = replace(task.moving, data=change(task.moving.data))
-    labels = task.moving_labels
+def _changed(pair: Planted, change: Callable[[np.ndarray], np.ndarray]) -> Planted:
+    moving = replace(pair.moving, data=change(pair.moving.data))
+    labels = pair.moving_labels
     return replace(
-        task,
+        pair,
         moving=moving,
         moving_labels=labels and replace(labels, data=change(labels.data)),
     )

@@ -9,19 +9,21 @@ from __future__ import annotations
 import argparse
 import ctypes
 import itertools
+import math
 import shutil
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from benchmark import OUT, Benchmark, option
 from paramorph.warp import grid_sample_3d
-from record import BenchmarkError, Result
+from record import BenchmarkError, Result, Row
 from tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,7 @@ OPTIONS = list(itertools.product(["linear", "nearest"], ["border", "zeros"], [Tr
 WILD = [1e6, -1e6, 3e9, -3e9, 1e30, -1e30, torch.inf, -torch.inf]
 CACHE_BYTES = 512 << 20  # inputs that take turns fill more than any card's cache
 REPLAYS = 30
+Call = Callable[[], object]
 CASES = (  # shape, voxels, whether the displacement is noise
     ((1, 1, 160, 160, 96), 8, False),
     ((1, 1, 160, 192, 160), 8, False),
@@ -68,6 +71,7 @@ class Kernel:
         align_corners: bool = True,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """Parameters are those of `grid_sample_3d`, and where the result goes."""
         if out is None:  # poisoned: a voxel that is not written shows
             size = (*volume.shape[:2], *displacement.shape[2:])
             out = volume.new_full(size, torch.nan)
@@ -122,7 +126,7 @@ def smooth_displacement(batch: int, size: tuple[int, ...], voxels: float) -> tor
     return F.interpolate(coarse, size=size, mode="trilinear", align_corners=True) * voxels
 
 
-def microseconds(calls: list[Callable[[], object]]) -> float:
+def microseconds(calls: list[Call]) -> float:
     """Median time of one call, when all of them run one after another."""
     for call in calls[:3]:
         call()
@@ -150,65 +154,71 @@ def grid_of(volume: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
     return (at * 2 / last - 1).flip(1).permute(0, 2, 3, 4, 1).contiguous()
 
 
-def measure(kernel: Kernel, shape: tuple[int, ...], voxels: float, noise: bool) -> dict:
-    """Microseconds of every contender for volumes of one shape (b, c, d, h, w)."""
+def measure(kernel: Kernel, shape: tuple[int, ...], voxels: float, noise: bool) -> Row:
+    """Microseconds of every call for volumes of one shape (b, c, d, h, w)."""
     batch, channels, *size = shape
-    count = batch * size[0] * size[1] * size[2]
+    count = batch * math.prod(size)
     # The fewest bytes: every tensor once. PyTorch with a ready grid moves as many.
-    moved = {4: count * (12 + 8 * channels), 2: count * (12 + 4 * channels)}
-    turns = max(4, CACHE_BYTES // moved[4])
+    moved = {"fp32": count * (12 + 8 * channels), "fp16": count * (12 + 4 * channels)}
+    turns = max(4, CACHE_BYTES // moved["fp32"])
     displacements = [smooth_displacement(batch, tuple(size), voxels) for _ in range(turns)]
     if noise:
         displacements = [torch.randn_like(u) * voxels for u in displacements]
     volumes = [torch.rand(shape, device="cuda") for _ in range(turns)]
-    halves = [v.half() for v in volumes]
-    grids = [grid_of(v, u) for v, u in zip(volumes, displacements, strict=True)]
-    outs, half_outs = [v.clone() for v in volumes], [v.clone() for v in halves]
-    each = range(turns)
-
-    def copies(moved_bytes: int) -> list[Callable[[], object]]:
-        buffers = [torch.rand(moved_bytes // 4, device="cuda") for _ in each]
-        half = moved_bytes // 8  # read one half, write the other
-        return [lambda b=b: b[half : 2 * half].copy_(b[:half]) for b in buffers]
-
-    contenders = {
-        "kernel fp32": [
-            lambda i=i: kernel(volumes[i], displacements[i], out=outs[i]) for i in each
-        ],
-        "kernel fp16": [
-            lambda i=i: kernel(halves[i], displacements[i], out=half_outs[i]) for i in each
-        ],
-        "kernel fp32 nearest": [
-            lambda i=i: kernel(volumes[i], displacements[i], "nearest", out=outs[i]) for i in each
-        ],
-        "torch grid_sample, grid given": [
-            lambda i=i: F.grid_sample(
-                volumes[i], grids[i], padding_mode="border", align_corners=True
-            )
-            for i in each
-        ],
-        "torch grid_sample from the displacement": [
-            lambda i=i: grid_sample_3d(volumes[i], displacements[i]) for i in each
-        ],
-        "copy of the bytes of fp32": copies(moved[4]),
-        "copy of the bytes of fp16": copies(moved[2]),
-    }
-    times = {name: microseconds(calls) for name, calls in contenders.items()}
+    calls = calls_of(kernel, volumes, displacements)
+    for kind, size_in_bytes in moved.items():
+        calls[f"copy of the bytes of {kind}"] = copies(size_in_bytes, turns)
+    times = {name: microseconds(each) for name, each in calls.items()}
     return {
         "shape": shape,
         "displacement": f"{'noise of sd' if noise else 'smooth, up to'} {voxels:g} voxels",
         "microseconds": times,
         "fewest_bytes": moved,
         "of_the_copys_rate": {
-            kind: times[f"copy of the bytes of {kind}"] / times[f"kernel {kind}"]
-            for kind in ("fp32", "fp16")
+            kind: times[f"copy of the bytes of {kind}"] / times[f"kernel {kind}"] for kind in moved
         },
         "times_as_fast_as_torch": times["torch grid_sample from the displacement"]
         / times["kernel fp32"],
     }
 
 
-def run(args: argparse.Namespace) -> dict | list:
+def calls_of(
+    kernel: Kernel, volumes: list[torch.Tensor], displacements: list[torch.Tensor]
+) -> dict[str, list[Call]]:
+    """By name, a call for each volume and its displacement."""
+
+    def calls(
+        sample: Callable[..., object], sources: list[torch.Tensor], *others: list[torch.Tensor]
+    ) -> list[Call]:
+        return [partial(sample, *each) for each in zip(sources, *others, strict=True)]
+
+    def into(out: torch.Tensor, *arguments: Any) -> object:
+        return kernel(*arguments, out=out)
+
+    def nearest(out: torch.Tensor, *arguments: Any) -> object:
+        return kernel(*arguments, "nearest", out=out)
+
+    halves = [v.half() for v in volumes]
+    outs, half_outs = [v.clone() for v in volumes], [v.clone() for v in halves]
+    grids = [grid_of(v, u) for v, u in zip(volumes, displacements, strict=True)]
+    sample = partial(F.grid_sample, padding_mode="border", align_corners=True)
+    return {
+        "kernel fp32": calls(into, outs, volumes, displacements),
+        "kernel fp16": calls(into, half_outs, halves, displacements),
+        "kernel fp32 nearest": calls(nearest, outs, volumes, displacements),
+        "torch grid_sample, grid given": calls(sample, volumes, grids),
+        "torch grid_sample from the displacement": calls(grid_sample_3d, volumes, displacements),
+    }
+
+
+def copies(size_in_bytes: int, turns: int) -> list[Call]:
+    """Copies that read and write so many bytes."""
+    half = size_in_bytes // 8  # elements of float32: read one half, write the other
+    buffers = [torch.rand(2 * half, device="cuda") for _ in range(turns)]
+    return [partial(b[half:].copy_, b[:half]) for b in buffers]
+
+
+def run(args: argparse.Namespace) -> Row | list[Path]:
     """Compile, check, measure."""
     if not args.compile_only and not torch.cuda.is_available():
         raise BenchmarkError("expected PyTorch with a GPU, got one without; see nvidia-smi.")
@@ -252,7 +262,6 @@ OPTIONS = (
     option("--compile-only", action="store_true", help="needs no GPU"),
 )
 BENCHMARK = Benchmark(run, body, OPTIONS)
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

@@ -9,7 +9,6 @@ would show. Differences are those of the displacement, as lengths, to the float3
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -144,7 +143,6 @@ def body(result: Result) -> str:
 
 PRECISIONS = option("--precision", nargs="+", default=["fp16", "bf16"], choices=["fp16", "bf16"])
 BENCHMARK = Benchmark(run, body, (FOLDER, MODEL, PRECISIONS))
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from paramorph_rt.quality.choice import choose
 from paramorph_rt.quality.looks import look_of
 from paramorph_rt.quality.score import DOUBTS
 from paramorph_rt.steps.foreground import masked
-from planted import Task
+from planted import Planted
 from quality_fit import fitted
 from quality_looks import looks
 from quality_page import body
@@ -36,7 +35,7 @@ from record import Row, Rows, weights_sha256
 SCORE_FILE = Path(__file__).parents[1] / "runtime/paramorph_rt/quality/score.json"
 
 
-def measure(register: Registration, task: Task, limit: float, models: Sequence[Model]) -> Row:
+def measure(register: Registration, task: Planted, limit: float, models: Sequence[Model]) -> Row:
     """Register a pair; what a rater would say, and what is known without labels.
 
     Args:
@@ -71,16 +70,16 @@ def measure(register: Registration, task: Task, limit: float, models: Sequence[M
     }
 
 
-def _with_network(task: Task) -> Registration:
+def _with_network(task: Planted) -> Registration:
     bundle = load_bundle(default_bundle_path())
     assert task.network is not None
-    found = task.network(bundle.inputs.grid.shape)
+    displacement = task.network(bundle.inputs.grid.shape)
 
     class Rubbish:
         name, precision, shapes = "rubbish", "fp32", bundle.shapes
 
         def run(self, _moving: np.ndarray, _fixed: np.ndarray) -> np.ndarray:
-            return found
+            return displacement
 
     return Registration.with_models([Model(bundle, Rubbish())], 1)  # type: ignore[arg-type]
 
@@ -109,7 +108,6 @@ OPTIONS = (
     option("--threads", type=int, help="default: all cores"),
 )
 BENCHMARK = Benchmark(run, body, OPTIONS)
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import numpy as np
 from scipy.optimize import minimize
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from record import Row
+from record import Row
 
 # What the score is fitted to, and the sign that each part's weight must have.
-PARTS = {
-    **{"told": 1, "overlap": 1, "ncc": 1},
-    **{"roughness": -1, "folds": -1, "reach": -1, "doubts": -1},
-}
+PARTS = dict.fromkeys(("told", "overlap", "ncc"), 1)
+PARTS |= dict.fromkeys(("roughness", "folds", "reach", "doubts"), -1)
 # Beyond it, more is no worse.
 MOST = {"roughness": 1.0, "folds": 1.0}
 # Of what no part can know anything.
@@ -49,15 +44,15 @@ def fitted(rows: Iterable[Row]) -> Row:
         )
 
     bounds = [(None, None), *((0, None) if sign > 0 else (None, 0) for sign in PARTS.values())]
-    found = minimize(loss, np.zeros(1 + len(PARTS)), method="L-BFGS-B", bounds=bounds).x
+    solution = minimize(loss, np.zeros(1 + len(PARTS)), method="L-BFGS-B", bounds=bounds).x
     parts = {
         name: {
-            "weight": round(float(found[n + 1] / scale[n]), 4),
+            "weight": round(float(solution[n + 1] / scale[n]), 4),
             "range": [round(float(low[n]), 4), round(float(high[n]), 4)],
         }
         for n, name in enumerate(PARTS)
     }
-    intercept = found[0] - float((found[1:] * low / scale).sum())
+    intercept = solution[0] - float((solution[1:] * low / scale).sum())
     return {
         "from": "benchmarks/quality.py --fit, which wrote benchmarks/results/quality.json",
         "pairs": len(known),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,11 @@ from paramorph_rt.images.volume import load_labels, load_volume
 from paramorph_rt.quality.domain import domain_of
 from paramorph_rt.quality.looks import asymmetry, likeness, look_of
 from paramorph_rt.steps.foreground import masked
+from record import Row
 from tables import markdown_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from paramorph_rt.images.volume import Volume
-    from record import Row
 
 IMAGES = {
     "brains, training": "brain_t1/train/*_t1.nii.gz",

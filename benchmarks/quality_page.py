@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,12 +11,8 @@ from paramorph_rt.bundle import NO_MODEL
 from paramorph_rt.quality.choice import MENDED
 from paramorph_rt.quality.score import LEAST_SCORE, score_of
 from quality_pairs import COARSE_MM, SETS
+from record import Result, Row
 from tables import average, grouped, markdown_table
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from record import Result, Row
 
 KIND_COLUMNS = (
     ("set", "set", ""),

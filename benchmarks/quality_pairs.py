@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paramorph_rt.images.volume import load_labels, load_volume
-from planted import PLANTED, Task
+from planted import PLANTED, Planted
 from sets import ring
 from troubles import coarser
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from paramorph.data import SubjectFiles
     from paramorph_rt.images.volume import Volume
 
@@ -23,7 +22,7 @@ COARSE_MM = 2.0
 
 
 @dataclass(frozen=True)
-class Set:
+class JudgedSet:
     """Pairs of one kind.
 
     Attributes:
@@ -47,20 +46,20 @@ class Set:
 T1, LABELS = "*_t1", "*_labels"
 NEWBORN = {kind: f"*_{kind}w_brain" for kind in ("T1", "T2")}
 SETS = {
-    "brains, training": Set("brain_t1/train", T1, T1, LABELS, 0.5, True),
-    "brains": Set("brain_t1/validation", T1, T1, LABELS, 0.5, True),
-    "brains, 1 mm": Set("brain_t1/validation", T1, T1, LABELS, 0.5),
+    "brains, training": JudgedSet("brain_t1/train", T1, T1, LABELS, 0.5, True),
+    "brains": JudgedSet("brain_t1/validation", T1, T1, LABELS, 0.5, True),
+    "brains, 1 mm": JudgedSet("brain_t1/validation", T1, T1, LABELS, 0.5),
     **{
-        f"newborns, {a} → {b}": Set("neonate", NEWBORN[a], NEWBORN[b], "*_Segmentation", 0.7)
+        f"newborns, {a} → {b}": JudgedSet("neonate", NEWBORN[a], NEWBORN[b], "*_Segmentation", 0.7)
         for a, b in (("T1", "T1"), ("T1", "T2"), ("T2", "T1"))
     },
-    "prostates, training": Set("prostate_t2/train", "*_t2", "*_t2", LABELS, 0.7),
-    "prostates": Set("prostate_t2/validation", "*_t2", "*_t2", LABELS, 0.7),
-    "hippocampi, training": Set("hippocampus/train", T1, T1, LABELS, 0.6),
-    "hippocampi": Set("hippocampus/validation", T1, T1, LABELS, 0.6),
-    "heads with skull": Set("heads_2mm", T1, T1, LABELS, 0.5),
+    "prostates, training": JudgedSet("prostate_t2/train", "*_t2", "*_t2", LABELS, 0.7),
+    "prostates": JudgedSet("prostate_t2/validation", "*_t2", "*_t2", LABELS, 0.7),
+    "hippocampi, training": JudgedSet("hippocampus/train", T1, T1, LABELS, 0.6),
+    "hippocampi": JudgedSet("hippocampus/validation", T1, T1, LABELS, 0.6),
+    "heads with skull": JudgedSet("heads_2mm", T1, T1, LABELS, 0.5),
 }
-# Set, number of pairs, what is planted in each in turn.
+# JudgedSet, number of pairs, what is planted in each in turn.
 Plan = tuple[str, int, tuple[str, ...]]
 CALIBRATION: tuple[Plan, ...] = (
     ("brains, training", 12, (AS_IT_IS,)),
@@ -115,7 +114,7 @@ FORCED: tuple[Plan, ...] = (
 )
 
 
-def pairs(data: Path, name: str, count: int) -> Iterator[tuple[str, Task]]:
+def pairs(data: Path, name: str, count: int) -> Iterator[tuple[str, Planted]]:
     """The first pairs of a set, each subject to the next."""
     kind = SETS[name]
 
@@ -125,10 +124,10 @@ def pairs(data: Path, name: str, count: int) -> Iterator[tuple[str, Task]]:
 
     for case in ring(data / kind.folder, data, kind.moving, kind.fixed, kind.labels)[:count]:
         (moving, moving_labels), (fixed, fixed_labels) = load(case.moving), load(case.fixed)
-        yield case.name, Task(moving, fixed, moving_labels, fixed_labels)
+        yield case.name, Planted(moving, fixed, moving_labels, fixed_labels)
 
 
-def tasks(data: Path) -> Iterator[tuple[dict[str, str], Task]]:
+def tasks(data: Path) -> Iterator[tuple[dict[str, str], Planted]]:
     """All pairs with what is planted in each: `group`, `set`, `case` and `pair`, and the task."""
     for group, plans in (("calibration", CALIBRATION), ("judged", JUDGED), ("forced", FORCED)):
         for name, count, planted in plans:
@@ -139,4 +138,4 @@ def tasks(data: Path) -> Iterator[tuple[dict[str, str], Task]]:
         for moving, fixed in OTHER_ORGANS.get(group, ()):
             (_, one), (_, other) = (next(pairs(data, name, 1)) for name in (moving, fixed))
             keys = {"group": group, "set": fixed, "case": OTHER_ORGAN, "pair": moving}
-            yield keys, Task(one.moving, other.fixed, doomed=True)
+            yield keys, Planted(one.moving, other.fixed, doomed=True)

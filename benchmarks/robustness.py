@@ -8,7 +8,6 @@ nothing was trained on, in one contrast and across two.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -172,7 +171,6 @@ OPTIONS = (
     option("--threads", type=int, help="default: all cores"),
 )
 BENCHMARK = Benchmark(run, body, OPTIONS)
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

@@ -140,7 +140,6 @@ OPTIONS = (
     option("--engine", default="auto:auto", help="backend:precision"),
 )
 BENCHMARK = Benchmark(run, body, OPTIONS, packages=["openvino"], plot=growth_plot)
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

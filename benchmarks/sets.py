@@ -6,6 +6,7 @@ command line; what is made, such as deformed brains, goes into a folder of the r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -25,8 +26,6 @@ from paramorph_rt.images.volume import Volume, load_labels, load_volume, save_la
 from paramorph_rt.transforms.itk import write_displacement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from jaxtyping import Float, Integer
 
 COLIN27 = Path(__file__).parents[1] / "examples/colin27/ch2bet.nii.gz"
@@ -45,7 +44,7 @@ class Case:
     Attributes:
         moving: Image and labels.
         fixed: Image and labels.
-        true_field: File of the displacement field that is to be found, where it is known.
+        true_field: File of the true displacement field, where it is known.
     """
 
     moving: SubjectFiles

@@ -98,7 +98,6 @@ OPTIONS = (
     THREADS,
 )
 BENCHMARK = Benchmark(run, body, OPTIONS, packages=["openvino"])
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

@@ -130,7 +130,6 @@ OPTIONS = (
     OUT,
 )
 BENCHMARK = Benchmark(run, body, OPTIONS)
-main = BENCHMARK.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.exit()

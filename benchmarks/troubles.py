@@ -7,6 +7,7 @@ header; labels go by nearest neighbour.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
@@ -22,8 +23,6 @@ from paramorph_rt.images.volume import Volume
 from paramorph_rt.steps.foreground import foreground_threshold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from jaxtyping import Float
 
     Pair = tuple[Volume, Volume]

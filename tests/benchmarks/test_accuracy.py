@@ -150,8 +150,8 @@ def test_a_whole_run_goes_on_where_it_was(phantoms, bundle, results, tmp_path):
     (tmp_path / "pairs.csv").write_text("moving,fixed\na,b\n", encoding="utf-8")
     command = [str(phantoms), "--pairs", str(tmp_path / "pairs.csv"), "--name", "made-up"]
     command += ["--model", f"{bundle}:zero", "--threads", "1", "--methods"]
-    assert accuracy.main([*command, "nothing,unrefined"]) == 0
-    assert accuracy.main([*command, "nothing,unrefined,no-network", "--resume"]) == 0
+    assert accuracy.BENCHMARK.main([*command, "nothing,unrefined"]) == 0
+    assert accuracy.BENCHMARK.main([*command, "nothing,unrefined,no-network", "--resume"]) == 0
     result = json.loads((results / "accuracy-made-up.json").read_text(encoding="utf-8"))
     nothing, unrefined, refined = result["rows"]
     assert unrefined["method"] == "ParaMorph, not refined"
@@ -170,10 +170,13 @@ def test_a_whole_run_goes_on_where_it_was(phantoms, bundle, results, tmp_path):
 
 
 def test_an_unknown_set_is_one_line(tmp_path, capsys):
-    assert accuracy.main([str(tmp_path), "--set", "moon-rocks"]) == 1
+    assert accuracy.BENCHMARK.main([str(tmp_path), "--set", "moon-rocks"]) == 1
     assert "--set: expected some of brain-t1-validation" in capsys.readouterr().err
 
 
 def test_a_wrong_folder_is_one_line(tmp_path, capsys, bundle):
-    assert accuracy.main([str(tmp_path), "--methods", "nothing", "--model", str(bundle)]) == 1
+    assert (
+        accuracy.BENCHMARK.main([str(tmp_path), "--methods", "nothing", "--model", str(bundle)])
+        == 1
+    )
     assert capsys.readouterr().err.startswith("accuracy.py: ")

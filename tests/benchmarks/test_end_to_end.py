@@ -28,7 +28,7 @@ def quick(phantoms, bundle, monkeypatch):
 @pytest.mark.slow
 def test_jobs_are_done_judged_and_taken_apart(quick, results):
     pytest.importorskip("ants", reason="needs antspyx, of the extra benchmarks")
-    assert end_to_end.main([*quick, "--methods", "unrefined,syn"]) == 0
+    assert end_to_end.BENCHMARK.main([*quick, "--methods", "unrefined,syn"]) == 0
     result = json.loads((results / "end-to-end.json").read_text(encoding="utf-8"))
     ours, theirs = result["summary"]
     assert (ours["job"], theirs["job"]) == ("ParaMorph, not refined", "ANTs SyN")
@@ -54,7 +54,7 @@ def test_jobs_are_done_judged_and_taken_apart(quick, results):
 def test_a_job_that_fails_is_told(quick, results, bundle, monkeypatch):
     broken = Job("broken", model=str(bundle), refine="off", engine="onnxruntime:bf16")
     monkeypatch.setitem(jobs.JOBS, "broken", broken)
-    assert end_to_end.main([*quick, "--methods", "unrefined,broken"]) == 0
+    assert end_to_end.BENCHMARK.main([*quick, "--methods", "unrefined,broken"]) == 0
     done, failed = json.loads((results / "end-to-end.json").read_text(encoding="utf-8"))["rows"]
     assert "error" not in done
     assert "onnxruntime: expected precision fp32" in failed["error"]
@@ -101,5 +101,5 @@ def test_shares_are_of_the_same_pair_and_turn():
 
 
 def test_unknown_method_is_one_sentence(capsys):
-    assert end_to_end.main(["--methods", "ants"]) == 1
+    assert end_to_end.BENCHMARK.main(["--methods", "ants"]) == 1
     assert "--methods: expected some of nothing" in capsys.readouterr().err

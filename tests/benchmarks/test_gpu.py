@@ -53,7 +53,7 @@ def test_what_runs_is_compared_and_what_does_not_says_why(
     note = lambda *a, **k: written.append(len(a[1]["networks"][0]["rows"])) or kept(*a, **k)  # noqa: E731
     monkeypatch.setattr(record, "write_result", note)
     command = [*arguments, "--out", str(out), "--contenders", *CONTENDERS]
-    assert gpu.main(command) == 0
+    assert gpu.BENCHMARK.main(command) == 0
     assert written == [1, 2, 3, 4, 4]  # after every contender: who is cut short keeps them
     assert not (results / "gpu.json").exists()
     result = json.loads((out / "gpu.json").read_text(encoding="utf-8"))
@@ -79,7 +79,9 @@ def test_step_that_fails_is_told(results, tmp_path):
     weights = tmp_path / "no.safetensors"
     weights.write_bytes(b"nothing")
     arguments += ["--networks", str(weights)]
-    assert gpu.main([*arguments, "--contenders", "torch fp32", "onnxruntime cpu fp32"]) == 0
+    assert (
+        gpu.BENCHMARK.main([*arguments, "--contenders", "torch fp32", "onnxruntime cpu fp32"]) == 0
+    )
     (network,) = json.loads((results / "gpu.json").read_text(encoding="utf-8"))["networks"]
     assert "expected a safetensors file" in network["steps_that_failed"][0]["error"]
     assert "expected a safetensors file" in network["rows"][0]["error"]
@@ -90,7 +92,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_the_work(results, monkeypatch
     from paramorph_rt.backends import gpu as driver
 
     monkeypatch.setattr(driver, "DRIVER", "libcuda-of-nobody.so.1")
-    assert gpu.main([]) == 1
+    assert gpu.BENCHMARK.main([]) == 1
     assert capsys.readouterr().err.startswith("gpu.py: GPU: expected one of NVIDIA")
     assert not results.exists()
 
@@ -101,14 +103,14 @@ def test_what_was_prepared_is_used(weights, results, tmp_path, capsys):
     base = ["--shape", "32", "32", "32", "--networks", str(weights), "--threads", "1"]
     folder = tmp_path / "prepared"
     contender = ["--contenders", "onnxruntime cpu fp32"]
-    assert gpu.main([*base, *contender, "--device", "cpu", "--prepare", str(folder)]) == 0
+    assert gpu.BENCHMARK.main([*base, *contender, "--device", "cpu", "--prepare", str(folder)]) == 0
     bundle = folder / "tiny" / "bundle"
     networks = {path.name for path in bundle.glob("*.onnx")}
     networks = {name for name in networks if not name.startswith("refine")}
     assert networks == {f"registration{kind}.onnx" for kind in ("", ".gpu", ".fp16")}
     before = (bundle / "manifest.json").stat().st_mtime_ns
     arguments = [*base, *contender, "--device", "cpu", "--prepared", str(folder), "--runs", "1"]
-    assert gpu.main([*arguments, "--work", str(tmp_path)]) == 0
+    assert gpu.BENCHMARK.main([*arguments, "--work", str(tmp_path)]) == 0
     assert (bundle / "manifest.json").stat().st_mtime_ns == before
     (network,) = json.loads((results / "gpu.json").read_text(encoding="utf-8"))["networks"]
     assert network["rows"][0]["n"] == 1
@@ -118,14 +120,14 @@ def test_training_steps_are_those_of_training(tmp_path, capsys):
     # Not 32, where the decoder begins at 2×2×2: there oneDNN computes gradients in bfloat16 from
     # memory that nobody wrote (PyTorch 2.13, a CPU without AMX).
     options = ["--size", "paramorph-tiny", "--shape", "64", "64", "64", "--seconds", "1"]
-    assert training_step.main([*options, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert training_step.BENCHMARK.main([*options, "--device", "cpu", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "training_step.json").read_text(encoding="utf-8"))["rows"]
     assert [(r["precision"], r["recompute"]) for r in rows] == list(training_step.VARIANTS)
     for row in rows:
         assert row["losses"][1] < row["losses"][0]
         assert row["steps_per_second"] > 0
     if not torch.cuda.is_available():
-        assert training_step.main(["--out", str(tmp_path)]) == 1
+        assert training_step.BENCHMARK.main(["--out", str(tmp_path)]) == 1
         assert "expected PyTorch with a GPU, got one without" in capsys.readouterr().err
 
 

@@ -55,7 +55,7 @@ def test_contenders_are_compared_then_timed_then_compared_with_an_older_result(
     pytest.importorskip("openvino", reason="needs openvino, of the extra openvino")
     arguments = ["--folder", str(phantoms), "--model", f"{bundle}:zero", "--threads", "1"]
     arguments += ["--contenders", "onnxruntime:fp32,openvino:fp32", "--runs", "3"]
-    assert latency.main(arguments) == 0
+    assert latency.BENCHMARK.main(arguments) == 0
     path = results / "latency.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     (network,) = result["networks"]
@@ -79,7 +79,7 @@ def test_contenders_are_compared_then_timed_then_compared_with_an_older_result(
     older.write_text(json.dumps(result), encoding="utf-8")
     capsys.readouterr()
     arguments[arguments.index("3")] = "1"
-    assert latency.main([*arguments, "--compare", str(older)]) == 1
+    assert latency.BENCHMARK.main([*arguments, "--compare", str(older)]) == 1
     shown = capsys.readouterr()
     assert "expected every lead at least 0.85 of what it was, got openvino:fp32" in shown.err
     assert "| zero | openvino:fp32 | 1 |" in shown.out
@@ -106,7 +106,7 @@ def test_an_engine_with_another_output_is_not_timed(phantoms, weights, results, 
     write_manifest(bundle, manifest)
     arguments = ["--model", str(bundle), "--weights", str(weights), "--folder", str(phantoms)]
     arguments += ["--contenders", "pytorch,onnxruntime:fp32", "--runs", "1", "--threads", "1"]
-    assert latency.main(arguments) == 0
+    assert latency.BENCHMARK.main(arguments) == 0
     (network,) = json.loads((results / "latency.json").read_text(encoding="utf-8"))["networks"]
     first, second = network["rows"]
     assert first["n"] == 1
@@ -117,7 +117,7 @@ def test_an_engine_with_another_output_is_not_timed(phantoms, weights, results, 
 
 
 def test_unknown_contender_is_one_sentence(results, capsys):
-    assert latency.main(["--contenders", "pytorch,abacus:fp32"]) == 1
+    assert latency.BENCHMARK.main(["--contenders", "pytorch,abacus:fp32"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("latency.py: --contenders: expected some of pytorch, transcription, ")
     assert "got abacus:fp32" in said

@@ -67,7 +67,7 @@ def test_what_is_planted_is_there():
     grid = Grid((20, 24, 22), np.eye(4))
     far = ((np.indices(grid.shape).T - [10, 12, 11]) ** 2).sum(-1).T
     data = np.where(far < 64, 100 - far + np.indices(grid.shape)[2], 0).astype(np.float32)
-    task = planted.Task(*[Volume(data, grid, "x")] * 2, *[Volume((data > 0) * 3, grid, "l")] * 2)
+    task = planted.Planted(*[Volume(data, grid, "x")] * 2, *[Volume((data > 0) * 3, grid, "l")] * 2)
     for name, plant in planted.PLANTED.items():
         found = plant(task)
         unlike = found.network or found.options or not np.array_equal(found.moving.data, data)

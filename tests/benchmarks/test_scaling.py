@@ -18,7 +18,7 @@ from paramorph_rt.geometry.warp import warp_volume
 def test_sizes_threads_and_pairs_are_measured(bundle, results):
     arguments = ["--model", str(bundle), "--engine", "onnxruntime:fp32", "--runs", "1"]
     arguments += ["--sizes", "24", "32", "--size", "24", "--threads", "1", "--pairs", "2"]
-    assert scaling.main(arguments) == 0
+    assert scaling.BENCHMARK.main(arguments) == 0
     result = json.loads((results / "scaling.json").read_text(encoding="utf-8"))
     assert [row["size"] for row in result["sizes"]] == [24, 32]
     assert [row["threads"] for row in result["threads"]] == [1]
@@ -34,7 +34,7 @@ def test_sizes_threads_and_pairs_are_measured(bundle, results):
 
 
 def test_more_than_one_bundle_is_refused(bundle, capsys):
-    assert scaling.main(["--model", f"{bundle}:a", "--model", f"{bundle}:b"]) == 1
+    assert scaling.BENCHMARK.main(["--model", f"{bundle}:a", "--model", f"{bundle}:b"]) == 1
     assert "--model: expected one bundle, got 2" in capsys.readouterr().err
 
 
