@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         "--card",
         type=Path,
         metavar="FILE",
-        help="model card NAME.md: the bundle gets its NAME, and `paramorph-rt models` tells its "
+        help="model card NAME.md: the bundle gets its NAME, and `paramorph-rt models` shows its "
         "licence, limits and results",
     )
     p.add_argument(
@@ -125,14 +125,14 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    # Halves take minutes, of which these lines tell.
-    told, handler = logging.getLogger("paramorph_export"), logging.StreamHandler()
-    told.setLevel(logging.INFO)
-    told.addHandler(handler)
+    # Halves take minutes; these lines show the progress.
+    progress, handler = logging.getLogger("paramorph_export"), logging.StreamHandler()
+    progress.setLevel(logging.INFO)
+    progress.addHandler(handler)
     try:
         return exit_code("to_onnx", lambda: run(args), extra="export")
     finally:
-        told.removeHandler(handler)
+        progress.removeHandler(handler)
 
 
 if __name__ == "__main__":

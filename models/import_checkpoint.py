@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         nargs=3,
         default=[1.0, 1.0, 1.0],
         metavar=("D", "H", "W"),
-        help="voxel size it was trained on, mm; a checkpoint does not tell (default 1 1 1)",
+        help="voxel size it was trained on, mm; a checkpoint does not say (default 1 1 1)",
     )
     p.add_argument(
         "--orientation",

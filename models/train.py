@@ -122,7 +122,7 @@ def _fabric(device: str | None, precision: str) -> Fabric:
 
 
 def _record(config: RunConfig, source: Path) -> None:
-    """What was asked for and by what, for whoever finds the run folder."""
+    """The request and the environment, for later readers of the run folder."""
     (config.out / "config.toml").write_text(config.as_toml(), encoding="utf-8")
     names = ("torch", "numpy", "SimpleITK", "lightning-fabric", "paramorph-rt")
     versions = ", ".join(f"{name} {version(name)}" for name in names)

@@ -35,7 +35,7 @@ class FeatureOptions:
     """The network."""
 
     widths: tuple[int, ...] = option((16, 32, 64, 96, 128), "channels at each scale, finest first")
-    embedding: int = option(12, "numbers per voxel from which the labels are told apart")
+    embedding: int = option(12, "values per voxel that distinguish the labels")
     channels: int = option(6, "features per voxel, which the code of a label consists of")
     strength: float = option(1.0, "of the features beside the intensities: length of the codes")
 

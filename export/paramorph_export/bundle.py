@@ -86,31 +86,17 @@ def write_bundle(
         staging = home / out_dir.name
         staging.mkdir()
         started = time.perf_counter()
-        networks = []
+        networks: list[dict[str, Any]] = []
         if isinstance(info, WeightsInfo) and network is not None and weights is not None:
             shutil.copyfile(weights, staging / WEIGHTS)
-            networks = [
-                entry
-                for shape in dict.fromkeys(shapes)
-                for entry in _write_networks(
-                    *(staging, network, info, shape, shape == shapes[0]),
-                    *(halves, fp32_for_gpus, real_pairs),
-                )
-            ]
+            for shape in dict.fromkeys(shapes):
+                is_first, further = shape == shapes[0], (halves, fp32_for_gpus, real_pairs)
+                networks += _write_networks(staging, network, info, shape, is_first, *further)
         of_features = write_features(staging, features, info, shapes) if features else None
         for name, graph in REFINEMENT_GRAPHS.items():
             onnx.save(graph(), staging / name)
-        domain_entry: dict[str, Any] | None = None
-        if domain is not None:
-            # Imported here: it needs what reads images, and nothing else of an export does.
-            from paramorph_export.domain import MAP, domain_in
-
-            domain_entry, content = domain_in(domain)
-            if content is not None:
-                domain_entry["map"] = MAP
-                (staging / MAP).write_bytes(content)
+        domain_entry = _copy_domain(staging, domain) if domain else None
         seconds = time.perf_counter() - started
-        files = sorted(staging.iterdir())
         sampling = info.network.sampling if isinstance(info, WeightsInfo) else "exact"
         source = weights or features
         assert source is not None
@@ -119,7 +105,7 @@ def write_bundle(
             input_spec(info, shapes[0]),
             {"convention": sampling, **SAMPLING[sampling]},
             networks,
-            files,
+            sorted(staging.iterdir()),
             info.network.as_dict() if networks else None,
             card=read_card(card) if card else None,
             opset=STANDARD_OPSET,
@@ -161,6 +147,18 @@ def check_replaceable(out_dir: Path, force: bool) -> None:
         raise ExportError(
             f"{out_dir}: expected a new folder, got an existing bundle; pass --force to replace it."
         )
+
+
+def _copy_domain(folder: Path, domain: Path) -> dict[str, Any]:
+    """Another bundle's domain as this one's: its entry in the manifest, and its map."""
+    # Imported here: it needs what reads images, and nothing else of an export does.
+    from paramorph_export.domain import MAP, domain_in
+
+    entry, content = domain_in(domain)
+    if content is None:
+        return entry
+    (folder / MAP).write_bytes(content)
+    return entry | {"map": MAP}
 
 
 def _write_networks(

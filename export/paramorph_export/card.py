@@ -1,4 +1,4 @@
-"""A model card's head: what the runtime tells of a model."""
+"""A model card's head: what the runtime shows of a model."""
 
 from __future__ import annotations
 

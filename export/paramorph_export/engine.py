@@ -40,7 +40,7 @@ CHILD = Path(__file__).with_name("engine_child.py")
 
 @dataclass(frozen=True)
 class Job:
-    """What the child is told: one engine.
+    """The child's task: one engine.
 
     Attributes:
         module: `tensorrt_rtx` or `tensorrt`.
@@ -221,7 +221,7 @@ def _build(
 
 
 def _network_file(bundle: Bundle, network: NetworkEntry, staging: Path) -> Path:
-    """The network in one file, with the numbers that it reads from elsewhere."""
+    """The network in one file, with the parameters that it reads from elsewhere."""
     path = bundle.verified_network(network)
     if network.weights is None:
         return path
@@ -253,12 +253,12 @@ def _run_child(command: list[str], log: Path, time_limit_s: float, what: str) ->
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
     if outcome:
-        handle, kept = tempfile.mkstemp(prefix=f"{what}-", suffix=".log")
+        handle, log_copy = tempfile.mkstemp(prefix=f"{what}-", suffix=".log")
         os.close(handle)
-        shutil.copyfile(log, kept)
+        shutil.copyfile(log, log_copy)
         last = _reason(log.read_text(encoding="utf-8", errors="replace"))
         raise ExportError(
-            f"{what}: expected an engine, got {outcome}{last}; read {kept}, and raise "
+            f"{what}: expected an engine, got {outcome}{last}; read {log_copy}, and raise "
             "--time-limit if it was too short."
         )
 
@@ -272,7 +272,7 @@ def _outcome(code: int) -> str | None:
 
 
 def _reason(log: str) -> str:
-    """Its last error, if it told one."""
+    """Its last error, if there is one."""
     errors = re.findall(r"^(?:ERROR|INTERNAL_ERROR) (.+)$", log, re.MULTILINE)
     return f": {errors[-1].strip().rstrip('.')}" if errors else ""
 

@@ -59,7 +59,7 @@ def build(library: Any, logger: Any, job: dict[str, Any]) -> Any:
                 f"{job['plugin']} is no library of {PLUGIN[0]} for {library.__version__}"
             )
         content = _without_definitions(content)
-    # Before version 11, networks are typed by the builder unless it is told not to.
+    # Before version 11, networks are typed by the builder unless a flag says otherwise.
     strongly = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly is None else 1 << int(strongly))
     parser = library.OnnxParser(network, logger)
@@ -120,12 +120,12 @@ def _misread_sampling(library: Any, network: Any) -> str | None:
         if layer.type != library.LayerType.GRID_SAMPLE:
             continue
         layer.__class__ = library.IGridSampleLayer  # its getters are not those of ILayer
-        found = (layer.interpolation_mode, layer.sample_mode, layer.align_corners)
-        if found != expected:
+        sampling = (layer.interpolation_mode, layer.sample_mode, layer.align_corners)
+        if sampling != expected:
             return (
-                f"{layer.name} samples with {found[0]}, {found[1]} and align_corners {found[2]}, "
-                "and the network by linear interpolation between corners, clamped: this parser "
-                "misreads GridSample; install another version of TensorRT"
+                f"{layer.name} samples with {sampling[0]}, {sampling[1]} and align_corners "
+                f"{sampling[2]}, and the network by linear interpolation between corners, clamped: "
+                "this parser misreads GridSample; install another version of TensorRT"
             )
     return None
 
@@ -142,7 +142,7 @@ def _refuse(reason: str) -> None:
 
 
 def _logger(library: Any, said: dict[str, int]) -> Any:
-    """Prints every message, and keeps the memory that they tell."""
+    """Prints every message, and records the memory that they report."""
 
     class Logger(library.ILogger):
         def __init__(self) -> None:
@@ -150,8 +150,8 @@ def _logger(library: Any, said: dict[str, int]) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             for key, pattern in MEMORY.items():
-                if found := pattern.search(message):
-                    said[key] = int(found[1])
+                if match := pattern.search(message):
+                    said[key] = int(match[1])
             if severity != library.ILogger.Severity.VERBOSE:
                 print(severity.name, message, flush=True)
 

@@ -6,4 +6,4 @@ from paramorph_rt.errors import ParamorphError
 
 
 class ExportError(ParamorphError, RuntimeError):
-    """An export that cannot be done as asked, or whose result is not what the network computes."""
+    """An export that is impossible, or whose result is not what the network computes."""

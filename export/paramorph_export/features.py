@@ -97,8 +97,8 @@ def verify_features(path: Path, network: FeatureNetwork, shape: Shape) -> dict[s
         expected = FeatureGraph(network)(
             *(torch.from_numpy(v)[None, None] for v in (moving, fixed))
         )
-    (found,) = GraphSession(path).run(moving, fixed, (FEATURES,))
-    largest = float(np.abs(found - expected.numpy()).max()) / network.config.strength
+    (features,) = GraphSession(path).run(moving, fixed, (FEATURES,))
+    largest = float(np.abs(features - expected.numpy()).max()) / network.config.strength
     if not largest <= TOLERANCE:  # also true for NaN
         raise ExportError(
             f"{path.name}: expected features within {TOLERANCE} of PyTorch's, got {largest:.2g}; "

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     import onnx
 
-#: Volumes of features beyond this many numbers, 240 MB in half, are not kept whole. Smaller pieces
+#: Volumes of features beyond this many elements, 240 MB in half, are not held whole. Smaller pieces
 #: do not help: the compiler then keeps more of them at a time.
 LARGEST_NUMBERS = 120_000_000
 #: On a CPU they are written to memory and read again unless they are small: 32 MB in float32.
 LARGEST_ON_CPU = 8_000_000
 
-_LARGEST_CONSTANT = 1 << 26  # numbers; larger ones are not compared with one another
+_LARGEST_CONSTANT = 1 << 26  # elements; larger ones are not compared with one another
 
 
 class Rewrite(RewriteRuleClassBase):
@@ -51,12 +51,12 @@ class Rewrite(RewriteRuleClassBase):
 class WideFeaturesInSlabs(Rewrite):
     """The widened features of a NeXt block, 16 times as many as others, slab by slab.
 
-    Those of two volumes of 160×160×96 are 472 million numbers at half resolution; nothing needs
+    Those of two volumes of 160×160×96 are 472 million elements at half resolution; nothing needs
     all of them at a time. 1162 → 511 MB of activations.
 
     Args:
         graph: As for all.
-        largest: How many numbers of them may be kept at a time.
+        largest: How many elements of them may be held at a time.
     """
 
     def __init__(self, graph: ir.Graph, largest: int | None = None) -> None:
@@ -143,7 +143,7 @@ class MaskOfOneWindowInBias(Rewrite):
 class PositionBiasesFromTable(Rewrite):
     """Position biases looked up by relative position, those of all blocks in one kernel.
 
-    Spread over all pairs of 75 places they are 14 times as large: 0.8 MB more in the engine of
+    Spread over all pairs of 75 slots they are 14 times as large: 0.8 MB more in the engine of
     160×160×96. Where a mask was added to them, a last column of the table holds it alone.
     """
 
@@ -279,7 +279,7 @@ class RepeatedUpsamplingAsProducts(Rewrite):
     """Trilinear doubling as one matrix product per axis, in networks of several passes.
 
     The compiler computes which voxels each result comes from in the kernel that uses it; when the
-    same doubling occurs twice, it keeps those places, eight for every number, as tensors instead.
+    same doubling occurs twice, it stores those indices, eight per element, as tensors instead.
     Two passes at 96×128×96: 5.89 GB → 331 MB of activations. A single pass needs less as it is.
     """
 

@@ -66,7 +66,7 @@ def stays_float(node: ir.Node, half: ir.DataType) -> bool:
             shape = node.outputs[0].shape
             return len(shape) == 5 and shape[1] <= 2
         case "Gather" if node.inputs[0].is_initializer():
-            return node.inputs[0].dtype != _FLOAT  # a table is not kept in float32
+            return node.inputs[0].dtype != _FLOAT  # a table does not stay in float32
         case op if op in _MOVING:
             return all(value is None or value.dtype != half for value in node.inputs)
     return False
@@ -87,7 +87,7 @@ def with_precision(
     Args:
         model: In float32, from `onnx_from_network`; stays as it is.
         precision: fp32 (which is rewritten alone), fp16 or bf16.
-        rule: Which nodes stay float32; asked in the order of the graph, with the type of half.
+        rule: Which nodes stay float32; called in the order of the graph, with the type of half.
         rewrites: For GPUs.
 
     Raises:
@@ -172,9 +172,9 @@ def emulated(model: onnx.ModelProto, attention_adds_in_half: bool = False) -> on
 
 def _choose_types(graph: ir.Graph, half: ir.DataType, rule: Rule) -> None:
     """Give the outputs of all nodes that compute in half that type."""
-    kept = _displacement_nodes(graph)
+    in_float = _displacement_nodes(graph)
     for node in graph:
-        if node not in kept and not rule(node, half):
+        if node not in in_float and not rule(node, half):
             for value in node.outputs:
                 value.dtype = half
 
@@ -198,8 +198,8 @@ def _converted(graph: ir.Graph, value: ir.Value, precision: str, wanted: ir.Data
         return _cast(graph, value, wanted)
     name = f"{value.name}_{precision}"
     with np.errstate(over="ignore"):  # judged below
-        numbers = value.const_value.numpy().astype(HALVES[precision][1])
-    if not np.isfinite(numbers).all():
+        values = value.const_value.numpy().astype(HALVES[precision][1])
+    if not np.isfinite(values).all():
         raise ExportError(
             f"{value.name}: expected weights that {precision} can hold, got some beyond its range; "
             "export with another --precision."
@@ -208,7 +208,7 @@ def _converted(graph: ir.Graph, value: ir.Value, precision: str, wanted: ir.Data
         name=name,
         shape=value.shape,
         type=ir.TensorType(wanted),
-        const_value=ir.tensor(numbers, dtype=wanted, name=name),
+        const_value=ir.tensor(values, dtype=wanted, name=name),
     )
     graph.register_initializer(made)
     return made

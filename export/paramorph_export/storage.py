@@ -1,7 +1,7 @@
 """Constants of a graph without a number twice or a byte too many; loading gives the same bits.
 
-Trained numbers stay in the bundle's file of weights, half as long as the graph computes with, and
-the graph points into it. What is left becomes the narrowest type that holds every number exactly.
+Trained parameters stay in the bundle's file of weights, half as long as the graph computes with,
+and the graph points into it. What is left becomes the narrowest type that holds it exactly.
 `Cast`, and where needed `Transpose` and `Mul`, make of both what the graph reads; engines fold
 these nodes when they load it.
 """
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 #: Of the file of weights in a bundle, which all graphs of the bundle share.
 WEIGHTS = "weights.safetensors"
-#: Constants of fewer numbers stay as they are: a node costs more than it saves.
+#: Constants of fewer elements stay as they are: a node costs more than it saves.
 FEWEST = 256
-#: What stands for a type where it holds the same numbers, narrowest first.
+#: What stands for a type where it holds the same values, narrowest first.
 _NARROWER = {
     np.dtype(np.float32): (np.int8, np.float16),
     np.dtype(np.int64): (np.int8, np.int16, np.int32),
@@ -52,10 +52,10 @@ def stored_small(model: onnx.ModelProto, weights: Path | None = None) -> onnx.Mo
     constants, nodes = [], []
     for constant in small.graph.initializer:
         values = numpy_helper.to_array(constant)
-        found = None
+        stored = None
         if values.size >= FEWEST and values.dtype in _NARROWER:
-            found = _from_weights(constant.name, values, trained) or _narrow(constant.name, values)
-        more_constants, more_nodes = found or ([constant], [])
+            stored = _from_weights(constant.name, values, trained) or _narrow(constant.name, values)
+        more_constants, more_nodes = stored or ([constant], [])
         constants += more_constants
         nodes += more_nodes
     nodes += small.graph.node
@@ -67,7 +67,7 @@ def stored_small(model: onnx.ModelProto, weights: Path | None = None) -> onnx.Mo
 
 def whole(path: Path) -> onnx.ModelProto:
     """A graph of `stored_small` with its constants as they were, for what does not fold them."""
-    model = onnx.load(path)  # and the numbers that it points to
+    model = onnx.load(path)  # and the parameters that it refers to
     constants = {c.name: numpy_helper.to_array(c) for c in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
@@ -76,8 +76,8 @@ def whole(path: Path) -> onnx.ModelProto:
         else:
             nodes.append(node)
     read = {name for node in nodes for name in node.input} | {o.name for o in model.graph.output}
-    kept = [numpy_helper.from_array(v, name) for name, v in constants.items() if name in read]
-    for field, content in ((model.graph.initializer, kept), (model.graph.node, nodes)):
+    still_read = [numpy_helper.from_array(v, name) for name, v in constants.items() if name in read]
+    for field, content in ((model.graph.initializer, still_read), (model.graph.node, nodes)):
         del field[:]
         field.extend(content)
     return model
@@ -117,14 +117,14 @@ def _trained(path: Path) -> list[_Trained]:
     content = np.memmap(path, np.uint8, mode="r")
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES].tobytes(), "little")
     header = json.loads(content[_LENGTH_BYTES:start].tobytes())
-    found = []
+    trained = []
     for name, entry in header.items():
         if name == "__metadata__" or entry["dtype"] not in _TYPES or len(entry["shape"]) < 2:
             continue
         first, end = (start + offset for offset in entry["data_offsets"])
         rows = np.frombuffer(content[first:end].tobytes(), _TYPES[entry["dtype"]])
-        found.append(_Trained(path.name, first, rows.reshape(entry["shape"][0], -1)))
-    return found
+        trained.append(_Trained(path.name, first, rows.reshape(entry["shape"][0], -1)))
+    return trained
 
 
 def _from_weights(

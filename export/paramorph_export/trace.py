@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from paramorph.network import ParaMorph
 
 
-#: Constants up to this many numbers are folded: the largest weight of the paper's size has 28 M.
+#: Constants up to this many elements are folded: the largest weight of the paper's size has 28 M.
 _FOLDING_LIMIT = 1 << 26
 
 

@@ -120,15 +120,15 @@ def verify_half(
     def compare(name: str, moving: Volume, fixed: Volume, pair: Pair | None = None) -> dict:
         log.info("%s: comparing with float32 on %s …", path.name, name)
         (expected,) = full.run(moving, fixed, OUTPUTS[:1])
-        found, largest = half.run(moving, fixed, (OUTPUTS[0], LARGEST))
-        result = {"pair": name, **differences(expected[0], found[0]), "largest": float(largest)}
-        if not np.isfinite(found).all():
+        outputs, largest = half.run(moving, fixed, (OUTPUTS[0], LARGEST))
+        result = {"pair": name, **differences(expected[0], outputs[0]), "largest": float(largest)}
+        if not np.isfinite(outputs).all():
             raise ExportError(
                 f"{path.name}: expected finite displacements, got others for {name} (largest "
                 f"number in half {largest:.3g}); export with another --precision."
             )
         if pair is not None:
-            before, after = (pair.dice(u[0], sampling) for u in (expected, found))
+            before, after = (pair.dice(u[0], sampling) for u in (expected, outputs))
             result |= {"dice": after, "dice_change": after - before}
         return result
 
@@ -162,10 +162,10 @@ def verify_half(
 
 
 def differences(
-    expected: Float[np.ndarray, "3 i j k"], found: Float[np.ndarray, "3 i j k"]
+    expected: Float[np.ndarray, "3 i j k"], actual: Float[np.ndarray, "3 i j k"]
 ) -> dict[str, float]:
     """Lengths of the difference vectors in voxels: mean, 99.9th percentile, largest."""
-    lengths = np.linalg.norm(found - expected, axis=0)
+    lengths = np.linalg.norm(actual - expected, axis=0)
     return {
         "mean_difference_vox": float(lengths.mean(dtype=np.float64)),
         "p999_difference_vox": float(np.quantile(lengths, 0.999)),

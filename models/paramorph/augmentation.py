@@ -187,7 +187,7 @@ def smooth_noise(
 def _grid(
     affine: Float[Tensor, "4 4"], displacement_vox: Float[Tensor, "1 3 d h w"], shape: torch.Size
 ) -> Float[Tensor, "1 d h w 3"]:
-    """The places `affine(p) + displacement(p)` of centred voxels p, for torch's grid_sample."""
+    """The positions `affine(p) + displacement(p)` of centred voxels p, for torch's grid_sample."""
     half = torch.tensor([(n - 1) / 2 for n in shape])
     theta = affine[:3].clone()
     theta[:, :3] = theta[:, :3] * half / half[:, None]  # half extents → [-1, 1]

@@ -35,7 +35,7 @@ class CheckpointError(ParamorphError, ValueError):
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What has to be known, besides the numbers, to use weights as they were trained."""
+    """What has to be known, besides the parameters, to use weights as they were trained."""
 
     name: str  # what the weights are called, e.g. brain-t1-small
     network: NetworkConfig
@@ -291,7 +291,7 @@ def convert_reference_state(
     ours = network.state_dict()
     live = {reference_name(name): name for name in ours}
     index = network.encoder.stages[0].blocks[0].attention.bias_index
-    kept = {}
+    tensors = {}
     for name, tensor in state.items():
         if _POSITION_INDEX.fullmatch(name):
             if not torch.equal(tensor.flatten(), index):
@@ -300,9 +300,9 @@ def convert_reference_state(
                     "window; pass the --window the checkpoint was trained with."
                 )
         elif name in live or not _DEAD.fullmatch(name):
-            kept[name] = tensor
-    _check_state(kept, {theirs: ours[name] for theirs, name in live.items()}, source)
-    return {live[name]: tensor for name, tensor in kept.items()}
+            tensors[name] = tensor
+    _check_state(tensors, {theirs: ours[name] for theirs, name in live.items()}, source)
+    return {live[name]: tensor for name, tensor in tensors.items()}
 
 
 def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Any) -> None:

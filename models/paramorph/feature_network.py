@@ -1,6 +1,6 @@
 """The feature network: one volume in; per voxel some channels that are alike where anatomy is.
 
-A U-Net tells how probable each label is. Every label has a fixed code of a few numbers, and the
+A U-Net predicts how probable each label is. Every label has a fixed code of a few values, and the
 features of a voxel are the code that it is expected to have. The refinement compares them in both
 images, beside the intensities.
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 #: Exponent of the probabilities: what is half sure counts for less.
 SHARPNESS = 2.0
-#: Probabilities that are kept at a time: 32 MB in float32.
+#: Probabilities that are held at a time: 32 MB in float32.
 SLAB_NUMBERS = 8_000_000
 
 
@@ -38,7 +38,7 @@ class FeatureConfig:
     """Everything that decides which function the weights compute."""
 
     widths: tuple[int, ...] = (16, 32, 64, 96, 128)  # channels at each scale, finest first
-    embedding: int = 12  # numbers per voxel from which the labels are told apart
+    embedding: int = 12  # values per voxel that distinguish the labels
     labels: int = 2  # background among them
     channels: int = 12  # features per voxel, which a label's code consists of
     strength: float = 1.0  # length of the codes: how much features count beside the intensities
@@ -112,7 +112,7 @@ class FeatureNetwork(nn.Module):
         return torch.cat(codes).unflatten(0, embedding.shape[:4]).movedim(-1, 1)
 
     def embedding(self, volume: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b e d h w"]:
-        """What the labels are told apart by."""
+        """What distinguishes the labels."""
         x = self.stem(volume)
         skips = [x]
         for down in self.downs:

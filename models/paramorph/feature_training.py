@@ -184,9 +184,9 @@ class FeatureTrainer:
         scores = []
         for image, numbers in (source.unchanged() for source in self.validation):
             with torch.no_grad(), self._autocast():
-                found = _per_voxel(network.embedding(_channels_last(image)))
+                embedded = _per_voxel(network.embedding(_channels_last(image)))
             predicted = torch.cat(
-                [network.classifier(part).argmax(1) for part in found.split(200_000)]
+                [network.classifier(part).argmax(1) for part in embedded.split(200_000)]
             )
             scores.append(_mean_dice(predicted, numbers.flatten(), self.count))
         return sum(scores) / len(scores) if scores else None
@@ -199,8 +199,8 @@ class FeatureTrainer:
         labels = labels.flatten()
         chosen = _drawn(labels, self.config.voxels, self.config.labelled_share, generator)
         with self._autocast():
-            found = _per_voxel(self.model.embedding(_channels_last(image)))
-        logits, truth = self.model.classifier(found[chosen]), labels[chosen]
+            embedded = _per_voxel(self.model.embedding(_channels_last(image)))
+        logits, truth = self.model.classifier(embedded[chosen]), labels[chosen]
         cross_entropy, dice = F.cross_entropy(logits, truth), _soft_dice(logits, truth)
         loss = cross_entropy + 1 - dice
         if not torch.isfinite(loss):

@@ -2,7 +2,7 @@
 
 A refinement compares the codes that voxels are expected to have. Labels a few millimetres apart
 can be taken for one another, so their codes must differ; the two sides of a brain may share one.
-So a few numbers tell many labels apart.
+So a few channels distinguish many labels.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def nearness(
 def label_codes(
     labels: int, channels: int, near: Float[Tensor, "labels labels"] | None = None
 ) -> Float[Tensor, "channels labels"]:
-    """A code of `channels` numbers for each label; the same every time.
+    """A code of `channels` values for each label; the same every time.
 
-    At right angles to each other where there are channels enough, else as unlike as `near` asks
+    At right angles to each other where there are channels enough, else as unlike as `near` requires
     for; without that, random.
     """
     rng = torch.Generator().manual_seed(_SEED)

@@ -288,7 +288,7 @@ def _moving_sum(x: Tensor, window: int, axis: int) -> Tensor:
 def _joint_histogram(
     first: Float[Tensor, " n"], second: Float[Tensor, " n"], bins: int
 ) -> Float[Tensor, "bins bins"]:
-    """Shares of the voxels; float64, since many small numbers come together."""
+    """Shares of the voxels; float64, since many small values are added."""
     (low_a, above_a), (low_b, above_b) = (_between_bins(x, bins) for x in (first, second))
     histogram = above_a.new_zeros(bins * bins)
     for step_a, share_a in ((0, 1 - above_a), (1, above_a)):

@@ -94,7 +94,7 @@ class RunConfig:
 
     @property
     def cache(self) -> Path:
-        """Where prepared subjects are kept."""
+        """The cache of prepared subjects."""
         return Path(self.data.cache).expanduser() if self.data.cache else self.out / "cache"
 
     @property

@@ -41,19 +41,19 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.bias_table, std=0.02)
         index = relative_position_index(window)
         self.register_buffer("bias_index", index.flatten(), persistent=False)
-        self.places = index.shape[0]
+        self.slots = index.shape[0]
 
-    def position_bias(self) -> Float[Tensor, "heads places places"]:
-        """The bias table spread over all pairs of places in a window."""
+    def position_bias(self) -> Float[Tensor, "heads slots slots"]:
+        """The bias table spread over all pairs of slots in a window."""
         bias = self.bias_table.index_select(0, self.bias_index)
-        return bias.reshape(self.places, self.places, self.heads).permute(2, 0, 1)
+        return bias.reshape(self.slots, self.slots, self.heads).permute(2, 0, 1)
 
     def forward(
         self,
-        tokens: Float[Tensor, "b windows*places c"],
+        tokens: Float[Tensor, "b windows*slots c"],
         layout: WindowLayout,
-        query_tokens: Float[Tensor, "b windows*places c"] | None = None,
-    ) -> Float[Tensor, "b windows*places c"]:
+        query_tokens: Float[Tensor, "b windows*slots c"] | None = None,
+    ) -> Float[Tensor, "b windows*slots c"]:
         channels = tokens.shape[-1]
         query_weight = self.qkv.weight[:channels] * self.scale  # cheaper than scaling the queries
         key_value_weight = self.qkv.weight[channels:]
@@ -66,15 +66,15 @@ class WindowAttention(nn.Module):
         logits = q @ k.transpose(-2, -1) + self.position_bias()
         if layout.mask is not None:
             logits = logits + layout.mask
-        out = logits.softmax(-1) @ v  # (1, b, windows, heads, places, c / heads)
+        out = logits.softmax(-1) @ v  # (1, b, windows, heads, slots, c / heads)
         return self.proj(out.transpose(-3, -2).reshape(tokens.shape))
 
     def _heads(self, x: Tensor, layout: WindowLayout, parts: int) -> Tensor:
-        """(b, windows·places, parts·c) → (parts, b, windows, heads, places, c / heads).
+        """(b, windows·slots, parts·c) → (parts, b, windows, heads, slots, c / heads).
 
         Chunks of it keep a leading 1: dropping it would cost a graph node each when exported.
         """
-        cut = x.reshape(x.shape[0], layout.windows, self.places, parts, self.heads, -1)
+        cut = x.reshape(x.shape[0], layout.windows, self.slots, parts, self.heads, -1)
         return cut.permute(3, 0, 1, 4, 2, 5)
 
 

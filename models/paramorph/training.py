@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from paramorph.data import Subject
 
-# What may change when a training goes on: how long it is, and when it is looked at and kept.
+# What may change when a training goes on: how long it is, and when it is validated and saved.
 FREE_ON_RESUME = frozenset(
     f"training.{name}" for name in ("steps", "validate_every", "checkpoint_every", "patience")
 )
@@ -52,7 +52,7 @@ class TrainingError(ParamorphError, RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the weights are changed, and when they are looked at and kept."""
+    """How the weights are changed, and when they are validated and saved."""
 
     steps: int = option(1000, "optimiser steps; more of them prolong a training on --resume")
     learning_rate: float = option(5e-4, "of Adam (amsgrad), at its peak")
@@ -129,7 +129,7 @@ class Trainer:
 
     @property
     def weights(self) -> ParaMorph:
-        """The network that is validated and kept: the average, where there is one."""
+        """The network that is validated and saved: the average, where there is one."""
         return self.averaged.module if self.averaged else self.network.module
 
     def start_from(self, path: str | Path) -> None:

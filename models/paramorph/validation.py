@@ -104,7 +104,7 @@ def _label_metrics(
 
     def measure(maps: Integer[np.ndarray, "d h w"]) -> tuple[float | None, float | None]:
         surfaces = surface_distances(fixed.labels, maps, spacing, common)
-        distances = {label: found and found.assd_mm for label, found in surfaces.items()}
+        distances = {label: each and each.assd_mm for label, each in surfaces.items()}
         return mean_over(dice(fixed.labels, maps), common), mean_over(distances, common)
 
     dice_before, assd_before_mm = measure(moving.labels)

@@ -1,6 +1,6 @@
 """Which token goes into which attention window: tables that depend on sizes alone.
 
-A volume of features is kept as a list of tokens in C order of (D, H, W). Zero padding, the cyclic
+A volume of features is a list of tokens in C order of (D, H, W). Zero padding, the cyclic
 shift of Swin, the cut into windows and the merging of 2×2×2 neighbours are all reorderings of that
 list, so each is one gather with a table that is computed once per size.
 """
@@ -53,21 +53,21 @@ class WindowLayout:
         windows: Number of windows.
     """
 
-    partition: Int[Tensor, " windows*places"]
+    partition: Int[Tensor, " windows*slots"]
     restore: Int[Tensor, " tokens"]
     padded: bool
-    mask: Float[Tensor, "windows 1 places places"] | None
+    mask: Float[Tensor, "windows 1 slots slots"] | None
     windows: int
 
-    def to_windows(self, tokens: Float[Tensor, "b tokens c"]) -> Float[Tensor, "b places c"]:
+    def to_windows(self, tokens: Float[Tensor, "b tokens c"]) -> Float[Tensor, "b slots c"]:
         """Tokens in window order; padding is zero."""
         if self.padded:
             tokens = torch.nn.functional.pad(tokens, (0, 0, 0, 1))
         return tokens.index_select(1, self.partition)
 
-    def from_windows(self, places: Float[Tensor, "b places c"]) -> Float[Tensor, "b tokens c"]:
+    def from_windows(self, slots: Float[Tensor, "b slots c"]) -> Float[Tensor, "b tokens c"]:
         """Tokens in volume order again, padding dropped."""
-        return places.index_select(1, self.restore)
+        return slots.index_select(1, self.restore)
 
 
 @lru_cache(maxsize=64)
@@ -97,9 +97,9 @@ def window_layout(
     source[: size[0], : size[1], : size[2]] = _numbered(*size)
     partition = _cut(source.roll([-s for s in shift], (0, 1, 2)), window)
 
-    places = _numbered(*_counts(padded_size, window), *window)
+    slots = _numbered(*_counts(padded_size, window), *window)
     order = (0, 3, 1, 4, 2, 5) if config.window_return == "exact" else (0, 2, 4, 1, 3, 5)
-    restore = places.permute(order).reshape(padded_size).roll(shift, (0, 1, 2))
+    restore = slots.permute(order).reshape(padded_size).roll(shift, (0, 1, 2))
     restore = restore[: size[0], : size[1], : size[2]]
     return WindowLayout(
         partition=partition.flatten().to(device),
@@ -121,10 +121,10 @@ def merge_table(size: Size, device: torch.device) -> Int[Tensor, " tokens"]:
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
-def relative_position_index(window: Size) -> Int[Tensor, "places places"]:
-    """Row of the relative-position bias table for every pair of places in a window."""
+def relative_position_index(window: Size) -> Int[Tensor, "slots slots"]:
+    """Row of the relative-position bias table for every pair of slots in a window."""
     axes = torch.meshgrid(*[_numbered(w) for w in window], indexing="ij")
-    coordinates = torch.stack(axes).flatten(1)  # (3, places)
+    coordinates = torch.stack(axes).flatten(1)  # (3, slots)
     offset = coordinates[:, :, None] - coordinates[:, None, :]
     spans = [2 * w - 1 for w in window]
     d, h, w = (o + s - 1 for o, s in zip(offset, window, strict=True))
@@ -156,7 +156,7 @@ def _counts(padded_size: Sequence[int], window: Size) -> list[int]:
 
 
 def _cut(volume: Tensor, window: Size) -> Tensor:
-    """(D, H, W) → (windows, places), both in C order."""
+    """(D, H, W) → (windows, slots), both in C order."""
     counts = _counts(volume.shape, window)
     split = volume.reshape(counts[0], window[0], counts[1], window[1], counts[2], window[2])
     return split.permute(0, 2, 4, 1, 3, 5).reshape(counts[0] * counts[1] * counts[2], -1)

@@ -33,8 +33,12 @@ if TYPE_CHECKING:
 
 # Of a label's row, in this order; each has a column per stage.
 PER_LABEL = (
-    *("dice", "assd_mm", "hd95_mm", "nsd"),
-    *("volume_mm3", "volume_change_percent"),
+    "dice",
+    "assd_mm",
+    "hd95_mm",
+    "nsd",
+    "volume_mm3",
+    "volume_change_percent",
 )
 
 

@@ -59,7 +59,7 @@ class Model:
         return any(level.features and level.iterations for level in levels)
 
     def serves(self, levels: Sequence[Level]) -> bool:
-        """Whether it has anything to say with these levels."""
+        """Whether it contributes anything with these levels."""
         return bool(self.bundle.networks) or self.has_features(levels)
 
     def engine(self, levels: Sequence[Level]) -> Backend:

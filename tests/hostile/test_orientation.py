@@ -81,4 +81,4 @@ def test_orientation_that_was_said_is_taken_and_warned_of(program, good, place):
     quick = ("--model", "none", "--refine", "off", "--analyze-orientation", "LPS")
     outcome = program("infer", *pair, *quick, cwd=place)
     assert outcome.code == 0, outcome.err
-    assert "bare.nii.gz: no orientation codes in it; taken for LPS, as asked" in outcome.err
+    assert "bare.nii.gz: no orientation codes in it; taken for LPS, as requested" in outcome.err

@@ -133,7 +133,7 @@ BAD_CALLS = {
     f"apply {FIELD} {PAIR} --interpolation nearest --out w.nii.gz": "expected whole numbers",
     f"apply [{FIELD},1] {PAIR} --out w.nii.gz": "run paramorph-rt transform invert first",
     f"apply nothing.nii.gz {PAIR} --out w.nii.gz": "found none; check the path",
-    f"apply fixed.nii.gz {PAIR} --out w.nii.gz": "tells its format, got NIfTI intent 0",
+    f"apply fixed.nii.gz {PAIR} --out w.nii.gz": "states its format, got NIfTI intent 0",
     f"invert {FIELD} --out b.nii.gz": "pass --moving",
     "invert out/affine.tfm --out b.nii.gz": "for an affine in the itk format",
     "invert out/affine.tfm --out out": "got a folder",

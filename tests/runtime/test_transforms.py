@@ -527,7 +527,7 @@ def test_text_that_is_no_affine(tmp_path, images, format, text, match):
 
 def test_image_is_no_field(tmp_path):
     path = write_nifti(tmp_path / "v.nii.gz", np.zeros((5, 6, 7), np.float32))
-    with pytest.raises(TransformError, match="tells its format, got NIfTI intent 0"):
+    with pytest.raises(TransformError, match="states its format, got NIfTI intent 0"):
         read_transform(path)
     with pytest.raises(VolumeError, match="expected a displacement field of shape"):
         read_transform(path, "itk")

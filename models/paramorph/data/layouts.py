@@ -51,7 +51,7 @@ def load_split(config: DataConfig) -> Split:
 
 
 def _oriented(subjects: list[SubjectFiles], orientation: str) -> list[SubjectFiles]:
-    """The subjects, told what headers of Analyze cannot say."""
+    """The subjects, with the orientation that headers of Analyze cannot state."""
     if not orientation:
         return subjects
     try:

@@ -52,7 +52,7 @@ def prepare_subjects(
     """Subjects on the network grid, by the same steps as the runtime takes with a moving image.
 
     Affine alignment to `reference`, resampling onto the network grid over the reference's
-    foreground, intensities to [0, 1]. Each result is kept in `cache` under a name made from the
+    foreground, intensities to [0, 1]. Each result is cached in `cache` under a name made from the
     content of its files and the settings, so a second run, or one after a kill, only reads.
     All files are read and checked before the first is prepared.
 
@@ -120,14 +120,14 @@ def _load(files: SubjectFiles) -> tuple[Volume, Volume | None]:
     if files.odd_is_left and is_analyze(files.image):
         _check_sides(labels, files.orientation)
     if files.keep_labels:
-        kept = labels.data * np.isin(labels.data, files.keep_labels)
-        if not kept.any():
+        data = labels.data * np.isin(labels.data, files.keep_labels)
+        if not data.any():
             raise VolumeError(
                 f"{labels.name}: expected some of the {len(files.keep_labels)} labels "
                 f"{min(files.keep_labels)} to {max(files.keep_labels)}, got none of them; check "
                 "that it is the right file."
             )
-        labels = replace(labels, data=kept)
+        labels = replace(labels, data=data)
     return volume, labels
 
 

@@ -111,9 +111,9 @@ def _matched(
     if not images:
         raise DataError(f"{root}: expected {wanted} beneath it, found none; check the path.")
     for name in sorted(images.keys() ^ labels.keys()):
-        found = images.get(name) or labels[name]
+        other = images.get(name) or labels[name]
         raise DataError(
-            f"{found}: expected {'labels' if name in images else 'an image'} of the same case, "
+            f"{other}: expected {'labels' if name in images else 'an image'} of the same case, "
             'found none; complete the data, or list the cases in a CSV file (layout = "csv").'
         )
     return [SubjectFiles(name, images[name], labels[name]) for name in sorted(images)]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class DataError(ParamorphError, ValueError):
-    """Training data that cannot be found, read or prepared."""
+    """Training data that is missing, or cannot be read or prepared."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SubjectFiles:
         labels: Label map on the voxels of `image`, or None.
         keep_labels: Labels that are used, the others become 0; all if empty.
         orientation: Where the voxels' axes of Analyze images point, such as "LAS".
-        odd_is_left: Odd labels are left and even ones right, which tells whether `orientation` is.
+        odd_is_left: Odd labels are left and even ones right, by which `orientation` is checked.
     """
 
     name: str

@@ -58,7 +58,7 @@ def engine_of_version(engines: list[EngineEntry], version: str, bundle: Bundle) 
 
 
 def same_version(built: str, installed: str) -> bool:
-    """Whether two versions are one, as far as both are told.
+    """Whether two versions are one, as far as both are known.
 
     Python's package of TensorRT says "10.3.0" or "10.7.0.post1" of what its library calls
     10.3.0.26 and 10.7.0.23.

@@ -1,4 +1,4 @@
-"""The NVIDIA GPU that engines run on, as its driver tells, whatever packages are installed."""
+"""The NVIDIA GPU that engines run on, as its driver reports it, whatever packages are installed."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def _advice(provider: str) -> str:
 
 
 def _reason(err: Exception) -> str:
-    """What ONNX Runtime says, without its numbers, source files and functions."""
+    """ONNX Runtime's message, without its codes, source files and functions."""
     line = (str(err).splitlines() or [type(err).__name__])[0]
     return re.sub(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )?(\S+\.cc:\d+ .*?\) )?", "", line).rstrip(
         "."

@@ -33,8 +33,8 @@ class OpenVinoBackend(Closable):
         network_path: A verified ONNX file.
         threads: None lets OpenVINO choose.
         precision: Of the network; the displacement is float32 either way.
-        sha256: Of the file: what was compiled is kept under it on disk, and taken from there. None
-            compiles every time.
+        sha256: Of the file, by which the compiled network is cached on disk; None compiles it every
+            time.
         output: What the network gives, as of `Bundle`.
 
     Raises:
@@ -60,14 +60,14 @@ class OpenVinoBackend(Closable):
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = threads
-        kept = CompiledFile(network_path, sha256, precision, self._core) if sha256 else None
-        self._steps, self._output = (kept and self._from_cache(kept)) or self._compiled(kept)
+        cache = CompiledFile(network_path, sha256, precision, self._core) if sha256 else None
+        self._steps, self._output = (cache and self._from_cache(cache)) or self._compiled(cache)
 
-    def _from_cache(self, kept: CompiledFile) -> tuple[list[_Step], str] | None:
-        found = kept.read()
-        if found is None:
+    def _from_cache(self, cache: CompiledFile) -> tuple[list[_Step], str] | None:
+        cached = cache.read()
+        if cached is None:
             return None
-        parts, output = found
+        parts, output = cached
 
         def load(header: PartHeader, content: UInt8[np.ndarray, " n"]) -> _Step:
             options = self._options_of(header)
@@ -78,10 +78,12 @@ class OpenVinoBackend(Closable):
             with ThreadPoolExecutor() as pool:
                 return list(pool.map(load, *zip(*parts, strict=True))), output
         except RuntimeError as err:
-            log.warning("openvino cache: %s is refused (%s); made again", kept.path, _reason(err))
+            log.warning(
+                "openvino cache: %s is refused (%s); compiled again", cache.path, _reason(err)
+            )
             return None
 
-    def _compiled(self, kept: CompiledFile | None) -> tuple[list[_Step], str]:
+    def _compiled(self, cache: CompiledFile | None) -> tuple[list[_Step], str]:
         def load(part: Part) -> _Step:
             header = PartHeader(part.inputs, part.outputs, part.in_float)
             options = self._options_of(header)
@@ -99,8 +101,8 @@ class OpenVinoBackend(Closable):
                 f"{self._path.name}: expected a network that OpenVINO {version} compiles, got "
                 f"{_reason(err)}; choose --backend onnxruntime."
             ) from err
-        if kept:
-            kept.write(((step.header, step.exported()) for step in steps), output)
+        if cache:
+            cache.write(((step.header, step.exported()) for step in steps), output)
         return steps, output
 
     def _options_of(self, header: PartHeader) -> dict[str, Any]:

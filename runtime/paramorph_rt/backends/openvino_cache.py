@@ -1,4 +1,4 @@
-"""Networks as OpenVINO compiled them, kept on disk, so that the next process starts sooner.
+"""Networks as OpenVINO compiled them, cached on disk, so that the next process starts sooner.
 
 One file for each network, precision, processor and version, in the user's cache folder
 (`runtime_cache.user_cache_folder`). Never an error: what is missing, damaged or cannot be written
@@ -52,7 +52,7 @@ class PartHeader:
 
 
 class CompiledFile:
-    """Where the parts of one network are kept: one after the other, then a table in JSON.
+    """The file of one network's compiled parts: one after the other, then a table in JSON.
 
     Args:
         network: The ONNX file.
@@ -114,8 +114,8 @@ class CompiledFile:
                         crc32 = isal_zlib.crc32(piece, crc32)
                         stream.write(piece)
                     table.append(asdict(header) | {"start": start, "end": start + len(content)})
-                told = json.dumps({"parts": table, "output": output, "crc32": crc32}).encode()
-                stream.write(told + len(told).to_bytes(_LENGTH_BYTES))
+                trailer = json.dumps({"parts": table, "output": output, "crc32": crc32}).encode()
+                stream.write(trailer + len(trailer).to_bytes(_LENGTH_BYTES))
         except OSError as err:
             log.info("openvino cache: %s; the next process compiles again", err)
         with suppress(OSError):  # another process may have done it

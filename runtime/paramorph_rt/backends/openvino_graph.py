@@ -57,7 +57,7 @@ def parts_from_onnx(path: Path, output: str, mixed: bool = False) -> tuple[list[
         path: ONNX file.
         output: What to compute; whatever it does not depend on is left out.
         mixed: Leave what a rounded network strays most by in float32: warps, and features at half
-            resolution, unless there are more than `MOST_IN_FLOAT` numbers in one.
+            resolution, unless there are more than `MOST_IN_FLOAT` elements in one.
 
     Returns:
         The parts in the order to run them, whose first inputs go by their names in the file; and

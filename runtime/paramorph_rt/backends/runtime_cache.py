@@ -1,4 +1,4 @@
-"""What libraries compiled for this machine, kept between runs in the user's cache folder."""
+"""A cache of what libraries compiled for this machine, in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ log = logging.getLogger(__name__)
 
 
 class RuntimeCacheFile:
-    """Where TensorRT for RTX keeps an engine's kernels; whether they still fit is its to judge.
+    """The cache of an engine's kernels for TensorRT for RTX, which judges whether they still fit.
 
     In `kernel_folder`, and not beside the engine: kernels are code, and the manifest's hashes say
     nothing of what was compiled here. Never an error: what is missing is compiled again.
 
     Args:
         engine: Its file.
-        sha256: Of the engine, so that another engine of this name finds none.
+        sha256: Of the engine, so that another engine of this name does not use them.
     """
 
     def __init__(self, engine: Path, sha256: str) -> None:
         self._name = f"{engine.name}.{sha256[:12]}.cache"
 
     def read(self) -> bytes | None:
-        """What was kept, if anything was."""
+        """The cached kernels, if there are any."""
         try:
             return (kernel_folder() / self._name).read_bytes()
         except OSError as err:

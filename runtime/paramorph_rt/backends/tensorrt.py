@@ -76,7 +76,7 @@ class EngineBackend(Closable):
                 self._give_back()
                 raise
         try:
-            self._keep_kernels(runs=3 if self._cache is not None and cuda_graph else 1)
+            self._warm_up(runs=3 if self._cache is not None and cuda_graph else 1)
         except BaseException:
             self.close()
             raise
@@ -97,10 +97,10 @@ class EngineBackend(Closable):
                 np.copyto(host[name][0, 0], volume)
                 self._device.upload(memory[name].address, host[name], stream)
             self._launch()
-            found = host[OUTPUT]
-            self._device.download(found, memory[OUTPUT].address, stream)
+            displacement = host[OUTPUT]
+            self._device.download(displacement, memory[OUTPUT].address, stream)
             stream.synchronize()
-            return check_displacement(found, self._shape, self._path).copy()
+            return check_displacement(displacement, self._shape, self._path).copy()
 
     def enqueue(
         self, moving: int, fixed: int, displacement: int, warped: int | None = None, *, stream: int
@@ -223,18 +223,18 @@ class EngineBackend(Closable):
         """Names, if shapes and types are right; before anything is allocated by them."""
         engine = self._gpu["engine"]
         names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
-        found = {
+        tensors = {
             name: (tuple(engine.get_tensor_shape(name)), engine.get_tensor_dtype(name))
             for name in names
         }
         expected = {n: ((1, c, *self._shape), library.float32) for n, c in CHANNELS.items()}
-        if "warped" not in found:
+        if "warped" not in tensors:
             del expected["warped"]
-        if found != expected:
+        if tensors != expected:
             raise BackendError(
                 f"{self._path.name}: expected float32 tensors {', '.join(CHANNELS)} at "
-                f"{self._shape}, got {', '.join(f'{n} {s}' for n, (s, _) in found.items())}; build "
-                "the engine again."
+                f"{self._shape}, got {', '.join(f'{n} {s}' for n, (s, _) in tensors.items())}; "
+                "build the engine again."
             )
         return names
 
@@ -245,8 +245,9 @@ class EngineBackend(Closable):
         else:
             config = engine.create_runtime_config()
             kernels = config.create_runtime_cache()
-            kept = self._cache.read()
-            self._kept = kept if kept is not None and kernels.deserialize(kept) else None
+            cached = self._cache.read()
+            is_usable = cached is not None and kernels.deserialize(cached)
+            self._cached = cached if is_usable else None
             config.set_runtime_cache(kernels)
             if cuda_graph:
                 config.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -256,8 +257,8 @@ class EngineBackend(Closable):
             raise self._refusal("memory for its activations")
         return context
 
-    def _keep_kernels(self, runs: int) -> None:
-        """Run, which compiles what is missing, and keep the kernels.
+    def _warm_up(self, runs: int) -> None:
+        """Run, which compiles what is missing, and cache the kernels.
 
         Args:
             runs: The second captures a CUDA graph, the third is the first to replay it; none of
@@ -267,7 +268,7 @@ class EngineBackend(Closable):
             prove(self, self._shape)
         if self._cache is not None:
             kernels = bytes(self._gpu["kernels"].serialize())
-            if kernels != self._kept:
+            if kernels != self._cached:
                 self._cache.write(kernels)
 
     def _refusal(self, expected: str) -> BackendError:
@@ -282,13 +283,13 @@ def import_library(flavour: Flavour) -> ModuleType:
     """`tensorrt` or `tensorrt_rtx`.
 
     Raises:
-        MissingDependencyError: It is not installed, or its own libraries are not found.
+        MissingDependencyError: It is not installed, or its own libraries are missing.
     """
     return import_optional(LIBRARIES[flavour], flavour, flavour)
 
 
 def _logger(library: ModuleType) -> Any:
-    """TensorRT's messages: errors kept for ours, the rest for whoever debugs."""
+    """TensorRT's messages: errors for our own messages, the rest for debugging."""
     severity = library.ILogger.Severity
 
     class Logger(library.ILogger):  # type: ignore[name-defined, misc]

@@ -27,7 +27,7 @@ class Way:
     Attributes:
         backend: The one of `BACKENDS` that it serves; some have two ways.
         name: Of the `Backend` that it loads.
-        precisions: That it can be asked for.
+        precisions: That it supports.
         by_default: Those that "auto" tries, in this order.
         prepare: Checks all that can be checked without loading (bundle, precision, threads) and
             returns what loads the network of the bundle's grid; raises what is in the way.

@@ -177,8 +177,8 @@ class Bundle:
             BundleError: There is none.
         """
         shape = self.inputs.grid.shape
-        found = [e for e in self.networks if (e.precision, e.shape) == (precision, shape)]
-        for entry in sorted(found, key=lambda e: e.device != device):
+        fitting = [e for e in self.networks if (e.precision, e.shape) == (precision, shape)]
+        for entry in sorted(fitting, key=lambda e: e.device != device):
             return entry
         raise BundleError(
             f"{self.name}: expected a network of precision {precision} at {shape}, got "

@@ -43,35 +43,8 @@ def load_bundle(path: str | Path) -> Bundle:
     folder = Path(path)
     manifest = read_manifest(folder)
     try:
-        grid, intensity = manifest["grid"], manifest["intensity"]
-        bundle = Bundle(
-            name=str(manifest["name"]),
-            folder=folder,
-            inputs=InputSpec(
-                GridSpec(
-                    _shape(grid["shape"]),
-                    _spacing(grid["spacing_mm"]),
-                    _orientation(grid["orientation"]),
-                ),
-                _percentiles(intensity["lower_percentile"], intensity["upper_percentile"]),
-            ),
-            sampling=_one_of(SAMPLING_CONVENTIONS, manifest["sampling"]["convention"]),
-            networks=tuple(_network(entry) for entry in manifest["networks"]),
-            engines=tuple(_engine(entry) for entry in manifest["engines"]),
-            manifest=manifest,
-            feature_networks=tuple(map(_network, manifest.get("features", {}).get("networks", ()))),
-        )
-        for key, value in _DISPLACEMENT.items():
-            _one_of((value,), manifest["displacement"][key])
-        sizes = {name: _listed(entry) for name, entry in manifest["files"].items()}
-        networks = bundle.networks + bundle.feature_networks
-        entries: list[NetworkEntry | EngineEntry] = [*networks, *bundle.engines]
-        named = {file for entry in entries for file in entry.files}
-        unlisted = named - set(sizes)
-        if unlisted or not networks:
-            raise ValueError(f"files {sorted(sizes)} without {sorted(unlisted) or 'a network'}")
-        for name, size in sizes.items():
-            _check_file(folder, name, size)
+        bundle = _bundle_of(folder, manifest)
+        _check_files(bundle)
     except BundleError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError) as err:
@@ -81,6 +54,41 @@ def load_bundle(path: str | Path) -> Bundle:
             f"{what}; export the bundle again."
         ) from err
     return bundle
+
+
+def _bundle_of(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
+    grid, intensity = manifest["grid"], manifest["intensity"]
+    for key, value in _DISPLACEMENT.items():
+        _one_of((value,), manifest["displacement"][key])
+    return Bundle(
+        name=str(manifest["name"]),
+        folder=folder,
+        inputs=InputSpec(
+            GridSpec(
+                _shape(grid["shape"]),
+                _spacing(grid["spacing_mm"]),
+                _orientation(grid["orientation"]),
+            ),
+            _percentiles(intensity["lower_percentile"], intensity["upper_percentile"]),
+        ),
+        sampling=_one_of(SAMPLING_CONVENTIONS, manifest["sampling"]["convention"]),
+        networks=tuple(_network(entry) for entry in manifest["networks"]),
+        engines=tuple(_engine(entry) for entry in manifest["engines"]),
+        manifest=manifest,
+        feature_networks=tuple(map(_network, manifest.get("features", {}).get("networks", ()))),
+    )
+
+
+def _check_files(bundle: Bundle) -> None:
+    """Refuse a bundle whose networks and engines are not all listed, and there in their size."""
+    sizes = {name: _listed(entry) for name, entry in bundle.manifest["files"].items()}
+    networks = bundle.networks + bundle.feature_networks
+    entries: list[NetworkEntry | EngineEntry] = [*networks, *bundle.engines]
+    unlisted = {file for entry in entries for file in entry.files} - set(sizes)
+    if unlisted or not networks:
+        raise ValueError(f"files {sorted(sizes)} without {sorted(unlisted) or 'a network'}")
+    for name, size in sizes.items():
+        _check_file(bundle.folder, name, size)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ SLAB = 16  # slices at a time
 
 @dataclass(frozen=True, eq=False)
 class DisplacementField:
-    """Where in the moving image each voxel of the fixed one is found (a pull-back).
+    """Where in the moving image each voxel of the fixed one is sampled (a pull-back).
 
     ``x_moving = x + vectors_mm[p]`` with x the world position of voxel p of `grid`; zeros are the
     identity.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Far below what interpolating the inverse costs.
 TOLERANCE_MM = 0.02
 COARSE_STEPS, FINE_STEPS = 12, 8
-# Where the first start is found: at every so many voxels.
+# The first start is computed at every so many voxels.
 _COARSE = 3
 # A step is at most so many voxels of the field: beyond, its slopes say nothing.
 _LONGEST = 4.0
@@ -57,15 +57,15 @@ class Inverse(NamedTuple):
 
 
 def invert_field(field: DisplacementField, grid: Grid) -> Inverse:
-    """Find where each point of the moving side is found in the fixed one.
+    """Invert a displacement field.
 
     Newton's method at each voxel, with the exact slopes of the linearly interpolated field, from a
-    start that is found in the same way at every third voxel. Where the field folds, or a step
+    start that is computed in the same way at every third voxel. Where the field folds, or a step
     leads further away, shorter steps are taken, along the residual itself if need be.
 
     Args:
         field: Fixed → moving; folds have no inverse.
-        grid: Where to find the inverse, usually the moving image's grid.
+        grid: Of the inverse, usually the moving image's grid.
 
     Raises:
         TransformError: The field's best affine is singular.
@@ -99,17 +99,17 @@ class _Solver:
         self._mm = vector_matrix(self._to_moving)
 
     def solve(self, grid: Grid, start: DisplacementField | None, steps: int) -> Inverse:
-        """Find p at the voxels of a grid of the moving side.
+        """Solve for p at the voxels of a grid of the moving side.
 
         Args:
             grid: Its voxels are y.
             start: An inverse to start from, on `grid`; None is that of the affine.
             steps: So many at most.
         """
-        found = np.empty((*grid.shape, 3), np.float32, order="F")
+        vectors_mm = np.empty((*grid.shape, 3), np.float32, order="F")
         error_mm = np.empty(grid.shape, np.float32, order="F")
         inside = np.empty(grid.shape, bool, order="F")
-        vectors = components_of(found)
+        vectors = components_of(vectors_mm)
         errors, insides = error_mm.ravel(order="F"), inside.ravel(order="F")
         starts = start and components_of(start.vectors_mm)
         to_q = point_matrix(np.linalg.inv(self._to_moving) @ grid.affine)
@@ -132,12 +132,12 @@ class _Solver:
                 vectors[c][part] = displacement[:, c]
 
         mapped(fill, range(0, len(errors), CHUNK))
-        return Inverse(DisplacementField(grid, found), error_mm, inside)
+        return Inverse(DisplacementField(grid, vectors_mm), error_mm, inside)
 
     def _newton(
         self, q: Float[np.ndarray, "n 4"], start: Float[np.ndarray, "n 4"], steps: int
     ) -> tuple[Float[np.ndarray, "n 4"], Float[np.ndarray, " n"]]:
-        """The best p found for each q, into `start`, and its error in mm."""
+        """The best p for each q, into `start`, and its error in mm."""
         best, slopes, missing, error = start, *self._missing(q, start)
         going = np.flatnonzero(error > TOLERANCE_MM)  # to which all below belongs
         direction = _newton_step([slope.take(going, 0) for slope in slopes], missing.take(going, 0))

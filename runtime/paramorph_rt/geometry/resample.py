@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import SimpleITK as sitk
 
-from .spaces import itk_affine, place, to_sitk
+from .spaces import from_sitk, itk_affine, place, to_sitk
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Shaped
@@ -82,6 +83,20 @@ def resample_to_grid(
     outside = outside_value(volume, interpolation)
     result = resampled(image, grid, itk_affine(transform), interpolation, outside)
     return sitk.GetArrayFromImage(result).T
+
+
+def averaged(volume: Volume, spacing_mm: float | Float[np.ndarray, " 3"]) -> Volume:
+    """Means of whole voxels that stay finer than a spacing, before resampling to that spacing.
+
+    What is left to smooth takes an eighth of the work.
+    """
+    factors = np.maximum(1, spacing_mm / volume.grid.spacing / 1.4).astype(int)
+    factors = np.minimum(factors, volume.data.shape)
+    if factors.max() == 1:
+        return volume
+    means = sitk.BinShrink(to_sitk(volume.data, volume.grid), factors.tolist())
+    data, grid = from_sitk(means)
+    return replace(volume, data=data, grid=grid)
 
 
 def outside_value(volume: Volume, interpolation: Interpolation) -> float:

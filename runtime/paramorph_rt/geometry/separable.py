@@ -75,8 +75,8 @@ def _along(
 ) -> Float[np.ndarray, "c b a"]:
     lower = np.clip(np.floor(at), 0, values.shape[axis] - 2).astype(np.intp)
     share = np.clip(at - lower, 0, 1).astype(np.float32)
-    found, above = values.take(lower, axis), values.take(lower + 1, axis)
-    above -= found
+    samples, above = values.take(lower, axis), values.take(lower + 1, axis)
+    above -= samples
     above *= share.reshape([-1 if axis == other else 1 for other in range(3)])
-    found += above
-    return found
+    samples += above
+    return samples

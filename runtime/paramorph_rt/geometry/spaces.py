@@ -32,7 +32,7 @@ class Grid:
     Attributes:
         shape: Voxels along the array axes (i, j, k).
         affine: 4×4 float64, voxel index → world mm, RAS+.
-        world_code: Which world, in NIfTI's numbers: 1 scanner, 2 another image, 3 Talairach, 4 MNI.
+        world_code: Which world, by NIfTI's codes: 1 scanner, 2 another image, 3 Talairach, 4 MNI.
     """
 
     shape: tuple[int, ...]
@@ -98,7 +98,7 @@ class Grid:
         return np.asarray(index, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def index(self, points_mm: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
-        """Map world mm (RAS) to voxel indices, which whole numbers are at voxel centres."""
+        """Map world mm (RAS) to voxel indices, integers at voxel centres."""
         points_mm = np.asarray(points_mm, dtype=np.float64)
         return points_mm @ self.world_to_index[:3, :3].T + self.world_to_index[:3, 3]
 
@@ -137,7 +137,7 @@ class Grid:
         return Grid(tuple(shape), from_matvec(matrix, self.affine[:3, 3]), self.world_code)
 
     def matches(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
-        """Whether both grids have the same voxels in the same places.
+        """Whether both grids have the same voxels at the same positions.
 
         The corners are compared, so the tolerance means the same for every field of view. Its
         default allows for the float32 headers of NIfTI, which round differently in each program.

@@ -1,6 +1,6 @@
 """Images of two files, `.hdr` and `.img`: Analyze 7.5 and SPM's, and NIfTI's pairs.
 
-A header of Analyze cannot say which way is left, so it is asked for; one of NIfTI can.
+A header of Analyze cannot say which way is left, so the caller states it; one of NIfTI can.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_analyze(path: Path, orientation: str | None = None) -> nib.Nifti1Image:
             images are put with their centre at the world's origin.
 
     Raises:
-        VolumeError: A file is missing, damaged or truncated, not a 3-D image of real numbers, or
+        VolumeError: A file is missing, damaged or truncated, not a 3-D image of real values, or
             Analyze and no orientation.
     """
     header, voxels = both_files(path)
@@ -64,21 +64,8 @@ def read_analyze(path: Path, orientation: str | None = None) -> nib.Nifti1Image:
         raise VolumeError(
             f"{path.name}: expected a 3-D volume, got shape {shape}; split the series first."
         )
-    count = int(np.prod(shape, dtype=object))
-    promised = count * dtype.itemsize + offset
-    packed = voxels.name.endswith(".gz")
-    there = check_regular(voxels, "the voxels", VolumeError)
-    is_possible = count <= MAX_VOXELS and promised <= most_bytes(there, packed)
-    try:
-        found = _content(voxels, promised) if is_possible else b""
-    except GZIP_ERRORS as err:
-        raise _damaged(voxels, err) from err
-    if len(found) < promised:
-        raise VolumeError(
-            f"{voxels.name}: expected {promised} bytes as its header says (shape {shape}), got "
-            f"{len(found) or there}: the file is truncated; copy it again."
-        )
-    data = np.asanyarray(ArrayProxy(io.BytesIO(found), fields)).reshape(shape[:3], order="A")
+    proxy = ArrayProxy(io.BytesIO(_voxels(voxels, shape, dtype.itemsize, offset)), fields)
+    data = np.asanyarray(proxy).reshape(shape[:3], order="A")
     if is_nifti:
         return nib.Nifti1Image(data, fields.get_best_affine(), fields, dtype=data.dtype)
     return nib.Nifti1Image(data, _affine(path, fields, orientation), dtype=data.dtype)
@@ -92,6 +79,28 @@ def _affine(path: Path, fields: Any, orientation: str | None) -> Float[np.ndarra
             "data.analyze_orientation) with where the voxels' axes point, such as LAS."
         )
     return oriented_affine(fields, orientation)
+
+
+def _voxels(path: Path, shape: tuple[int, ...], itemsize: int, offset: int) -> bytes:
+    """The file of the voxels, as long as the header promises.
+
+    Raises:
+        VolumeError: It is damaged or shorter.
+    """
+    count = int(np.prod(shape, dtype=object))
+    promised = count * itemsize + offset
+    there = check_regular(path, "the voxels", VolumeError)
+    is_possible = count <= MAX_VOXELS and promised <= most_bytes(there, path.name.endswith(".gz"))
+    try:
+        content = _content(path, promised) if is_possible else b""
+    except GZIP_ERRORS as err:
+        raise _damaged(path, err) from err
+    if len(content) < promised:
+        raise VolumeError(
+            f"{path.name}: expected {promised} bytes as its header says (shape {shape}), got "
+            f"{len(content) or there}: the file is truncated; copy it again."
+        )
+    return content
 
 
 def oriented_affine(image: Any, orientation: str) -> Float[np.ndarray, "4 4"]:

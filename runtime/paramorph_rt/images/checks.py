@@ -22,10 +22,10 @@ MAX_SHEAR = 1e-3
 LARGEST_VOXEL_MM, LARGEST_DISTANCE_MM = 1e3, 1e6
 # Intensities differ by no less and are no larger, so that float32 holds their squares.
 LEAST_CONTRAST, LARGEST_INTENSITY = 1e-18, 1e18
-# Beyond, whole numbers in double precision have gaps.
+# Beyond, integers in double precision have gaps.
 LARGEST_LABEL = 2**53
-# With more labels and voxels it is asked whether neighbours have the same label. Of the voxels of
-# label maps most have, down to parcellations into a thousand; of those of images, few.
+# Larger label maps with more labels are checked for neighbours of the same label: most voxels have
+# some, down to parcellations into a thousand; few voxels of images do.
 MANY_LABELS, MANY_VOXELS, LEAST_ALIKE = 100, 50_000, 0.3
 
 
@@ -90,7 +90,7 @@ def check_image(volume: Volume) -> None:
 def check_label_map(labels: Volume) -> None:
     """Refuse a grid that `check_image` would refuse, and labels that a warp would change.
 
-    ITK takes labels through double precision, which holds whole numbers up to 2^53.
+    ITK takes labels through double precision, which holds integers up to 2^53.
     """
     check_grid(labels.grid, labels.name)
     _check_is_label_map(labels)

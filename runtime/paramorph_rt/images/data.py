@@ -11,6 +11,8 @@ from ..errors import VolumeError
 from ..geometry.spaces import Grid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import nibabel as nib
     from jaxtyping import Shaped
 
@@ -35,6 +37,16 @@ class Volume:
                 f"{self.name}: expected data of its grid's shape {self.grid.shape}, "
                 f"got {self.data.shape}; pass the grid that belongs to the data."
             )
+
+    def cropped(self, first: np.ndarray, stop: np.ndarray) -> Volume:
+        """The voxels from `first` to one before `stop` on each axis; a view of the data."""
+        box = tuple(slice(a, b) for a, b in zip(first, stop, strict=True))
+        return Volume(self.data[box], self.grid.cropped(first, stop), self.name)
+
+    def padded(self, width: Sequence[int], value: float) -> Volume:
+        """With so many more voxels before and after each axis, all of one value."""
+        data = np.pad(self.data, [(w, w) for w in width], constant_values=value)
+        return Volume(data, self.grid.padded(width), self.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,7 +67,7 @@ def open_itk(path: Path) -> ItkFile:
     """Read the header of a file in one of `SUFFIXES`, or of the only DICOM series in a folder.
 
     Raises:
-        VolumeError: No such file, unreadable, not a 3-D image of real numbers, or a series that is
+        VolumeError: No such file, unreadable, not a 3-D image of real values, or a series that is
             not the only one or not of evenly stacked slices.
     """
     check_utf8(path, VolumeError)
@@ -126,12 +126,12 @@ def _only_series(folder: Path) -> tuple[str, ...]:
         if not entry.is_dir():
             check_regular(entry, "a slice", VolumeError)
     with _warnings:
-        told = sitk.ProcessObject.GetGlobalWarningDisplay()
+        before = sitk.ProcessObject.GetGlobalWarningDisplay()
         sitk.ProcessObject.SetGlobalWarningDisplay(False)  # our own error says it
-        found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-        sitk.ProcessObject.SetGlobalWarningDisplay(told)
+        names = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
     series = {
-        name: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name) for name in found
+        name: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name) for name in names
     }
     if not series:
         raise VolumeError(

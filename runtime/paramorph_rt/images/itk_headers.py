@@ -73,7 +73,7 @@ def check_header(path: Path) -> None:
         content = stream.read(MOST_HEADER_BYTES)
     read = _of_nrrd if path.name.endswith((".nrrd", ".nhdr")) else _of_metaimage
     try:
-        found = read(path, content)
+        announced = read(path, content)
     except (ValueError, KeyError, IndexError) as err:
         what = f"no {err.args[0]}" if isinstance(err, KeyError) else err
         raise VolumeError(
@@ -82,16 +82,16 @@ def check_header(path: Path) -> None:
         ) from err
     sizes = [
         check_regular(file, f"a file with the voxels of {path.name}", VolumeError)
-        for file in found.files
+        for file in announced.files
     ]
-    there = sum(sizes) if found.files else path.stat().st_size - found.offset
-    promised = int(np.prod(found.sizes, dtype=object)) * _BYTES[found.type]
-    if found.packing == "text":  # a digit and a blank for each number, at least
-        promised = 2 * promised // _BYTES[found.type] - 1
-    if found.packing != "bzip2" and promised > most_bytes(there, found.packing == "gzip"):
+    there = sum(sizes) if announced.files else path.stat().st_size - announced.offset
+    promised = int(np.prod(announced.sizes, dtype=object)) * _BYTES[announced.type]
+    if announced.packing == "text":  # a digit and a blank for each number, at least
+        promised = 2 * promised // _BYTES[announced.type] - 1
+    if announced.packing != "bzip2" and promised > most_bytes(there, announced.packing == "gzip"):
         raise VolumeError(
             f"{path.name}: expected a complete image, got damaged or truncated data (a header of "
-            f"shape {tuple(found.sizes)} for {there} bytes); copy it again."
+            f"shape {tuple(announced.sizes)} for {there} bytes); copy it again."
         )
 
 

@@ -1,6 +1,6 @@
 """Names of labels, from the tables that people have: CSV, BIDS TSV, FreeSurfer, ITK-SNAP, text.
 
-What a file is, its lines tell, not its name.
+The format is recognised by a file's lines, not by its name.
 """
 
 from __future__ import annotations
@@ -18,11 +18,25 @@ if TYPE_CHECKING:
 
 # Headings of a table in the order in which they are looked for; "label" may head either column.
 _NUMBERS = (
-    *("index", "id", "number", "no", "label number", "label id", "value", "key", "intensity"),
+    "index",
+    "id",
+    "number",
+    "no",
+    "label number",
+    "label id",
+    "value",
+    "key",
+    "intensity",
     "label",
 )
 _NAMES = (
-    *("name", "label name", "structure", "structure name", "region", "region name", "roi"),
+    "name",
+    "label name",
+    "structure",
+    "structure name",
+    "region",
+    "region name",
+    "roi",
     "label",
 )
 _COMMENTS = ("#", "//")
@@ -75,8 +89,8 @@ def _is_comment(line: str) -> bool:
 def _entries(lines: list[Line], path: Path) -> Iterator[Entry]:
     """Every label with its name; the first line may be headings, any other must be a label."""
     delimiter = _delimiter(lines)
-    found = _of_text(lines) if delimiter is None else _of_table(lines, delimiter, path)
-    for n, (line, label, name) in enumerate(found):
+    entries = _of_text(lines) if delimiter is None else _of_table(lines, delimiter, path)
+    for n, (line, label, name) in enumerate(entries):
         if not _is_entry(label, name) and n:
             got = next(text for number, text in lines if number == line)
             raise EvaluationError(
@@ -143,12 +157,12 @@ def _first_of_each(row: list[str]) -> tuple[str, str]:
 
 
 def _of_text(lines: list[Line]) -> Iterator[Entry]:
-    found = [_of_line(n, line) for n, line in lines]
-    without = [_without_code(name) for _, _, name in found]
+    entries = [_of_line(n, line) for n, line in lines]
+    without = [_without_code(name) for _, _, name in entries]
     # MRIcron has a code behind each name; "Area 4" and "Area 6" are no names with codes.
-    if len(found) > 1 and all(without) and len(set(without)) == len(without):
-        found = [(n, label, name) for (n, label, _), name in zip(found, without, strict=True)]
-    yield from found
+    if len(entries) > 1 and all(without) and len(set(without)) == len(without):
+        entries = [(n, label, name) for (n, label, _), name in zip(entries, without, strict=True)]
+    yield from entries
 
 
 def _of_line(number: int, line: str) -> Entry:

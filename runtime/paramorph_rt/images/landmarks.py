@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..geometry.spaces import Grid
 
 SPACES = ("RAS", "LPS", "voxel")
-# Slicer before 4.11 wrote numbers.
+# Slicer before 4.11 wrote 0 and 1.
 _SLICER_SPACES = {"0": "RAS", "1": "LPS", "RAS": "RAS", "LPS": "LPS"}
 _AXES = {("x", "y", "z"): None, ("r", "a", "s"): "RAS", ("l", "p", "s"): "LPS"}
 _NAME_COLUMNS = ("label", "name", "id")
@@ -119,19 +119,19 @@ def paired(fixed: Landmarks, moving: Landmarks) -> tuple[Landmarks, Landmarks]:
     )
 
 
-def _agreed(name: str, stated: str | None, asked: str | None) -> str:
-    if stated is None and asked is None:
+def _agreed(name: str, stated: str | None, given: str | None) -> str:
+    if stated is None and given is None:
         raise EvaluationError(
             f"{name}: expected a file that says whether its landmarks are RAS or LPS, got none "
             "that does; pass --landmark-space (ANTs and ITK write LPS, nibabel and FreeSurfer RAS)."
         )
-    if stated and asked and stated != asked:
+    if stated and given and stated != given:
         raise EvaluationError(
-            f"{name}: expected landmarks in {asked}, as --landmark-space says, got a file that "
+            f"{name}: expected landmarks in {given}, as --landmark-space says, got a file that "
             f"says {stated}; leave the option out, or name the other file's alone, such as by "
             "--moving-landmark-space."
         )
-    space = stated or asked
+    space = stated or given
     assert space in SPACES
     return space
 

@@ -41,7 +41,7 @@ def read_nifti(path: Path) -> nib.Nifti1Image:
 
     Raises:
         VolumeError: The file is missing, no NIfTI, damaged or truncated, or its header promises
-            other than a 3-D volume of real numbers that could be in the file.
+            other than a 3-D volume of real values that could be in the file.
     """
     image = open_nifti(path)
     check_voxels(path, image)
@@ -122,15 +122,15 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
 def header_of(content: bytes) -> tuple[type[nib.Nifti1Image], nib.Nifti1Header]:
     """The header at the beginning of a file, and the kind of image that it is of.
 
-    nibabel's own checks would mend what is wrong, and tell of it on stderr.
+    nibabel's own checks would repair what is wrong, and report it on stderr.
 
     Raises:
         ValueError: Something in it means nothing; or whatever nibabel raises.
     """
-    found = [size for size, place in _MAGIC.items() if content[place] in _KINDS]
-    if not found:
+    sizes = [size for size, magic in _MAGIC.items() if content[magic] in _KINDS]
+    if not sizes:
         raise ValueError("no magic number of NIfTI")
-    kind = _KINDS[content[_MAGIC[found[0]]]]
+    kind = _KINDS[content[_MAGIC[sizes[0]]]]
     size = kind.header_class.sizeof_hdr
     header = kind.header_class(content[:size], check=False)
     check_fields(header)
@@ -249,7 +249,7 @@ def _header(grid: Grid, intent: str | int, **fields: object) -> nib.Nifti1Header
 
 
 def check_voxels(path: Path, image: Any) -> None:
-    """Refuse voxels that are no real numbers.
+    """Refuse voxels that are not real-valued.
 
     Raises:
         VolumeError: Colours or complex numbers.

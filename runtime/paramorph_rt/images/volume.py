@@ -204,7 +204,7 @@ def grid_of(path: Path, image: nib.Nifti1Image | ItkFile, orientation: str | Non
     code = int(header["sform_code"]) or int(header["qform_code"])
     affine = np.array(image.affine)
     if is_analyze(path) and not code:
-        code = 1  # `read_analyze` has asked for it
+        code = 1  # `read_analyze` requires it
     elif not code:
         affine = _said_affine(path, image, orientation)
     affine[:3] *= UNITS_MM[int(header["xyzt_units"]) & 7]
@@ -226,7 +226,9 @@ def _said_affine(
             "(infer, cohort, bids) with where the voxels' axes point, such as LAS, or set the "
             "codes."
         )
-    log.warning("%s: no orientation codes in it; taken for %s, as asked", path.name, orientation)
+    log.warning(
+        "%s: no orientation codes in it; taken for %s, as requested", path.name, orientation
+    )
     return oriented_affine(image, orientation)
 
 
@@ -255,7 +257,7 @@ def _open(path: Path, orientation: str | None) -> nib.Nifti1Image | ItkFile:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # what is wrong is told where it is opened
+    except OSError:  # opening it raises what is wrong
         return False
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 # What metrics.json has under a key: one number; a number for each stage; for each stage a number
-# for each label and their mean; a few numbers by name.
+# for each label and their mean; a few values by name.
 Kind = Literal["number", "stages", "labels", "table"]
 # Of the moving image: where it lay, after the affine, and after all.
 STAGES = ("before", "affine", "after")
@@ -28,7 +28,7 @@ class Metric:
         unit: Empty where there is none.
         digits: After the point.
         kind: What metrics.json has under its key.
-        plainly: What it tells, and which values are good, for those who read it.
+        plainly: What it means, and which values are good.
     """
 
     title: str

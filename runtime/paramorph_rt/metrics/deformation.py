@@ -138,9 +138,9 @@ def _ten_determinants(
             slice(1 + step, size - 1 + step)
             for step, size in zip(steps[::-1], vectors_mm.shape[1:], strict=True)
         ]
-        found = vectors_mm[:, *window] - inner
-        found += (matrix @ steps).astype(np.float32).reshape(3, 1, 1, 1)  # at rest
-        return found
+        difference = vectors_mm[:, *window] - inner
+        difference += (matrix @ steps).astype(np.float32).reshape(3, 1, 1, 1)  # at rest
+        return difference
 
     along_i, along_j, along_k = (
         (edge(*np.eye(3, dtype=int)[axis]), -edge(*-np.eye(3, dtype=int)[axis]))
@@ -157,22 +157,22 @@ def _ten_determinants(
 
 def _cross(a: Float[np.ndarray, "3 ..."], b: Float[np.ndarray, "3 ..."]) -> np.ndarray:
     """`np.cross(a, b, axis=0)`, which is slow for components that lie apart."""
-    found = np.empty_like(a)
+    result = np.empty_like(a)
     for c, (second, third) in enumerate(((1, 2), (2, 0), (0, 1))):
-        np.multiply(a[second], b[third], out=found[c])
-        found[c] -= a[third] * b[second]
-    return found
+        np.multiply(a[second], b[third], out=result[c])
+        result[c] -= a[third] * b[second]
+    return result
 
 
 def _dot(
     a: Float[np.ndarray, "3 ..."], b: Float[np.ndarray, "3 ..."], factor: np.float32
 ) -> np.ndarray:
     """Sum over the components of a · b, times a factor; faster than `np.einsum`."""
-    found = a[0] * b[0]
-    found += a[1] * b[1]
-    found += a[2] * b[2]
-    found *= factor
-    return found
+    result = a[0] * b[0]
+    result += a[1] * b[1]
+    result += a[2] * b[2]
+    result *= factor
+    return result
 
 
 def _nonpositive_percent(determinant: Float[np.ndarray, "i j k"]) -> float:

@@ -38,7 +38,8 @@ def _of_grid(metrics: Mapping[str, Any]) -> Iterator[Flag]:
             "pair",
             f"network: ran {growth:.2f} times coarser than it was trained, to fit the image; small "
             "structures may stay where they were.",
-            *(growth, MOST_GROWTH),
+            growth,
+            MOST_GROWTH,
         )
 
 
@@ -57,7 +58,8 @@ def _of_falls(metrics: Mapping[str, Any]) -> Iterator[Flag]:
                 f"network: made the images less alike: {metric_of(key).title} fell from "
                 f"{before:.3f} after the affine to {after:.3f}; look at them, or use the affine "
                 "alone.",
-                *(after, before),
+                after,
+                before,
             )
 
 
@@ -69,7 +71,8 @@ def _of_labels(metrics: Mapping[str, Any]) -> Iterator[Flag]:
             "labels_lost",
             "pair",
             f"labels: nothing overlaps any more, though it did before, of {which}.",
-            *(len(lost), 0),
+            len(lost),
+            0,
         )
 
 
@@ -81,7 +84,8 @@ def _of_score(metrics: Mapping[str, Any]) -> Iterator[Flag]:
             "pair",
             f"result: by all that was measured, a rater would hardly accept it (score {score:.2f}, "
             f"doubtful below {LEAST_SCORE:g}); look at the images.",
-            *(score, LEAST_SCORE),
+            score,
+            LEAST_SCORE,
         )
 
 

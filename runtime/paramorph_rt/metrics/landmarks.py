@@ -1,4 +1,4 @@
-"""Distance between landmarks that should be in the same place."""
+"""Distance between corresponding landmarks: the target registration error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def target_registration_error(
 
     Args:
         fixed_mm: World mm (RAS) in the fixed image.
-        moving_mm: The same places in the moving image, world mm (RAS).
+        moving_mm: The corresponding points in the moving image, world mm (RAS).
         names: One per landmark, no two the same.
         transforms: Fixed → moving, in the order in which a fixed point passes them; none compares
             the landmarks where they are.

@@ -27,8 +27,8 @@ def label_counts(labels: Integer[np.ndarray, "*shape"]) -> dict[int, int]:
     if values.size and values.min() > 0 and values.max() < _COUNTABLE:
         counts = np.bincount(values)
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    found, number = np.unique(values, return_counts=True)
-    return dict(zip(found.tolist(), number.tolist(), strict=True))
+    labels_present, counts = np.unique(values, return_counts=True)
+    return dict(zip(labels_present.tolist(), counts.tolist(), strict=True))
 
 
 def dice(
@@ -48,5 +48,5 @@ def dice(
 
 def mean_over(values: Mapping[int, float | None], labels: Iterable[int]) -> float | None:
     """Mean of a metric over some labels, without those that have no value; None if none has."""
-    found = [value for label in labels if (value := values.get(label)) is not None]
-    return float(np.mean(found)) if found else None
+    known = [value for label in labels if (value := values.get(label)) is not None]
+    return float(np.mean(known)) if known else None

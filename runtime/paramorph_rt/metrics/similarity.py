@@ -68,7 +68,7 @@ def ssim(
         if not inside.any():
             continue
         around = slice(start - _MARGIN, stop + _MARGIN)
-        # float64, as a variance is the small difference of two large numbers.
+        # float64, as a variance is the small difference of two large values.
         first, second = (
             np.asarray(array[:, :, around], dtype=np.float64) for array in (fixed, warped)
         )

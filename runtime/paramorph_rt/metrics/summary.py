@@ -136,12 +136,12 @@ def compare_labels(
         spacing = fixed.grid.spacing
         distances = surface_distances(fixed.data, labels, spacing, union, tolerance_mm)
         for name in ("assd_mm", "hd95_mm"):
-            values = {label: found and getattr(found, name) for label, found in distances.items()}
+            values = {label: each and getattr(each, name) for label, each in distances.items()}
             result[name][stage] = _with_mean(values, common)
         close = {
             # A surface that only one map has is nowhere within any tolerance of the other.
-            label: found.nsd if found else (None if overlap.get(label) is None else 0.0)
-            for label, found in distances.items()
+            label: each.nsd if each else (None if overlap.get(label) is None else 0.0)
+            for label, each in distances.items()
         }
         result["nsd"][stage] = _with_mean(close, common)
     return result | _volumes(fixed, moving, stages, union, common)

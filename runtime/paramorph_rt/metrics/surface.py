@@ -67,10 +67,10 @@ def surface_distances(
     in_fixed, in_warped = _borders(fixed), _borders(warped)
     common = [label for label in labels if label in in_fixed and label in in_warped]
     common.sort(key=lambda label: -_extent(in_fixed[label], in_warped[label]))  # evens threads out
-    found = mapped(
+    distances = mapped(
         lambda label: _distances(in_fixed[label], in_warped[label], spacing, tolerance_mm), common
     )
-    measured = dict(zip(common, found, strict=True))
+    measured = dict(zip(common, distances, strict=True))
     return {label: measured.get(label) for label in labels}
 
 

@@ -1,6 +1,6 @@
 """Checks of a pair before it is registered that need no model: is there anything to register?
 
-Each has its limit here, with what it was found by; `benchmarks/quality.py` counts how often they
+Each has its limit here, with the data it comes from; `benchmarks/quality.py` counts how often they
 fire where they should and where they should not.
 """
 
@@ -42,7 +42,8 @@ def content(look: Look, which: str) -> Iterator[Flag]:
             f"{look.name}: expected a scan, got an image in which {100 * look.flat:.0f} % of "
             "neighbouring voxels are exactly alike, as in a label map or a drawn shape; check the "
             "file.",
-            *(look.flat, MOST_FLAT),
+            look.flat,
+            MOST_FLAT,
         )
     elif look.commonest > MOST_COMMON:
         yield Flag(
@@ -51,7 +52,8 @@ def content(look: Look, which: str) -> Iterator[Flag]:
             f"{look.name}: expected a background darker than everything else, got "
             f"{100 * look.commonest:.0f} % of the foreground with one intensity; pass a mask, or "
             "set the background to the lowest intensity.",
-            *(look.commonest, MOST_COMMON),
+            look.commonest,
+            MOST_COMMON,
         )
     elif look.smooth < LEAST_SMOOTH:
         yield Flag(
@@ -59,7 +61,8 @@ def content(look: Look, which: str) -> Iterator[Flag]:
             which,
             f"{look.name}: expected a scan, got noise (neighbouring voxels correlate by "
             f"{look.smooth:.2f}, usually by at least 0.7); check the file.",
-            *(look.smooth, LEAST_SMOOTH),
+            look.smooth,
+            LEAST_SMOOTH,
         )
 
 
@@ -78,7 +81,8 @@ def of_pair(moving: Look, fixed: Look, *, poses: bool = True) -> Iterator[Flag]:
             "pair",
             f"{moving.name}: expected about the size of {fixed.name}, got {moving.size_mm:.0f} mm "
             f"and {fixed.size_mm:.0f} mm; check that both show the same part of the body.",
-            *(min(ratio, 1 / ratio), LEAST_SIZE_RATIO),
+            min(ratio, 1 / ratio),
+            LEAST_SIZE_RATIO,
         )
     if not poses:
         return
@@ -95,7 +99,8 @@ def of_pair(moving: Look, fixed: Look, *, poses: bool = True) -> Iterator[Flag]:
             f"{moving.name}: expected to lie as {fixed.name} does, got images that are more alike "
             f"with {best} of one swapped ({turned[best]:.2f} instead of {as_they_lie:.2f}); check "
             "both headers.",
-            *(gain, TURNED_GAIN),
+            gain,
+            TURNED_GAIN,
         )
 
 

@@ -63,13 +63,13 @@ def choose(models: Sequence[Model], moving: Look, fixed: Look, *, is_free: bool)
         fixed: The same of the fixed one.
         is_free: Whether another than the first may be chosen, or none.
     """
-    found = [(model, _misfits(model, moving, fixed)) for model in models]
-    if not found:
+    judged = [(model, _misfits(model, moving, fixed)) for model in models]
+    if not judged:
         return Choice(None)
-    first, why = found[0]
+    first, why = judged[0]
     if not is_free or not _reasons(why):
         return Choice(first, why)
-    fitting = next((model for model, flags in found if not _reasons(flags)), None)
+    fitting = next((model for model, flags in judged if not _reasons(flags)), None)
     instead = "the affine alone" if fitting is None else fitting.bundle.name
     names = ", ".join(sorted({f"{flag.name} ({flag.of})" for flag in _reasons(why)}))
     bundle = first.bundle

@@ -119,14 +119,16 @@ def _of_size(look: Look, domain: Domain) -> Found:
             f"expected {domain.of} ({least:.0f} to {most:.0f} ml), got a foreground of "
             f"{look.volume_ml:.0f} ml; pass a mask that leaves out what does not belong to it, "
             "such as a skull.",
-            *(look.volume_ml, most),
+            look.volume_ml,
+            most,
         )
     elif look.volume_ml < least:
         yield (
             "small",
             f"expected {domain.of} ({least:.0f} to {most:.0f} ml), got a foreground of "
             f"{look.volume_ml:.0f} ml; check that it shows all of that.",
-            *(look.volume_ml, least),
+            look.volume_ml,
+            least,
         )
 
 
@@ -141,7 +143,8 @@ def _of_border(look: Look, domain: Domain) -> Found:
             f"{100 * look.at_border:.0f} % (expected {100 * least:.0f} to {100 * most:.0f} %), as "
             f"of {'a cut-out of a larger body' if look.at_border > most else 'a whole body'}; "
             "check what it shows.",
-            *(look.at_border, most if look.at_border > most else least),
+            look.at_border,
+            most if look.at_border > most else least,
         )
 
 
@@ -151,7 +154,8 @@ def _of_spacing(look: Look, domain: Domain) -> Found:
             "coarse",
             f"expected voxels of at most {domain.spacing_mm:g} mm, got {look.spacing_mm[1]:.2f} "
             "mm; small structures cannot be matched.",
-            *(look.spacing_mm[1], domain.spacing_mm),
+            look.spacing_mm[1],
+            domain.spacing_mm,
         )
 
 
@@ -170,14 +174,16 @@ def _of_contrast(look: Look, domain: Domain) -> Found:
             f"expected {domain.of} to lie as the header says, got one that looks as if {best} "
             f"were swapped (likeness {turned[best]:.2f} so, {as_it_lies:.2f} as it is); check the "
             "header.",
-            *(turned[best] - as_it_lies, TURNED_GAIN),
+            turned[best] - as_it_lies,
+            TURNED_GAIN,
         )
     elif as_it_lies < domain.least_likeness:
         yield (
             "contrast",
             f"expected {domain.of}, got an image of another contrast or anatomy (likeness "
             f"{as_it_lies:.2f}, usually at least {domain.least_likeness:g}).",
-            *(as_it_lies, domain.least_likeness),
+            as_it_lies,
+            domain.least_likeness,
         )
     elif as_it_lies >= LEAST_FOR_HANDEDNESS:
         hand = likeness(asymmetry(look.ranks), asymmetry(domain.ranks))
@@ -186,7 +192,8 @@ def _of_contrast(look: Look, domain: Domain) -> Found:
                 "left_right",
                 "expected left and right as the header says, got an image whose asymmetry is the "
                 f"mirror image of what {domain.of} have ({hand:.2f}); check the header.",
-                *(hand, LEAST_HANDEDNESS),
+                hand,
+                LEAST_HANDEDNESS,
             )
 
 
@@ -198,7 +205,7 @@ def _range(values: Any) -> tuple[float, float] | None:
 
 
 def _map(bundle: Bundle, file: str) -> Float[np.ndarray, "20 24 20"]:
-    """Whole numbers, 0 where there is no foreground."""
+    """Integers, 0 where there is no foreground."""
     image = nib.Nifti1Image.from_bytes(gzip.decompress(bundle.verified_bytes(file)))
     stored = np.asanyarray(image.dataobj)
     if stored.shape != CELLS:

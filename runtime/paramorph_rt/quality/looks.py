@@ -1,4 +1,4 @@
-"""What an image looks like, in a few numbers and a small map that images can be compared by.
+"""What an image looks like, in a few figures and a small map that images can be compared by.
 
 The map divides the box around the foreground into the same number of cells, whatever the size of
 the body, along right, anterior and superior. Each cell holds the rank of its intensity among all
@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 
-from ..geometry.resample import resample_to_grid
-from ..geometry.spaces import Grid, from_sitk, to_sitk
+from ..geometry.resample import averaged, resample_to_grid
+from ..geometry.spaces import Grid
 from ..images.volume import Volume
 from ..steps.foreground import foreground_box, foreground_threshold
 
@@ -72,8 +71,8 @@ def look_of(volume: Volume) -> Look:
     grid = volume.grid
     threshold = foreground_threshold(volume.data)
     low, high = (np.array(corner) for corner in foreground_box(volume))
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    data = volume.data[box]
+    box = volume.cropped(low, high)
+    data = box.data
     foreground = data > threshold
     count = int(np.count_nonzero(foreground))
     along = _anatomical(grid)
@@ -89,7 +88,7 @@ def look_of(volume: Volume) -> Look:
         flat=flat,
         commonest=commonest,
         smooth=smooth,
-        ranks=_ranks(Volume(data, grid.cropped(low, high), volume.name), threshold, along),
+        ranks=_ranks(box, threshold, along),
     )
 
 
@@ -115,8 +114,8 @@ def _anatomical(grid: Grid) -> Float[np.ndarray, "3 2"]:
 
 def _at_border(data: Float[np.ndarray, "i j k"], threshold: float) -> float:
     faces = [np.take(data, index, axis) for axis in range(3) for index in (0, -1)]
-    found = sum(int(np.count_nonzero(face > threshold)) for face in faces)
-    return found / sum(face.size for face in faces)
+    count = sum(int(np.count_nonzero(face > threshold)) for face in faces)
+    return count / sum(face.size for face in faces)
 
 
 def _texture(
@@ -149,7 +148,7 @@ def _ranks(
         axes[:, int(anatomical)] = box.grid.directions[:, axis] * sign
     centre = box.grid.world((np.array(box.data.shape) - 1) / 2)
     grid = Grid.from_spacing(CELLS, extents / CELLS, axes, centre=centre)
-    cells = resample_to_grid(_coarse(box, extents.min() / max(CELLS)), grid)
+    cells = resample_to_grid(averaged(box, extents.min() / max(CELLS)), grid)
     foreground = cells > threshold
     ranks = np.full(CELLS, np.nan, np.float32)
     values = cells[foreground]
@@ -157,13 +156,3 @@ def _ranks(
     order = order + np.searchsorted(np.sort(values), values, side="right")
     ranks[foreground] = order / (2 * max(values.size, 1))
     return ranks
-
-
-def _coarse(box: Volume, cell_mm: float) -> Volume:
-    """Means of whole voxels that stay finer than a cell: what is left to smooth is little."""
-    factors = np.maximum(1, cell_mm / box.grid.spacing / 1.4).astype(int)
-    factors = np.minimum(factors, box.data.shape)
-    if factors.max() == 1:
-        return box
-    means = sitk.BinShrink(to_sitk(box.data, box.grid), factors.tolist())
-    return Volume(*from_sitk(means), box.name)

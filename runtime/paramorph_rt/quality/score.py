@@ -42,7 +42,7 @@ def evidence_of(
         fixed: Fixed image, masked.
         warped: Moving image on its grid.
         by_model: Field without the affine.
-        flags: What the checks before found.
+        flags: Of the checks before.
 
     Returns:
         "told": uncertainty coefficient of the fixed image given the warped one; "overlap":
@@ -54,9 +54,9 @@ def evidence_of(
     size_mm = float(np.prod(np.subtract(high, low) * fixed.grid.spacing) ** (1 / 3))
     lengths = np.linalg.norm(by_model.vectors_mm[::2, ::2, ::2], axis=-1)
     constant = warped.data.min() == warped.data.max()
-    told, overlap = (0.0, 0.0) if constant else agreement(warped, fixed)
-    found = {
-        "told": told,
+    coefficient, overlap = (0.0, 0.0) if constant else agreement(warped, fixed)
+    evidence = {
+        "told": coefficient,
         "overlap": overlap,
         "ncc": metrics["ncc"]["after"],
         "roughness": metrics["sd_log_jacobian"],
@@ -65,7 +65,7 @@ def evidence_of(
         "doubts": len(DOUBTS & {flag.name for flag in flags}),
     }
     return {
-        name: None if value is None else round(float(value), 6) for name, value in found.items()
+        name: None if value is None else round(float(value), 6) for name, value in evidence.items()
     }
 
 

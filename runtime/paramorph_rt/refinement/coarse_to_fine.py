@@ -1,9 +1,9 @@
 """Refinement of a field on the pair itself: coarse to fine, by local correlation and features.
 
-Each iteration warps the moving image by the field, asks at every voxel which way the squared local
-correlation with the fixed image grows, smooths these forces, and composes the field with a step
-along them. Steps are short against the smoothing, so the field stays invertible. A model's features
-pull beside the intensities, where there are any.
+Each iteration warps the moving image by the field, computes at every voxel which way the squared
+local correlation with the fixed image grows, smooths these forces, and composes the field with a
+step along them. Steps are short against the smoothing, so the field stays invertible. A model's
+features pull beside the intensities, where there are any.
 
 Source:
     Avants et al., Symmetric diffeomorphic image registration with cross-correlation (2008), for the

@@ -1,4 +1,4 @@
-"""The numbers that both forms of an iteration share: window, least variances, Gaussian kernels."""
+"""What both forms of an iteration share: window, least variances, Gaussian kernels."""
 
 from __future__ import annotations
 

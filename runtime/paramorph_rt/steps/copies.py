@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
-from ..geometry.resample import resample_to_grid
+from ..geometry.resample import averaged, resample_to_grid
 from ..geometry.spaces import Grid, from_sitk, to_sitk
 from ..images.volume import Volume
 from .foreground import foreground_box, foreground_of
@@ -64,7 +64,7 @@ class Copy:
         shape = np.maximum(((hi - lo) * image.grid.spacing / spacing).astype(int), 4)
         centre = image.grid.world((lo + hi - 1) / 2)
         grid = Grid.from_spacing(shape, spacing, image.grid.directions, centre=centre)
-        small = resample_to_grid(_averaged(image, lo, hi, spacing), grid)
+        small = resample_to_grid(averaged(image.cropped(lo, hi), spacing), grid)
         hole = self.hole and Volume(
             resample_to_grid(self.hole, grid, interpolation="nearest"), grid, self.hole.name
         )
@@ -78,30 +78,5 @@ class Copy:
         its edge cannot match the frame's.
         """
         width = [n // 2 for n in self.image.data.shape]
-        grid = self.image.grid.padded(width)
-
-        def padded(volume: Volume, value: float) -> Volume:
-            data = np.pad(volume.data, [(w, w) for w in width], constant_values=value)
-            return Volume(data, grid, volume.name)
-
-        image = padded(self.image, float(np.median(self.image.data)))
-        return Copy(image, self.hole and padded(self.hole, 0))
-
-
-def _averaged(
-    image: Volume,
-    lo: Float[np.ndarray, " 3"],
-    hi: Float[np.ndarray, " 3"],
-    spacing_mm: Float[np.ndarray, " 3"],
-) -> Volume:
-    """The box of the image, in means of whole voxels that stay finer than the given spacing.
-
-    What is left to smooth takes an eighth of the work.
-    """
-    box = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
-    cropped = Volume(image.data[box], image.grid.cropped(lo, hi), image.name)
-    factors = np.maximum(1, spacing_mm / image.grid.spacing / 1.4).astype(int)
-    if factors.max() == 1:
-        return cropped
-    means = sitk.BinShrink(to_sitk(cropped.data, cropped.grid), factors.tolist())
-    return Volume(*from_sitk(means), image.name)
+        image = self.image.padded(width, float(np.median(self.image.data)))
+        return Copy(image, self.hole and self.hole.padded(width, 0))

@@ -1,1 +1,1 @@
-"""What the operating system is asked for: files, threads, signals, optional packages."""
+"""The operating system: files, threads, signals, optional packages."""

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 _lock = threading.Lock()
 _limits: list[int] = []  # of the blocks that run now, in any thread
-_unlimited = 0  # what the first of them found
+_unlimited = 0  # threads before the first of them
 
 
 @contextmanager

@@ -14,7 +14,7 @@ class Images:
     """Grids of the two images that a transform connects.
 
     Some formats measure in an image's own axes, or record where it lies; a file of theirs means
-    nothing without. Reading or writing one asks here for what it needs.
+    nothing without. Reading or writing one gets them here.
 
     Attributes:
         fixed: Grid of the fixed image, if known.

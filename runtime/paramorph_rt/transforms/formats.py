@@ -35,11 +35,11 @@ def read_transform(
 
     Args:
         path: Transform file.
-        format: A name of `FORMATS`; None asks the file.
+        format: A name of `FORMATS`; None is what the file says.
         images: What some formats refer to.
 
     Raises:
-        TransformError: The format cannot be told, the file is not of it, or an image is missing.
+        TransformError: The format is unknown, the file is not of it, or an image is missing.
         VolumeError: A damaged NIfTI or MGH file.
     """
     transform = as_transform(FORMATS[format or format_of(path)].read(path, images or Images()))
@@ -59,11 +59,11 @@ def read_start(
 
     Args:
         path: Transform file.
-        format: A name of `FORMATS`; None asks the file.
+        format: A name of `FORMATS`; None is what the file says.
         images: What some formats refer to.
 
     Raises:
-        TransformError: The file holds a field, does not tell its format, or cannot be read.
+        TransformError: The file holds a field, does not state its format, or cannot be read.
     """
     say = "say with --initial-transform-format what it is"
     transform = read_transform(path, format or format_of(path, else_do=say), images)
@@ -109,14 +109,14 @@ def check_suffix(path: Path, transform: Transform, format: str) -> None:
 
 
 def format_of(path: Path, else_do: str = "say with --from what it is") -> str:
-    """Tell the format from suffix and header.
+    """Recognise the format by suffix and header.
 
     Args:
         path: Transform file.
-        else_do: Advice where nothing in the file tells.
+        else_do: Advice where the file does not say.
 
     Raises:
-        TransformError: Nothing in the file tells.
+        TransformError: The file does not say.
     """
     if path.name.endswith((".nii", ".nii.gz")):
         return _format_of_nifti(path, else_do)
@@ -131,7 +131,7 @@ def format_of(path: Path, else_do: str = "say with --from what it is") -> str:
     if start.startswith(b"#Insight Transform File") or b"\0" in start:
         return "itk"
     raise TransformError(
-        f"{path.name}: expected a file that tells its format, got plain text, as FSL and NiftyReg "
+        f"{path.name}: expected a file that states its format, got plain text, as FSL and NiftyReg "
         f"write it; {else_do}."
     )
 
@@ -146,6 +146,6 @@ def _format_of_nifti(path: Path, else_do: str) -> str:
     if 2006 <= intent <= 2016:  # the range that NIfTI gives to FSL
         return "fsl"
     raise TransformError(
-        f"{path.name}: expected a displacement field that tells its format, got NIfTI intent "
+        f"{path.name}: expected a displacement field that states its format, got NIfTI intent "
         f"{intent}; {else_do}."
     )

@@ -71,8 +71,8 @@ def _read_warp(path: Path, moving: Grid) -> DisplacementField:
         )
     to_fsl = fsl_from_world(grid)
     positions = Grid(grid.shape, to_fsl @ grid.affine).positions().astype(np.float32)
-    # Nothing in the file tells displacements from absolute positions. Taken for the other kind,
-    # either has the fixed image's own extent in it, so the smaller variation is right.
+    # Nothing in the file distinguishes displacements from absolute positions. Read as the other
+    # kind, either has the fixed image's own extent in it, so the smaller variation is right.
     fields = [_in_world(kind, grid, moving) for kind in (vectors, vectors - positions)]
     return min(fields, key=lambda field: field.vectors_mm.std(axis=(0, 1, 2)).sum())
 

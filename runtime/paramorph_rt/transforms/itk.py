@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FIELD_SUFFIXES = (".nii", ".nii.gz", ".h5")
 AFFINE_SUFFIXES = (".tfm", ".txt", ".mat", ".h5")
 VECTOR_INTENT = 1007
-# At most, of an HDF5 file besides the numbers in it.
+# At most, of an HDF5 file besides its parameters.
 _HDF5_BYTES = 100_000
 
 
@@ -87,7 +87,7 @@ def write_affine(
     """
     transform = itk_affine(affine)
     _write_itk(path, transform)
-    # ITK's writers of text and MATLAB do not tell that a disk is full.
+    # ITK's writers of text and MATLAB do not report a full disk.
     with suppress(RuntimeError):
         if sitk.ReadTransform(str(path)).GetParameters() == transform.GetParameters():
             return
@@ -114,8 +114,8 @@ def write_composite(path: Path, field: DisplacementField, affine: Float[np.ndarr
 def _write_itk(path: Path, transform: sitk.Transform) -> None:
     check_utf8(path, TransformError)
     if path.name.endswith(".h5"):
-        numbers = transform.GetNumberOfParameters() + transform.GetNumberOfFixedParameters()
-        _check_room(path, 8 * numbers + _HDF5_BYTES)
+        count = transform.GetNumberOfParameters() + transform.GetNumberOfFixedParameters()
+        _check_room(path, 8 * count + _HDF5_BYTES)
     try:
         sitk.WriteTransform(transform, str(path))
     except RuntimeError as err:
@@ -163,8 +163,8 @@ def _parts(transform: sitk.Transform, path: Path) -> list[Transform]:
     """The transforms that a point of the fixed image passes, in that order."""
     if transform.GetTransformEnum() == sitk.sitkComposite:
         composite = sitk.CompositeTransform(transform)
-        numbers = reversed(range(composite.GetNumberOfTransforms()))  # ITK applies the last first
-        return [part for n in numbers for part in _parts(composite.GetNthTransform(n), path)]
+        order = reversed(range(composite.GetNumberOfTransforms()))  # ITK applies the last first
+        return [part for n in order for part in _parts(composite.GetNthTransform(n), path)]
     if transform.GetTransformEnum() == sitk.sitkDisplacementField:
         image = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
         vectors, grid = from_sitk(image)

@@ -1,4 +1,4 @@
-"""Plain text of a 4×4 matrix, as FSL and NiftyReg keep affines; they differ in what it means."""
+"""Plain text of a 4×4 matrix, as FSL and NiftyReg write affines; they differ in what it means."""
 
 from __future__ import annotations
 
