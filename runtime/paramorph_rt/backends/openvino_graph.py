@@ -194,6 +194,7 @@ def _cut(model: ov.Model, in_float: tuple[int, int] | None) -> tuple[list[Part],
     size `in_float` (h, w). All nodes of a stage make one part, which reads what it needs of earlier
     ones.
     """
+    # One pass over the nodes fills four tables that only make sense together, hence its length.
     stages: dict[str, int] = {}
     read: dict[int, dict[str, ov.Node]] = defaultdict(dict)  # stage → name → parameter
     given: dict[int, dict[str, ov.Output]] = defaultdict(dict)  # stage → name → what others read

@@ -41,7 +41,7 @@ class PreparedPair:
     spacing_growth: float
 
 
-def prepare_pair(
+def prepare_pair(  # both images with their masks, and what the network expects
     moving: Volume,
     fixed: Volume,
     affine: Float[np.ndarray, "4 4"],
@@ -90,7 +90,7 @@ class ImagesOnGrid(NamedTuple):
     holes: Bool[np.ndarray, "i j k"] | None
 
 
-def images_on_grid(
+def images_on_grid(  # both images with their masks, and where they go
     moving: Volume,
     fixed: Volume,
     affine: Float[np.ndarray, "4 4"],
