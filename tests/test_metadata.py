@@ -30,6 +30,19 @@ def test_licences_of_the_models_are_the_same_everywhere():
         assert f"    {card}\n" in setup
 
 
+def test_every_folder_of_modules_is_packaged():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    wings = [line.split(" = ") for line in setup["options"]["package_dir"].split("\n")[1:]]
+    folders = {
+        ".".join([package, *path.parent.relative_to(ROOT / folder).parts])
+        for package, folder in wings
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert len(wings) == 3
+    assert set(setup["options"]["packages"].split()) == folders
+
+
 def test_container_recipes_take_what_the_package_is_built_of():
     """Folders that setup.cfg names are not left out of a container's build."""
     setup = configparser.ConfigParser()
