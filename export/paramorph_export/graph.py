@@ -1,7 +1,8 @@
 """Rewrites of graphs for CPUs and for the compilers of GPUs: the same results, a measured gain.
 
-Gains on GPUs are those of TensorRT for RTX 1.7 building for an RTX 3080 (`benchmarks/engines.py`),
-gains on CPUs those of ONNX Runtime 1.32 on two cores (`benchmarks/results/settled/slabs.md`).
+Gains on GPUs are those of TensorRT for RTX 1.7 building for an RTX 3080
+(`benchmarks/results/engines.md`), gains on CPUs those of ONNX Runtime 1.32 on two cores
+(`benchmarks/results/settled/slabs.md`).
 """
 
 from __future__ import annotations
