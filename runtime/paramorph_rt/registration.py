@@ -25,7 +25,7 @@ from .steps.judge import cut_off, judge
 from .steps.load import Images, Source, Sources, load
 from .steps.measure import measure
 from .steps.predict import Prediction, predict
-from .steps.warp import Warped, warp, warp_along
+from .steps.warp import Deformation, warp, warp_along
 from .system.stopwatch import Stopwatch
 from .system.threads import Later, itk_threads
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float
 
-    from .geometry.field import DisplacementField
     from .geometry.resample import Interpolation
     from .geometry.spaces import Grid
     from .steps.affine import AffineKind
@@ -214,22 +213,18 @@ class Registration(Closable):
             choice = choose(models, start.moving, start.fixed, is_free=self.is_free)
             prediction = predict(choice.model, images, start.affine, levels, seconds)
             deformation = self._refined(images, start, prediction, levels, seconds)
-
-            def warped_on(grid: Grid) -> Warped:
-                return warp(images, start.completed(deformation, grid), options.interpolation)
-
             with seconds("warp"):
-                warped = warped_on(images.fixed.grid)
+                warped = warp(images, deformation.on(images.fixed.grid), options.interpolation)
             with seconds("metrics"):
                 metrics = _described(images, start, prediction, levels)
                 metrics |= measure(images, start, warped, options.surfaces, sources.label_names)
                 seen, doubted = images.masked_fixed, [*flags, *choice.flags]
-                evidence = evidence_of(metrics, seen, warped.image, deformation, doubted)
+                evidence = evidence_of(metrics, seen, warped.image, deformation.field, doubted)
             inverse = invert(images, warped.field, metrics, seconds) if options.inverse else None
             if images.output_grid is not None:
                 flags += cut_off(images.fixed, images.output_grid)
                 with seconds("output grid"):
-                    warped = warped_on(images.output_grid)
+                    warped = warp(images, deformation.on(images.output_grid), options.interpolation)
             judge(metrics, evidence, flags, choice)
             also = warp_along(images, warped.field, options.interpolation, seconds)
         metrics["seconds"] = seconds.table
@@ -262,12 +257,12 @@ class Registration(Closable):
         prediction: Prediction,
         levels: Sequence[Level],
         seconds: Stopwatch,
-    ) -> DisplacementField:
-        """The field after the refinement, still without the affine."""
-        if not levels:
-            return prediction.field
-        with seconds("refine"):
-            return refine(images, start.affine, prediction, levels, self.threads)
+    ) -> Deformation:
+        field = prediction.field
+        if levels:
+            with seconds("refine"):
+                field = refine(images, start.affine, prediction, levels, self.threads)
+        return Deformation(field, start.affine)
 
 
 def _described(

@@ -30,8 +30,8 @@ relative to the table.
 
 Each pair gets the folder DIR/pairs/NAME with the results of `paramorph-rt infer`. A second run of
 the same command keeps what is finished and still belongs to its files, options and model, and does
-the rest. DIR/summary.html, .csv and .json tell of all pairs. With --bids-names, DIR is one dataset
-of all pairs, without folders of their own.
+the rest. DIR/summary.html, .csv and .json summarise all pairs. With --bids-names, DIR is one
+dataset of all pairs, without folders of their own.
 
 examples:
   paramorph-rt cohort pairs.csv --out-dir OUT

@@ -74,7 +74,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add_fields(parser, Options, ["threads"])
     _add_tables(parser)
-    add("--force", action="store_true", help="replace existing --csv and --json")
     parser.set_defaults(run=run)
 
 
@@ -113,6 +112,7 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         help="print a row per label to stdout instead of a table, or write it into a file",
     )
     add_json(parser, "all metrics")
+    add("--force", action="store_true", help="replace existing --csv and --json")
 
 
 def run(args: argparse.Namespace) -> int:

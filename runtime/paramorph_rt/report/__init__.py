@@ -62,7 +62,7 @@ def write_report(  # a public function; keywords vary the page
         moving_labels: Drawn as contours before, after the affine, and after all.
         fixed_labels: Drawn as contours beside them.
         label_names: Shown beside the label numbers, as are those in the result's metrics.
-        parameters: What the registration was asked for, shown as it is.
+        parameters: Of the registration, shown as they are.
         slices: Per plane.
         solid: Add an interactive 3-D view, with three volumes of 8 bits in the page; it then has
             several megabytes more.

@@ -66,8 +66,8 @@ def render(
         pair: What is shown.
         count: Slices per plane.
         label_names: Names of labels, as far as they are known.
-        parameters: What the registration was asked for, shown as it is.
-        solid: The 3-D view, if it was asked for.
+        parameters: Of the registration, shown as they are.
+        solid: The 3-D view, if it was requested.
 
     Returns:
         HTML. Every text in it that comes from outside is escaped; its own policy forbids all

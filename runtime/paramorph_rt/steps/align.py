@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
-    from ..geometry.field import DisplacementField
-    from ..geometry.spaces import Grid
     from ..quality.flags import Flag
     from ..quality.looks import Look
     from .affine import AffineKind
@@ -43,10 +41,6 @@ class Start:
     moving: Look
     fixed: Look
     as_scanned: bool
-
-    def completed(self, field: DisplacementField, grid: Grid) -> DisplacementField:
-        """A field without the affine, completed by it, on a grid."""
-        return field.resampled_to(grid).composed_with_affine(self.affine)
 
     def flags(self, images: Images) -> list[Flag]:
         """What looks wrong before the pair is registered."""

@@ -8,11 +8,32 @@ from typing import TYPE_CHECKING
 from ..geometry.warp import warp_volumes
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
+
     from ..geometry.field import DisplacementField
     from ..geometry.resample import Interpolation
+    from ..geometry.spaces import Grid
     from ..images.volume import Volume
     from ..system.stopwatch import Stopwatch
     from .load import Images
+
+
+@dataclass(frozen=True, eq=False)
+class Deformation:
+    """How the moving image is deformed onto the fixed one.
+
+    Attributes:
+        field: Without the affine, on any grid in the fixed world.
+        affine: Fixed world mm → moving world mm (RAS), after the field.
+    """
+
+    field: DisplacementField
+    affine: Float[np.ndarray, "4 4"]
+
+    def on(self, grid: Grid) -> DisplacementField:
+        """The complete field on a grid, fixed → moving."""
+        return self.field.resampled_to(grid).composed_with_affine(self.affine)
 
 
 @dataclass(frozen=True, eq=False)
