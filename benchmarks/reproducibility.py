@@ -1,0 +1,89 @@
+"""How far one registration differs between runs, numbers of threads, and engines.
+
+Each run is a process of its own, `paramorph-rt infer`, of the folder's first pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from benchmark import FOLDER, MODEL, THREADS, Benchmark, option
+from bundles import single_bundle
+from pairs import labelled_pairs
+from paramorph_rt.transforms.itk import read_displacement
+from record import Result, Row, weights_sha256
+from tables import markdown_table
+
+RUNS = 2
+COLUMNS = (
+    ("engine", "engine", ""),
+    ("threads", "threads", ""),
+    ("runs with equal bits", "equal", ""),
+    ("field", "bits", ""),
+    ("mean, mm", "mean_mm", ".4f"),
+    ("99.9th percentile, mm", "p999_mm", ".4f"),
+    ("most, mm", "max_mm", ".3f"),
+)
+
+
+def field_of(images: list[str], engine: str, threads: int, model: str) -> np.ndarray:
+    """The displacement in mm that a process of its own finds."""
+    backend, precision = engine.split(":")
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        options = ["--backend", backend, "--precision", precision, "--threads", str(threads)]
+        command = [sys.executable, "-m", "paramorph_rt", "infer", *images, "-o", str(out)]
+        subprocess.run([*command, *options, "--model", model, "--quiet"], check=True)
+        return read_displacement(out / "displacement.nii.gz").vectors_mm
+
+
+def run(args: argparse.Namespace) -> Row:
+    """Compare every field with the first."""
+    _, bundle = single_bundle(args.model)
+    moving, fixed = labelled_pairs(args.folder)[0]
+    images = ["-m", str(moving.image), "-f", str(fixed.image)]
+    rows: list[Row] = []
+    first = None
+    for engine in args.engines.split(","):
+        for threads in dict.fromkeys((1, args.threads)):
+            runs = [field_of(images, engine, threads, str(bundle.folder)) for _ in range(RUNS)]
+            first = runs[0] if first is None else first
+            distances = np.linalg.norm(runs[0] - first, axis=-1)
+            rows.append(
+                {
+                    "engine": engine,
+                    "threads": threads,
+                    "equal": f"{sum(np.array_equal(each, runs[0]) for each in runs)} of {RUNS}",
+                    "bits": hashlib.sha256(runs[0].tobytes()).hexdigest()[:8],
+                    "mean_mm": float(distances.mean(dtype=np.float64)),
+                    "p999_mm": float(np.percentile(distances, 99.9)),
+                    "max_mm": float(distances.max()),
+                }
+            )
+    pair = f"{moving.name} → {fixed.name}"
+    return {"weights_sha256": weights_sha256(bundle), "pair": pair, "rows": rows}
+
+
+def body(result: Result) -> str:
+    """The text of a result's page."""
+    return (
+        f"The pair {result['pair']}, complete fields on the fixed image's grid. *Field* is the "
+        "beginning of its SHA-256; distances are from the field of the first row.\n\n"
+        f"{markdown_table(result['rows'], COLUMNS)}"
+    )
+
+
+ENGINES = option(
+    "--engines", default="onnxruntime:fp32,openvino:fp32,openvino:bf16", help="BACKEND:PRECISION, …"
+)
+BENCHMARK = Benchmark(run, body, (FOLDER, MODEL, THREADS, ENGINES))
+
+if __name__ == "__main__":
+    BENCHMARK.exit()
