@@ -65,6 +65,18 @@ def test_engines_give_the_networks_features(with_features, engine):
     np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("engine", "precision", "expected"),
+    [("openvino", "auto", None), ("openvino", "fp32", "fp32"), ("onnxruntime", "auto", "fp32")],
+)
+def test_features_are_bf16_where_the_cpu_has_it(with_features, engine, precision, expected):
+    openvino = pytest.importorskip("openvino", reason="needs openvino")
+    if expected is None:
+        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        expected = "bf16" if "BF16" in capabilities else "fp32"
+    assert choose_features(load_bundle(with_features), engine, precision, 2).precision == expected
+
+
 def test_a_registration_compares_features_and_needs_no_displacement(with_features):
     register = Registration(with_features, 2, "onnxruntime")
     moving, fixed = a_pair()

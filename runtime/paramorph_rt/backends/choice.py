@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..bundle import NO_MODEL, PRECISIONS, Precision
 from ..errors import BackendError, MissingDependencyError, ParamorphError
@@ -13,6 +12,8 @@ from .interface import Backend, Load, Shape
 from .ways import WAYS, Way
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from ..bundle import Bundle
 
 log = logging.getLogger(__name__)
@@ -41,16 +42,7 @@ def choose_backend(
         BundleError: A file of the bundle was altered.
         MissingDependencyError: The named engine is not installed.
     """
-    skipped: dict[Way, ParamorphError] = {}
-    for way, loads in _prepared(bundle, name, precision, threads, skipped):
-        try:
-            backend = NetworksByShape(loads)
-        except (BackendError, MissingDependencyError) as err:
-            skipped.setdefault(way, err)
-            continue
-        _log_choice(backend, skipped)
-        return backend
-    raise _reason(name, skipped)
+    return _chosen(_Request(bundle, name, precision, threads, _held_by_default))
 
 
 def choose_features(
@@ -58,15 +50,18 @@ def choose_features(
 ) -> NetworksByShape:
     """Load a bundle's feature networks; arguments and errors as of `choose_backend`.
 
-    An engine that was named for the registration and has no features to run leaves them to the CPU.
+    Precision "auto" is bf16 where the engine and the CPU have it: features steer a search, whose
+    result hardly moves (benchmarks/results/accuracy-brain-t1-validation.md). An engine that was
+    named for the registration and has no features to run leaves them to the CPU.
     """
+    features = bundle.of_features
     try:
-        return choose_backend(bundle.of_features, name, precision, threads)
+        return _chosen(_Request(features, name, precision, threads, _fastest_of_features))
     except ParamorphError as err:
         if name == AUTO and precision == AUTO:
             raise
         log.info("features: on the CPU, as %s", err)
-        return choose_backend(bundle.of_features, AUTO, AUTO, threads)
+        return _chosen(_Request(features, AUTO, AUTO, threads, _fastest_of_features))
 
 
 def check_request(bundle: Bundle, name: str, precision: str, threads: int | None) -> None:
@@ -76,7 +71,8 @@ def check_request(bundle: Bundle, name: str, precision: str, threads: int | None
         ParamorphError: As `choose_backend`.
     """
     skipped: dict[Way, ParamorphError] = {}
-    if not any(_prepared(bundle, name, precision, threads, skipped)):
+    request = _Request(bundle, name, precision, threads, _held_by_default)
+    if not any(_prepared(request, skipped)):
         raise _reason(name, skipped)
 
 
@@ -94,20 +90,43 @@ def check_no_request(name: str, precision: str) -> None:
             )
 
 
+class _Request(NamedTuple):
+    bundle: Bundle
+    name: str
+    precision: str
+    threads: int | None
+    by_default: Callable[[Way, Bundle], tuple[Precision, ...]]
+
+    def precisions(self, way: Way) -> tuple[Precision, ...]:
+        """Those to try, in this order."""
+        if self.precision == AUTO:
+            return self.by_default(way, self.bundle)
+        return (cast("Precision", self.precision),)
+
+
+def _chosen(request: _Request) -> NetworksByShape:
+    skipped: dict[Way, ParamorphError] = {}
+    for way, loads in _prepared(request, skipped):
+        try:
+            backend = NetworksByShape(loads)
+        except (BackendError, MissingDependencyError) as err:
+            skipped.setdefault(way, err)
+            continue
+        _log_choice(backend, skipped)
+        return backend
+    raise _reason(request.name, skipped)
+
+
 def _prepared(
-    bundle: Bundle,
-    name: str,
-    precision: str,
-    threads: int | None,
-    skipped: dict[Way, ParamorphError],
+    request: _Request, skipped: dict[Way, ParamorphError]
 ) -> Iterator[tuple[Way, dict[Shape, Load]]]:
     """The ways that nothing is known to be in the way of, fastest first; `skipped` gets others."""
-    _check_known("backend", name, BACKENDS)
-    _check_known("precision", precision, PRECISIONS)
-    for way in ways_to_run(name, precision):
-        for wanted in _precisions(way, bundle, precision):
+    _check_known("backend", request.name, BACKENDS)
+    _check_known("precision", request.precision, PRECISIONS)
+    for way in ways_to_run(request.name, request.precision):
+        for precision in request.precisions(way):
             try:
-                loads = way.loads(bundle, wanted, threads)
+                loads = way.loads(request.bundle, precision, request.threads)
             except ParamorphError as err:
                 skipped.setdefault(way, err)
                 continue
@@ -119,12 +138,15 @@ def _reason(name: str, skipped: dict[Way, ParamorphError]) -> ParamorphError:
     return list(skipped.values())[-1 if name == AUTO else 0]
 
 
-def _precisions(way: Way, bundle: Bundle, precision: str) -> tuple[Precision, ...]:
-    """What to try; of "auto" only what the bundle holds, so that a lack of it is no reason."""
-    if precision != AUTO:
-        return (cast("Precision", precision),)
+def _held_by_default(way: Way, bundle: Bundle) -> tuple[Precision, ...]:
+    """Only what the bundle holds, so that a lack of it is no reason."""
     held = {n.precision for n in bundle.networks} | {e.precision for e in bundle.engines}
     return tuple(p for p in way.by_default if p in held) or way.by_default
+
+
+def _fastest_of_features(way: Way, bundle: Bundle) -> tuple[Precision, ...]:
+    """An engine that makes bf16 of float32 by itself does so, if this CPU can."""
+    return ("bf16", *way.by_default) if way.makes_bf16 else _held_by_default(way, bundle)
 
 
 def ways_to_run(name: str, precision: str) -> list[Way]:

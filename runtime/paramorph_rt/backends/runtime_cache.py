@@ -53,7 +53,8 @@ def kernel_folder() -> Path:
     folder = user_cache_folder() / "kernels"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     status = folder.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+    owned = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()  # Windows has none
+    if not owned or (os.name == "posix" and status.st_mode & 0o022):
         raise PermissionError(f"{folder} can be written by others; chmod 700, or remove it")
     return folder
 

@@ -31,6 +31,7 @@ class Way:
         by_default: Those that "auto" tries, in this order.
         prepare: Checks all that can be checked without loading (bundle, precision, threads) and
             returns what loads the network of the bundle's grid; raises what is in the way.
+        makes_bf16: Whether the library runs a network of float32 in bf16 when it is told so.
     """
 
     backend: str
@@ -38,6 +39,7 @@ class Way:
     precisions: tuple[Precision, ...]
     by_default: tuple[Precision, ...]
     prepare: Callable[[Bundle, Precision, int | None], Load]
+    makes_bf16: bool = False
 
     @property
     def extra(self) -> str | None:
@@ -148,6 +150,6 @@ WAYS = (
     Way("tensorrt-rtx", "onnxruntime-tensorrt-rtx", PRECISIONS, _ON_GPU, _TENSORRT_RTX),
     # Weakly typed: in fp16 it would round sampling coordinates as well.
     Way("tensorrt", "onnxruntime-tensorrt", ("fp32",), ("fp32",), _TENSORRT),
-    Way("openvino", "openvino-cpu", ("fp32", "bf16"), ("fp32",), _openvino),
+    Way("openvino", "openvino-cpu", ("fp32", "bf16"), ("fp32",), _openvino, makes_bf16=True),
     Way("onnxruntime", "onnxruntime-cpu", ("fp32",), ("fp32",), _onnxruntime),
 )
