@@ -65,7 +65,7 @@ def measure(register: Registration, task: Planted, limit: float, models: Sequenc
         "accepted": not task.doomed and row.get("dice_after", 0.0) >= limit,
         "model": metrics["model"],
         "flags": flags,
-        "told_affine": (metrics["affine"] or {}).get("told_share"),
+        "uncertainty_coefficient_affine": (metrics["affine"] or {}).get("uncertainty_coefficient"),
         "evidence": evidence,
     }
 

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from record import Row
 
 # What the score is fitted to, and the sign that each part's weight must have.
-PARTS = dict.fromkeys(("told", "overlap", "ncc"), 1)
+PARTS = dict.fromkeys(("uncertainty_coefficient", "overlap", "ncc"), 1)
 PARTS |= dict.fromkeys(("roughness", "folds", "reach", "doubts"), -1)
 # Beyond it, more is no worse.
 MOST = {"roughness": 1.0, "folds": 1.0}

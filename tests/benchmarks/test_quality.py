@@ -16,7 +16,7 @@ def row(accepted: bool, number: int, **more) -> dict:
     rng = np.random.default_rng(number)
     good, noise = float(accepted), rng.normal(scale=0.1)
     evidence = {
-        "told": 0.2 + 0.3 * good + noise / 10,
+        "uncertainty_coefficient": 0.2 + 0.3 * good + noise / 10,
         "overlap": 0.7 + 0.25 * good,
         "ncc": 0.9 - 0.1 * good,  # says the opposite: gets no weight
         "roughness": 0.6 - 0.4 * good,
@@ -41,7 +41,11 @@ def test_the_fit_parts_good_from_bad_with_the_signs_that_are_known(monkeypatch):
     unseen = row(False, 1, case="mirrored", evidence=row(True, 2)["evidence"])
     model = fitted([*rows, unseen, {"group": "judged"}])
     assert (model["pairs"], model["accepted"]) == (20, 10)
-    assert model["parts"]["told"]["weight"] > 0 > model["parts"]["roughness"]["weight"]
+    assert (
+        model["parts"]["uncertainty_coefficient"]["weight"]
+        > 0
+        > model["parts"]["roughness"]["weight"]
+    )
     assert "ncc" not in model["parts"]
     monkeypatch.setattr(score, "_model", lambda: model)
     for one in rows:

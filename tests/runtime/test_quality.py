@@ -375,9 +375,23 @@ def test_a_cohort_has_it_too(shifting, tmp_path):
 
 
 def test_the_score_falls_with_each_sign_of_failure():
-    good = {"told": 0.5, "overlap": 0.98, "ncc": 0.9, "roughness": 0.2, "folds": 0.0, "reach": 0.05}
+    good = {
+        "uncertainty_coefficient": 0.5,
+        "overlap": 0.98,
+        "ncc": 0.9,
+        "roughness": 0.2,
+        "folds": 0.0,
+        "reach": 0.05,
+    }
     good["doubts"] = 0
-    bad = {"told": 0.1, "overlap": 0.6, "ncc": 0.1, "roughness": 0.9, "folds": 3.0, "reach": 0.3}
+    bad = {
+        "uncertainty_coefficient": 0.1,
+        "overlap": 0.6,
+        "ncc": 0.1,
+        "roughness": 0.9,
+        "folds": 3.0,
+        "reach": 0.3,
+    }
     bad["doubts"] = 3
     assert score_of(good) > 0.8
     assert score_of(bad) < 0.2
@@ -388,7 +402,7 @@ def test_the_score_falls_with_each_sign_of_failure():
 
 def test_the_shipped_coefficients_have_the_signs_that_they_must_have():
     signs = {
-        "told": 1,
+        "uncertainty_coefficient": 1,
         "overlap": 1,
         "ncc": 1,
         "roughness": -1,

@@ -117,8 +117,8 @@ def _of_size(look: Look, domain: Domain) -> Found:
         yield (
             "large",
             f"expected {domain.of} ({least:.0f} to {most:.0f} ml), got a foreground of "
-            f"{look.volume_ml:.0f} ml; pass a mask that leaves out what does not belong to it, "
-            "such as a skull.",
+            f"{look.volume_ml:.0f} ml; pass --strip where a skull is in it, or a mask that leaves "
+            "out what does not belong to it.",
             look.volume_ml,
             most,
         )

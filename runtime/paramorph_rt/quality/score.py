@@ -45,7 +45,7 @@ def evidence_of(
         flags: Of the checks before.
 
     Returns:
-        "told": uncertainty coefficient of the fixed image given the warped one; "overlap":
+        "uncertainty_coefficient": of the fixed image given the warped one; "overlap":
         Dice of both foregrounds; "ncc": after; "roughness": standard deviation of log J; "folds":
         percent of the volume; "reach": 99th percentile of the displacement without the affine, of
         the size of the fixed foreground; "doubts": how many of `DOUBTS` are among the flags.
@@ -56,7 +56,7 @@ def evidence_of(
     constant = warped.data.min() == warped.data.max()
     coefficient, overlap = (0.0, 0.0) if constant else agreement(warped, fixed)
     evidence = {
-        "told": coefficient,
+        "uncertainty_coefficient": coefficient,
         "overlap": overlap,
         "ncc": metrics["ncc"]["after"],
         "roughness": metrics["sd_log_jacobian"],

@@ -46,7 +46,7 @@ EDGE_WORDS = {
 ALIGNMENT = {
     "kind": "kind of transform",
     "mutual_information": "mutual information (nats)",
-    "told_share": "uncertainty coefficient",
+    "uncertainty_coefficient": "uncertainty coefficient",
     "foreground_overlap": "overlap of foregrounds, of 1",
 }
 PACKAGES = ("paramorph-rt", "numpy", "nibabel", "SimpleITK", "onnxruntime", "openvino", "tensorrt")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..metrics.definitions import Kind
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-METRICS = "urn:paramorph-rt:schema:metrics:1"
+METRICS = "urn:paramorph-rt:schema:metrics:2"
 RECORD = "urn:paramorph-rt:schema:record:1"
 
 Schema = dict[str, Any]
@@ -173,7 +173,10 @@ def _affine() -> Schema:
         "the affine alignment",
         kind=_string("of the transform", enum=["rigid", "similarity", "affine"]),
         mutual_information=_table({"type": "number"}, "nats, before and after"),
-        told_share={"type": "number", "description": "of the information on the fixed image"},
+        uncertainty_coefficient={
+            "type": "number",
+            "description": "mutual information by the entropy of the fixed image",
+        },
         foreground_overlap={"type": "number", "description": "share of the smaller foreground"},
     )
 

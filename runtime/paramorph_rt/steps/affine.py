@@ -31,7 +31,7 @@ AffineKind = Literal["auto", "rigid", "similarity", "affine"]
 log = logging.getLogger(__name__)
 
 # Names of the warnings of the search, which it logs itself.
-FLAGS = ("astray", "overlap", "unlike")
+FLAGS = ("search_failed", "overlap", "unlike")
 # Voxels across the foreground at the levels: 10, 6 and 3 mm for an adult brain, and as fine in
 # proportion for a mouse's. The first has the capture range, the last the accuracy; a finer one
 # takes longer and aligned brains no better.
@@ -85,7 +85,7 @@ class Alignment:
                 "before": round(self.information_before, 6),
                 "after": round(self.information_after, 6),
             },
-            "told_share": round(self.uncertainty_coefficient, 6),
+            "uncertainty_coefficient": round(self.uncertainty_coefficient, 6),
             "foreground_overlap": round(self.overlap, 6),
         }
 
