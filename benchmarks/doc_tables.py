@@ -20,6 +20,7 @@ from benchmark import Benchmark
 from charts import stages_of
 from paramorph_rt.errors import exit_code
 from record import BenchmarkError, Result, read_result
+from reproducibility import COLUMNS as DIFFERENCES
 from tables import markdown_table, measured
 
 #: All benchmarks; each declares its `BENCHMARK`.
@@ -38,6 +39,7 @@ BENCHMARKS = (
     "plugin_kernel",
     "precision",
     "quality",
+    "reproducibility",
     "robustness",
     "scaling",
     "startup",
@@ -110,12 +112,20 @@ def whole_job(result: Result) -> str:
     return markdown_table(rows, measured(columns, rows))
 
 
+def means_of_masks(result: Result) -> str:
+    """Dice by where masks come from."""
+    columns = (("masks", "masks", ""), ("affine", "affine", ".3f"), ("Dice", "after", ".3f"))
+    return markdown_table([row for row in result["rows"] if row["pair"] == "mean"], columns)
+
+
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "accuracy-brain-t1-validation": ("accuracy-brain-t1-validation", accuracy),
     "accuracy-hippocampus": ("accuracy-hippocampus", accuracy),
     "latency-brain-t1-small": ("latency-brain-t1-small", network_seconds),
     "latency-paramorph": ("latency-paramorph", network_seconds),
     "end-to-end": ("end-to-end", whole_job),
+    "masks": ("masks", means_of_masks),
+    "reproducibility": ("reproducibility", lambda r: markdown_table(r["rows"], DIFFERENCES)),
 }
 
 

@@ -20,6 +20,7 @@ from .request import Options
 from .result import RegistrationResult
 from .results.schemas import METRICS
 from .steps.align import Start, align
+from .steps.brain_mask import strip
 from .steps.invert import invert
 from .steps.judge import cut_off, judge
 from .steps.load import Images, Source, Sources, load
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from .geometry.resample import Interpolation
     from .geometry.spaces import Grid
+    from .images.volume import Volume
     from .steps.affine import AffineKind
 
 
@@ -137,6 +139,7 @@ class Registration(Closable):
         surfaces: bool = True,
         label_names: Mapping[int, str] | None = None,
         refine: int | Sequence[Level] = DEFAULT_LEVELS,
+        strip: bool = False,
     ) -> RegistrationResult:
         """Register the moving to the fixed image.
 
@@ -165,9 +168,11 @@ class Registration(Closable):
             label_names: By label, to go into the metrics.
             refine: Levels of the refinement, or how many iterations the usual ones have at 1.5 mm;
                 0 leaves the field as the network gave it.
+            strip: Extract the brain from images that have no mask, such as heads with skull.
 
         Raises:
-            VolumeError: An input that cannot be trusted, or labels or a mask of another grid.
+            VolumeError: An input that cannot be trusted, labels or a mask of another grid, or no
+                brain in an image that is to be stripped.
             AlignmentError: The two images do not overlap.
             BackendError: The network failed.
         """
@@ -190,6 +195,7 @@ class Registration(Closable):
             interpolation=interpolation,
             surfaces=surfaces,
             refine=refine if isinstance(refine, int) else tuple(refine),
+            strip=strip,
         )
         return self.register(sources, options)
 
@@ -206,6 +212,10 @@ class Registration(Closable):
         with itk_threads(self.threads):
             with seconds("load"):
                 images = load(sources)
+            brain_masks: dict[str, Volume] = {}
+            if options.strip:
+                with seconds("strip"):
+                    images, brain_masks = strip(images, self.threads)
             models = self._started(levels)
             with seconds("affine"):
                 start = align(images, options.affine, sources.initial)
@@ -236,6 +246,7 @@ class Registration(Closable):
             metrics,
             inverse,
             also,
+            brain_masks,
             self.threads,
         )
 

@@ -147,6 +147,13 @@ class Options:
         "also write composite.h5: affine and field in one file, which antsApplyTransforms and 3D "
         "Slicer take (24 bytes per voxel)",
     )
+    strip: bool = option(
+        False,
+        "extract the brain from images that have no mask, such as heads with skull, in any "
+        "contrast, for use as one; also writes moving_brain_mask.nii.gz and "
+        "fixed_brain_mask.nii.gz",
+        heading="brain extraction",
+    )
     output_grid: str = option(
         "fixed",
         "voxels on which the results lie, in the fixed world: fixed (default), moving, or a NIfTI "
@@ -191,8 +198,9 @@ class Options:
     )
     precision: str = aside(
         AUTO,
-        "of the network (default: auto, fp32 on the CPU, fp16 on a GPU if the bundle has it); bf16 "
-        "needs openvino and a CPU that has it, or a bundle that holds it",
+        "of the network (default: auto, fp16 on a GPU if the bundle has it, else fp32, but for "
+        "features bf16 where openvino and the CPU have it); bf16 needs those, or a bundle that "
+        "holds it",
         choices=(AUTO, *PRECISIONS),
     )
     surfaces: bool = option(

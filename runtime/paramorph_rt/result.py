@@ -34,6 +34,7 @@ class RegistrationResult:
         metrics: What metrics.json holds.
         inverse: Moving → fixed, on the moving image's grid, if it was requested.
         also: Whatever was warped along, by file name.
+        brain_masks: Of "moving" and "fixed", on their grids, as far as they were extracted.
         threads: For what is still to be done, such as writing; None is all cores.
     """
 
@@ -44,6 +45,7 @@ class RegistrationResult:
     metrics: dict[str, Any]
     inverse: DisplacementField | None = None
     also: dict[str, Volume] = field(default_factory=dict)
+    brain_masks: dict[str, Volume] = field(default_factory=dict)
     threads: int | None = None
 
     def save(
@@ -88,4 +90,6 @@ class RegistrationResult:
             yield partial(save_labels, folder / names.warped_labels, self.warped_labels)
         for name, volume in self.also.items():
             yield partial(save_volume, folder / names.also_warped(name), volume)
+        for which, mask in self.brain_masks.items():
+            yield partial(save_labels, folder / names.brain_masks[which], mask)
         yield partial(write_affine, folder / names.affine, self.affine)

@@ -91,6 +91,7 @@ def bids_names(inputs: Inputs, options: Options, out_dir: Path) -> Names:
         affine=name.transform("xfm.txt", desc="affine"),
         warped_labels=labels,
         inverse=name.transform("xfm.nii.gz", inverse=True),
+        brain_masks={"moving": name.brain_mask(), "fixed": name.brain_mask(fixed=True)},
         series=image,
         also=name.transform("also"),
         also_names={nifti_name(path.name): own for path, own in also.items()},
@@ -145,6 +146,11 @@ class _Derivatives:
         if path is not None:
             return self.warped(path, LABELS)
         return self._joined({**self._own, **self.spatial}, f"{LABELS}.nii.gz")
+
+    def brain_mask(self, *, fixed: bool = False) -> str:
+        """The name of the brain mask of the moving image, or of the fixed one in its space."""
+        space = {"space": self.spatial["space"]} if fixed else {}
+        return self._joined({**self._own, **space, "desc": "brain"}, "mask.nii.gz")
 
     def reference(self, image: str) -> str:
         """The name of the one registered volume of a series, which has the name `image`."""

@@ -25,6 +25,7 @@ AFFINE = "affine.tfm"
 COMPOSITE = "composite.h5"
 WARPED_LABELS = "warped_labels.nii.gz"
 INVERSE = "inverse_displacement.nii.gz"
+BRAIN_MASKS = {"moving": "moving_brain_mask.nii.gz", "fixed": "fixed_brain_mask.nii.gz"}
 SERIES = "warped_series.nii.gz"
 ALSO = "also_warped"  # a folder: whatever was warped along, under its own name
 METRICS = "metrics.json"
@@ -56,6 +57,7 @@ class Names:
     composite: str = COMPOSITE
     warped_labels: str = WARPED_LABELS
     inverse: str = INVERSE
+    brain_masks: Mapping[str, str] = field(default_factory=BRAIN_MASKS.copy)
     series: str = SERIES
     also: str = ALSO
     also_names: Mapping[str, str] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class Names:
             self.composite,
             self.warped_labels,
             self.inverse,
+            *self.brain_masks.values(),
             self.series,
             *(self.also_names.values() or [self.also]),
             self.metrics,
