@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from .geometry.resample import Interpolation
     from .geometry.spaces import Grid
-    from .images.volume import Volume
     from .steps.affine import AffineKind
 
 
@@ -212,10 +211,8 @@ class Registration(Closable):
         with itk_threads(self.threads):
             with seconds("load"):
                 images = load(sources)
-            brain_masks: dict[str, Volume] = {}
             if options.strip:
-                with seconds("strip"):
-                    images, brain_masks = strip(images, self.threads)
+                images = strip(images, self.threads, seconds)
             models = self._started(levels)
             with seconds("affine"):
                 start = align(images, options.affine, sources.initial)
@@ -228,8 +225,8 @@ class Registration(Closable):
             with seconds("metrics"):
                 metrics = _described(images, start, prediction, levels)
                 metrics |= measure(images, start, warped, options.surfaces, sources.label_names)
-                seen, doubted = images.masked_fixed, [*flags, *choice.flags]
-                evidence = evidence_of(metrics, seen, warped.image, deformation.field, doubted)
+                pair, doubted = (images.masked_fixed, warped.masked_image), [*flags, *choice.flags]
+                evidence = evidence_of(metrics, *pair, deformation.field, doubted)
             inverse = invert(images, warped.field, metrics, seconds) if options.inverse else None
             if images.output_grid is not None:
                 flags += cut_off(images.fixed, images.output_grid)
@@ -246,7 +243,7 @@ class Registration(Closable):
             metrics,
             inverse,
             also,
-            brain_masks,
+            images.brain_masks,
             self.threads,
         )
 

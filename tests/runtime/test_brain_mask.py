@@ -109,6 +109,24 @@ def test_the_masks_are_those_that_a_registration_uses(brain):
     assert given.brain_masks == {}
 
 
+def test_what_a_mask_leaves_out_does_not_make_a_result_doubtful(brain):
+    """Both brains match; the bright rims around them differ, and the masks leave them out."""
+    moving, fixed = replace(brain, data=np.roll(brain.data, 1, 0)), brain
+    masks = {
+        f"{name}_mask": replace(image, data=(image.data > 20).astype(np.uint8))
+        for name, image in (("moving", moving), ("fixed", fixed))
+    }
+    rim = moving.data.copy()
+    rim[:4] = rim[:, :, -4:] = 300.0
+    rimmed = replace(moving, data=rim)
+    evidence = [
+        Registration(NO_MODEL)(image, fixed, refine=2, **masks).metrics["quality"]["evidence"]
+        for image in (moving, rimmed)
+    ]
+    assert evidence[1]["overlap"] == pytest.approx(evidence[0]["overlap"], abs=0.02)
+    assert evidence[1]["overlap"] > 0.95
+
+
 def test_bids_has_names_for_masks(tmp_path):
     inputs = Inputs(tmp_path / "sub-1_T1w.nii.gz", tmp_path / "tpl-MNI_T1w.nii.gz")
     assert bids_names(inputs, Options(), tmp_path).brain_masks == {

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..bundle import Bundle
     from ..geometry.spaces import Grid
+    from ..system.stopwatch import Stopwatch
     from .load import Images
 
 log = logging.getLogger(__name__)
@@ -42,25 +43,24 @@ _MOST_OF_A_HEAD = 0.65
 _FOLDER = Path(__file__).with_name("brain-mask")
 
 
-def strip(images: Images, threads: int | None = None) -> tuple[Images, dict[str, Volume]]:
-    """Give brain masks to those images of a pair that have no mask.
-
-    Returns:
-        The images with masks, and the masks that were made, by "moving" and "fixed".
+def strip(images: Images, threads: int | None, seconds: Stopwatch) -> Images:
+    """The images of a pair, with brain masks for those that had no mask.
 
     Raises:
         VolumeError: As `brain_masks`.
     """
-    given = {"moving": images.moving_mask, "fixed": images.fixed_mask}
-    without = [which for which, mask in given.items() if mask is None]
-    masks = brain_masks([getattr(images, which) for which in without], threads)
-    made = dict(zip(without, masks, strict=True))
-    stripped = replace(
+    with seconds("strip"):
+        given = {"moving": images.moving_mask, "fixed": images.fixed_mask}
+        without = [which for which, mask in given.items() if mask is None]
+        masks = brain_masks([getattr(images, which) for which in without], threads)
+        made = dict(zip(without, masks, strict=True))
+    all_masks = given | made
+    return replace(
         images,
-        moving_mask=made.get("moving", images.moving_mask),
-        fixed_mask=made.get("fixed", images.fixed_mask),
+        moving_mask=all_masks["moving"],
+        fixed_mask=all_masks["fixed"],
+        brain_masks=made,
     )
-    return stripped, made
 
 
 def brain_masks(volumes: Sequence[Volume], threads: int | None = None) -> list[Volume]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +73,7 @@ class Images:
     Attributes:
         also: With the interpolation, if it does not depend on the options.
         output_grid: Whatever image gave it, the results lie in the fixed image's world.
+        brain_masks: Those of the masks that were made here, by "moving" and "fixed".
     """
 
     moving: Volume
@@ -83,6 +84,7 @@ class Images:
     fixed_mask: Volume | None
     also: Sequence[tuple[Volume, Interpolation | None]]
     output_grid: Grid | None
+    brain_masks: dict[str, Volume] = field(default_factory=dict)
 
     @property
     def masks(self) -> Masks:

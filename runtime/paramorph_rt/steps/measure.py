@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..geometry.resample import resample_to_grid
-from ..geometry.warp import warp_volume
 from ..images.label_names import names_of_labels
 from ..metrics.definitions import definitions_of
 from ..metrics.deformation import regularity
@@ -20,7 +19,6 @@ from ..system.threads import in_parallel
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-    from ..geometry.field import DisplacementField
     from ..geometry.resample import Interpolation
     from ..images.volume import Volume
     from .align import Start
@@ -63,7 +61,7 @@ def measure(
 
 def _of_images(images: Images, affine: Float[np.ndarray, "4 4"], warped: Warped) -> dict[str, Any]:
     stages = _stages(images.moving, affine, warped.image, "linear")
-    return compare_images(images.fixed, stages, MEASURES, _where_masks_count(images, warped.field))
+    return compare_images(images.fixed, stages, MEASURES, _where_masks_count(images, warped))
 
 
 def _of_labels(
@@ -92,10 +90,7 @@ def _stages(
     return {"before": before, "affine": aligned, "after": warped.data}
 
 
-def _where_masks_count(
-    images: Images, field: DisplacementField
-) -> Bool[np.ndarray, "i j k"] | None:
+def _where_masks_count(images: Images, warped: Warped) -> Bool[np.ndarray, "i j k"] | None:
     """Voxels of the fixed grid that both masks leave, the moving one's after all."""
-    warped = images.moving_mask and warp_volume(images.moving_mask, field, "nearest")
-    counting = [mask.data != 0 for mask in (warped, images.fixed_mask) if mask is not None]
+    counting = [mask.data != 0 for mask in (warped.mask, images.fixed_mask) if mask is not None]
     return np.logical_and.reduce(counting) if counting else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..geometry.warp import warp_volumes
 
 if TYPE_CHECKING:
-    import numpy as np
     from jaxtyping import Float
 
     from ..geometry.field import DisplacementField
@@ -43,21 +44,32 @@ class Warped:
     Attributes:
         image: Intensities of the moving image.
         labels: Of the moving image, nearest neighbour.
+        mask: Of the moving image, nearest neighbour.
         field: That they were warped by: complete, affine included, fixed → moving.
     """
 
     image: Volume
     labels: Volume | None
+    mask: Volume | None
     field: DisplacementField
+
+    @property
+    def masked_image(self) -> Volume:
+        """The image as far as its mask leaves it; its minimum elsewhere."""
+        if self.mask is None:
+            return self.image
+        data = np.where(self.mask.data != 0, self.image.data, self.image.data.min())
+        return replace(self.image, data=data)
 
 
 def warp(images: Images, field: DisplacementField, interpolation: Interpolation) -> Warped:
-    """Interpolate the moving image, and its labels, once from their original voxels."""
-    volumes: list[tuple[Volume, Interpolation]] = [(images.moving, interpolation)]
-    if images.moving_labels:
-        volumes.append((images.moving_labels, "nearest"))
-    image, *labels = warp_volumes(volumes, field)
-    return Warped(image, next(iter(labels), None), field)
+    """Interpolate the moving image, its labels and its mask once from their original voxels."""
+    volumes: dict[str, tuple[Volume, Interpolation]] = {"image": (images.moving, interpolation)}
+    for name, volume in (("labels", images.moving_labels), ("mask", images.moving_mask)):
+        if volume is not None:
+            volumes[name] = volume, "nearest"
+    warped = dict(zip(volumes, warp_volumes(volumes.values(), field), strict=True))
+    return Warped(warped["image"], warped.get("labels"), warped.get("mask"), field)
 
 
 def warp_along(
