@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .registration import Registration as Registration
     from .result import RegistrationResult as RegistrationResult
     from .steps.affine import align_affine as align_affine
+    from .steps.brain_mask import brain_masks as brain_masks
 
 # Loaded on first use: importing the package costs nothing, and `--help` comes at once.
 _HOME = {
@@ -40,6 +41,7 @@ _HOME = {
     "RegistrationResult": "result",
     "Volume": "images.volume",
     "align_affine": "steps.affine",
+    "brain_masks": "steps.brain_mask",
     "load_bundle": "bundle",
     "load_labels": "images.volume",
     "load_volume": "images.volume",
