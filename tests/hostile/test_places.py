@@ -259,9 +259,12 @@ def test_a_working_folder_that_is_gone(good, place):
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
-def test_little_memory(program, good, place):
-    outcome = program(*infer(good, "OUT", *QUICK), cwd=place, address_mb=400)
+@pytest.mark.parametrize("address_mb", [300, 400, 700, 1100, 1500])
+def test_little_memory(program, good, place, address_mb):
+    outcome = program(*infer(good, "OUT", *QUICK), cwd=place, address_mb=address_mb)
     check_bounded(outcome)
+    if address_mb < 1024:
+        assert "of address space" in outcome.err
     assert outcome.code in (0, 1)
     assert len(outcome.err.splitlines()) <= 1
     assert (place / "OUT").exists() == (outcome.code == 0)

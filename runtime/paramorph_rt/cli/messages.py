@@ -14,6 +14,7 @@ from typing import TextIO
 
 from ..errors import explained, one_line
 from ..system.interrupts import number_of
+from ..system.memory import check_address_space
 
 ERROR = 1
 DOUBTFUL = 3  # results are written, and one of them has a warning
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """
     with _log_on_stderr(args), _streams():
         try:
+            check_address_space()
             code: int = args.run(args)
             if sys.stdout is not None:  # as it is after >&-
                 sys.stdout.flush()
