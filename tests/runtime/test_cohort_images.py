@@ -80,7 +80,7 @@ def test_label_maps_of_derivatives_are_found_when_they_are_named(tree):
 
 def test_what_this_toolkit_and_others_write_is_told_by_its_name(tree):
     names = [name for name in outputs.PLAIN.own if name.endswith(".nii.gz")]
-    assert len(names) == 5
+    assert len(names) == 7
     others = ("also_warped/t2.nii.gz", "antsWarp_1Warp.nii.gz", "antsWarp_1InverseWarp.nii.gz")
     bids = ("sub-1_space-T1w_desc-brain_mask.nii.gz", "sub-1_label-GM_probseg.nii.gz")
     root = tree(*names, *others, *bids, "x_mask.nii.gz", "sub-1_from-a_to-b_mode-image_xfm.nii.gz")
