@@ -23,7 +23,7 @@ from .images import _MHA, _NRRD, DATA, nifti
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SETTINGS = settings(
-    max_examples=80 * SCALE,
+    max_examples=50 * SCALE,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -13,8 +13,8 @@ import pytest
 from .harness import SCALE, Program, snapshot
 
 QUICK = ("--quiet", "--no-affine", "--model", "none", "--refine", "off")
-#: The fast part kills before every fourth change, each signal before others.
-STEP = 4 if SCALE == 1 else 1
+#: The fast part kills before every eighth change, each signal before others.
+STEP = 8 if SCALE == 1 else 1
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -88,7 +88,7 @@ def test_killed_before_each_change_of_earlier_results(how, program, good, place)
 def test_killed_at_random_moments(how, program, good, place):
     chance = random.Random(int(how))
     whole = None
-    for number in range(6 * SCALE):
+    for number in range(4 * SCALE):
         out = place / f"OUT{number}"
         after = chance.uniform(0, 0.6)
         words = (
