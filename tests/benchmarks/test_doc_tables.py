@@ -24,7 +24,7 @@ def project(tmp_path, results):
     committed = doc_tables.ROOT / "benchmarks" / "results" / f"{NAME}.json"
     result = json.loads(committed.read_text(encoding="utf-8"))
     result["processor"] = "AMD EPYC"
-    for method in ("ParaMorph, OpenVINO bf16", "ANTs SyN"):
+    for method in ("ParaMorph, ONNX Runtime", "ANTs SyN"):
         result["summary"][method] |= {**FIGURES, "nonpositive_jacobian_percent": 0.0381}
     (results / f"{NAME}.json").write_text(json.dumps(result), encoding="utf-8")
     page = doc_tables.benchmark_of(NAME).page(result, NAME)
@@ -46,7 +46,7 @@ def test_what_stands_between_the_marks_is_made_from_the_result(project):
     ((path, text),) = doc_tables.outdated(project)
     assert path == project / "README.md"
     assert text.startswith(f"before\n\n<!-- table: {NAME} -->\n| two cores of AMD EPYC | Dice |")
-    assert "| **ParaMorph**, OpenVINO bf16 | 0.567 | 0.125 | 0.0381 | 0.0000 | 2.9 | " in text
+    assert "| **ParaMorph**, ONNX Runtime | 0.567 | 0.125 | 0.0381 | 0.0000 | 2.9 | " in text
     assert text.endswith("|\n<!-- end -->\n\nafter\n")
     assert "| old |" not in text
     assert doc_tables.updated(text) == text
