@@ -11,10 +11,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from paramorph_rt import brain_masks
 from paramorph_rt.bundle import MANIFEST, load_bundle
 from paramorph_rt.bundle.signatures import REQUIRED_BY
 from paramorph_rt.cli import main
 from paramorph_rt.errors import BundleError
+
+from .phantoms import centred_grid, head, volume_of
 
 PEM = serialization.Encoding.PEM
 SIGNATURE = MANIFEST + ".sig"
@@ -168,3 +171,22 @@ def test_commands_ask_for_signatures(bundle, keys, tmp_path, monkeypatch, capsys
     assert "expected a signed bundle" in capsys.readouterr().err
     sign(bundle, private)
     assert main(line) == 0
+
+
+def test_a_cluster_is_not_told_to_ask_for_signatures(keys, tmp_path, capsys):
+    """Its workers would not hear of it, and load what nobody signed."""
+    _, public = keys()
+    (tmp_path / "pairs.csv").write_text("moving,fixed\na.nii.gz,b.nii.gz\n", encoding="utf-8")
+    line = ["cohort", str(tmp_path / "pairs.csv"), "-o", str(tmp_path / "out")]
+    line += ["--scheduler", "tcp://127.0.0.1:1", "--require-signature", str(public)]
+    assert main(line) == 1
+    assert "set PARAMORPH_REQUIRE_SIGNATURE for each worker" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_network_of_strip_is_asked_for_its_signature(keys, monkeypatch):
+    _, public = keys()
+    monkeypatch.setenv(REQUIRED_BY, str(public))
+    image = volume_of(head, centred_grid("RAS", (20, 20, 20)))
+    with pytest.raises(BundleError, match="expected a signed bundle"):
+        brain_masks([image])

@@ -113,10 +113,16 @@ def run(args: argparse.Namespace) -> int:
 
 def checked_options(args: argparse.Namespace) -> Options:
     """The options of all pairs; those that cannot be met here are refused before files are read."""
+    from ..errors import CohortError
     from ..loaded import loaded
     from ..pair import check
     from ..results.outputs import check_outputs
 
+    if args.scheduler is not None and args.require_signature is not None:
+        raise CohortError(
+            "--require-signature: expected a cohort in this process, got --scheduler, whose "
+            "workers load models by themselves; set PARAMORPH_REQUIRE_SIGNATURE for each worker instead."
+        )
     options = options_of(args)
     check_outputs(args.out_dir, force=True)
     if args.scheduler is None:

@@ -80,12 +80,12 @@ def brain_masks(volumes: Sequence[Volume], threads: int | None = None) -> list[V
     if not volumes:
         return []
     bundle = load_bundle(_FOLDER)
-    network = choose_features(bundle, threads=threads)
     grids = [network_grid_for(volume, bundle.inputs) for volume in volumes]
     images = [_prepared(*each, bundle) for each in zip(volumes, grids, strict=True)]
     scores: list[Float[np.ndarray, "1 i j k"]] = []
-    for first in range(0, len(images), 2):  # the network takes two at a time
-        scores.extend(network.run(images[first], images[min(first + 1, len(images) - 1)]))
+    with choose_features(bundle, threads=threads) as network:
+        for first in range(0, len(images), 2):  # it takes two at a time
+            scores.extend(network.run(images[first], images[min(first + 1, len(images) - 1)]))
     # Its one code is 1 outside the brain and -1 inside.
     return [_mask(v, g, -score[0]) for v, g, score in zip(volumes, grids, scores, strict=False)]
 
