@@ -121,7 +121,8 @@ def checked_options(args: argparse.Namespace) -> Options:
     if args.scheduler is not None and args.require_signature is not None:
         raise CohortError(
             "--require-signature: expected a cohort in this process, got --scheduler, whose "
-            "workers load models by themselves; set PARAMORPH_REQUIRE_SIGNATURE for each worker instead."
+            "workers load models by themselves; set PARAMORPH_REQUIRE_SIGNATURE for each worker "
+            "instead."
         )
     options = options_of(args)
     check_outputs(args.out_dir, force=True)
