@@ -13,6 +13,7 @@ from bundles import named_bundles
 from paramorph_export.engine import add_engines
 from paramorph_rt.bundle import Bundle, load_bundle
 from record import Result, Row
+from schedule import CARDS, EFFICIENCY, LAUNCH_SECONDS, schedule_of
 from tables import markdown_table, measured
 
 COLUMNS = (
@@ -27,6 +28,9 @@ COLUMNS = (
     ("engine, MB", "engine_mb", ".2f"),
     ("of these weights", "weights_mb", ".1f"),
     ("activations, MB", "activations_mb", ".0f"),
+    ("launches", "launches", "d"),
+    ("traffic, GB", "gigabytes", ".2f"),
+    *((f"model of {card.name}, ms", card.name, ".1f") for card in CARDS),
 )
 FROM_MANIFEST = ("flavour", "version", "compute_capability", "precision", "build_seconds")
 
@@ -58,7 +62,17 @@ def _row(label: str, folder: Path, entry: dict[str, Any]) -> Row:
         "weights_mb": entry["weights_bytes"] / 1e6,
         "activations_mb": entry["device_memory_bytes"] / 1e6,
         **{key: entry[key] for key in FROM_MANIFEST},
+        **_scheduled(folder / entry["file"]),
     }
+
+
+def _scheduled(engine: Path) -> Row:
+    """What the engine's own text says, where it says anything: that of TensorRT for RTX does."""
+    try:
+        summary = schedule_of(engine.read_bytes()).summary()
+    except ValueError as err:
+        return {"schedule": str(err)}
+    return {**summary, **summary["modelled_ms"]}
 
 
 def run(args: argparse.Namespace) -> Row:
@@ -76,7 +90,13 @@ def body(result: Result) -> str:
         f"{rows[0]['flavour']} {rows[0]['version']}, without a GPU. MB are 10⁶ bytes. Weights and "
         "activations are what the library reports; it reserves the activations on the device when "
         "a context is created. What an engine holds beyond its weights is the text of its kernels, "
-        "about 145 kB each, which the library compiles on the card. Other graphs, where there are "
+        "about 145 kB each, which the library compiles on the card. Launches and traffic are those "
+        "of the engine's own program: every tensor that a kernel reads or writes, once. From "
+        "these, and from the arithmetic of its products, comes a model of the time on a card, which "
+        "no card has confirmed: the longer of moving at "
+        f"{' or '.join(f'{c.bytes_per_second / 1e9:.0f}' for c in CARDS)} GB/s and computing at "
+        f"{EFFICIENCY:.0%} of {' or '.join(f'{c.flop_per_second / 1e12:g}' for c in CARDS)} "
+        f"TFLOP/s, and {LAUNCH_SECONDS * 1e6:g} µs for each launch. Other graphs, where there are "
         "any, compute the same without one choice of the export each (classes of "
         "`paramorph_export.graph`, rules of `paramorph_export.precision`).\n\n"
         + markdown_table(rows, measured(COLUMNS, rows))

@@ -23,9 +23,9 @@ from paramorph_export.errors import ExportError
 from paramorph_rt.backends.gpu import Gpu
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.errors import BundleError, MissingDependencyError
+from schedule import schedule_of
 
 from ..runtime.phantoms import read_manifest, replace_file, write_bundle, write_manifest
-from .schedule import schedule_of
 
 # What the child uses of either library; FAKE says how it behaves, SEEN what it was given.
 FAKE = """
