@@ -177,8 +177,8 @@ def _stages(
 def _as_field(transforms: Sequence[Transform], fixed: Grid | None) -> DisplacementField:
     """All transforms as one field; on the grid of the first, if it has one."""
     first = as_transform(transforms[0])
-    whole = as_transform(compose(transforms, fixed if first.grid is None else None))
-    if isinstance(whole, DisplacementField):
+    whole = compose(transforms, fixed if first.grid is None else None)
+    if whole.grid is not None:
         return whole
     if fixed is None:
         raise EvaluationError(

@@ -72,7 +72,7 @@ def test_composition_is_the_affine_of_the_displaced_point(field):
     affine[:3, 3] = (30.0, -300.0, 20.0)
     points = world_points(field.grid)
     expected = (points + field.vectors_mm) @ affine[:3, :3].T + affine[:3, 3] - points
-    composed = field.composed_with_affine(affine)
+    composed = affine @ field
     # float32 at 300 mm is exact to 3e-5 mm, and a few such terms are summed.
     np.testing.assert_allclose(composed.vectors_mm, expected, atol=2e-4)
     assert composed.vectors_mm.dtype == np.float32

@@ -28,7 +28,7 @@ def field_of(function, offset_mm=(0.0, 0.0, 0.0)) -> DisplacementField:
     """A displacement by `function` of the fixed world, then an affine."""
     grid = centred_grid(*FIXED)
     vectors = function(world_points(grid)).astype(np.float32)
-    return DisplacementField(grid, vectors).composed_with_affine(affine_with(offset_mm))
+    return affine_with(offset_mm) @ DisplacementField(grid, vectors)
 
 
 def waves(points: np.ndarray) -> np.ndarray:

@@ -400,10 +400,10 @@ def test_a_voxel_thrown_over_its_neighbour_is_not_digitally_diffeomorphic():
 def test_a_mirror_turns_everything_inside_out_and_an_affine_nothing():
     grid = centred_grid("oblique", (9, 8, 20), (1, 2, 3))
     still = DisplacementField(grid, np.zeros((*grid.shape, 3), np.float32))
-    mirror = digital_diffeomorphism(still.composed_with_affine(np.diag([-1.0, 1, 1, 1])))
+    mirror = digital_diffeomorphism(np.diag([-1.0, 1, 1, 1]) @ still)
     assert mirror == pytest.approx((100, 100), rel=1e-5)
     turned = np.array([[-1.2, 0.3, 0, 4], [-0.2, -0.9, 0.1, 5], [0, 0, 1.1, 6], [0, 0, 0, 1]])
-    assert digital_diffeomorphism(still.composed_with_affine(turned)) == (0, 0)
+    assert digital_diffeomorphism(turned @ still) == (0, 0)
 
 
 def test_the_document_defines_every_metric_in_the_same_words():

@@ -157,9 +157,7 @@ def test_grid_of_an_affine_alone_stays_regular(result, volumes):
     _, fixed, *_ = volumes
     turned = affine_of("oblique", (1.1, 0.9, 1.0), (3, -2, 1))
     still = DisplacementField(fixed.grid, np.zeros((*fixed.grid.shape, 3), np.float32))
-    moved = dataclasses.replace(
-        result, affine=turned, displacement=still.composed_with_affine(turned)
-    )
+    moved = dataclasses.replace(result, affine=turned, displacement=turned @ still)
     for plane in cut(load_pair(moved, *volumes), 3):
         columns, rows, _ = plane.grid.shape
         expected = np.empty_like(plane.lattice)

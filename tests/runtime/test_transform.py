@@ -43,7 +43,7 @@ def test_points_go_where_itk_sends_them(transform):
 
 
 def test_transform_is_followed_by_an_affine(transform, matrix):
-    both = transform.composed_with_affine(matrix)
+    both = matrix @ transform
     # The composed vectors are float32.
     expected = Affine(matrix).map(transform.map(POINTS))
     np.testing.assert_allclose(both.map(POINTS), expected, atol=1e-4)
@@ -69,3 +69,5 @@ def test_affine_is_an_array_like_those_that_callers_pass(matrix):
     affine = as_transform(matrix)
     assert isinstance(affine, np.ndarray)
     np.testing.assert_array_equal(affine @ affine, matrix @ matrix)
+    for product in (affine @ affine, matrix @ affine, affine @ matrix):
+        assert isinstance(product, Affine)

@@ -70,7 +70,7 @@ def field(fixed, affine) -> DisplacementField:
     x, y, z = np.moveaxis(world_points(fixed), -1, 0)
     vectors = [2 * np.sin(y / 9), 1.5 * np.cos(x / 8 + z / 9), -2 * np.sin(x / 10 + y / 11)]
     vectors = np.stack(vectors, axis=-1).astype(np.float32)
-    return DisplacementField(fixed, vectors).composed_with_affine(affine)
+    return affine @ DisplacementField(fixed, vectors)
 
 
 @pytest.fixture(params=["affine", "field"])

@@ -7,9 +7,10 @@ as in ITK.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import matmul
 from typing import TYPE_CHECKING
 
-import numpy as np
 import SimpleITK as sitk
 
 from ..errors import TransformError
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
     from .resample import Interpolation
     from .spaces import Grid
-    from .transform import Transform
+    from .transform import Affine, Transform
 
 
-def compose(transforms: Sequence[Transform], grid: Grid | None = None) -> Transform:
+def compose(
+    transforms: Sequence[Transform], grid: Grid | None = None
+) -> Affine | DisplacementField:
     """Join transforms into one.
 
     Args:
@@ -42,10 +45,7 @@ def compose(transforms: Sequence[Transform], grid: Grid | None = None) -> Transf
     """
     first, *others = map(as_transform, transforms)
     if all(other.grid is None for other in others) and (first.grid is None or grid is None):
-        affine = np.eye(4)
-        for other in others:
-            affine = np.asarray(other) @ affine
-        return first.composed_with_affine(affine) if others else first
+        return reduce(matmul, [*reversed(others), first])
     grid = grid or first.grid
     if grid is None:
         raise TransformError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
+from ..errors import TransformError
 from ..system.threads import mapped
 from .resample import resampled
 from .separable import interpolate, samples_along_axes
@@ -99,13 +100,27 @@ class DisplacementField:
         padded = np.pad(self.vectors_mm, [*zip(before, after, strict=True), (0, 0)], mode="edge")
         return DisplacementField(self.grid.padded(before, after), padded)
 
-    def composed_with_affine(self, affine: Float[np.ndarray, "4 4"]) -> DisplacementField:
-        """Follow the field by an affine: the displacement of ``x ↦ affine(x + u(x))``.
+    def check(self, name: str) -> None:
+        """Refuse vectors or a grid that are not finite.
+
+        Raises:
+            TransformError: NaN or infinity; `name` is what the message calls the field.
+        """
+        if not (np.isfinite(self.vectors_mm).all() and np.isfinite(self.grid.affine).all()):
+            raise TransformError(
+                f"{name}: expected finite vectors on a grid, got NaN or Inf; write it again."
+            )
+
+    # NumPy leaves `affine @ field` to the field.
+    __array_ufunc__ = None
+
+    def __rmatmul__(self, affine: Float[np.ndarray, "4 4"]) -> DisplacementField:
+        """``affine @ field``: the displacement of ``x ↦ affine(x + u(x))``.
 
         Args:
             affine: World mm → moving world mm (RAS), such as `align_affine` returns.
         """
-        matrix, offset = affine[:3, :3], affine[:3, 3]
+        matrix, offset = np.asarray(affine)[:3, :3], np.asarray(affine)[:3, 3]
         # affine(x + u) - x = (matrix - 1) x + offset + matrix u. With x = grid(p), the first two
         # terms are linear in p: a sum of three vectors, one per axis, that broadcasting spreads.
         slope = (matrix - np.eye(3)) @ self.grid.affine[:3, :3]

@@ -90,7 +90,7 @@ class _Solver:
     def __init__(self, field: DisplacementField, affine: Float[np.ndarray, "4 4"]) -> None:
         self._grid = field.grid
         self._to_moving = affine @ field.grid.affine
-        rest = field.composed_with_affine(np.linalg.inv(affine)).vectors_mm
+        rest = (np.linalg.inv(affine) @ field).vectors_mm
         turn = field.grid.world_to_index[:3, :3].astype(np.float32)
         in_voxels = np.empty(rest.shape, np.float32, order="F")
         for a in range(3):

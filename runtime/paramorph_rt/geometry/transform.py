@@ -1,8 +1,8 @@
 """Transforms behind one interface: affines and displacement fields, both fixed → moving.
 
 Either has a `grid` (None for an affine), maps points (`map`), can be followed by an affine
-(`composed_with_affine`) and converted for ITK (`to_itk`). `compose` joins any sequence of them; a
-field is inverted by `invert_field`, which also gives the error of the inverse.
+(``affine @ transform``), checked (`check`) and converted for ITK (`to_itk`). `compose` joins any
+sequence of them; a field is inverted by `invert_field`, which also gives the error of the inverse.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import TransformError
 from .field import DisplacementField
 from .spaces import itk_affine
 
@@ -25,9 +26,10 @@ class Affine(np.ndarray):
     """A 4×4 float64 matrix, world mm → world mm (RAS).
 
     It is an array, because callers pass affines as arrays and go on computing with what they get.
+    ``second @ first`` maps a point by `first`, then by `second`.
     """
 
-    grid = None
+    grid: None = None
 
     def __new__(cls, matrix: Float[np.ndarray, "4 4"]) -> Affine:
         """Copy a matrix."""
@@ -38,9 +40,19 @@ class Affine(np.ndarray):
         matrix = np.asarray(self)
         return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
 
-    def composed_with_affine(self, affine: Float[np.ndarray, "4 4"]) -> Affine:
-        """This affine, followed by another one."""
-        return Affine(affine @ np.asarray(self))
+    def check(self, name: str) -> None:
+        """Refuse a matrix that maps space onto less than space.
+
+        Raises:
+            TransformError: Not finite, the last row is not 0 0 0 1, or there is no inverse; `name`
+                is what the message calls the affine.
+        """
+        usable = np.isfinite(self).all() and abs(np.linalg.det(self[:3, :3])) >= 1e-9
+        if not (usable and np.allclose(self[3], (0, 0, 0, 1))):
+            raise TransformError(
+                f"{name}: expected an invertible affine with last row 0 0 0 1, got "
+                f"{self.round(6).tolist()}; check that it is the right file."
+            )
 
     def inverse(self) -> Affine:
         """Moving → fixed, of fixed → moving."""
@@ -48,8 +60,7 @@ class Affine(np.ndarray):
 
     def on(self, grid: Grid) -> DisplacementField:
         """The same as a displacement field."""
-        nothing = np.zeros((*grid.shape, 3), dtype=np.float32)
-        return DisplacementField(grid, nothing).composed_with_affine(np.asarray(self))
+        return self @ DisplacementField(grid, np.zeros((*grid.shape, 3), dtype=np.float32))
 
     def to_itk(self) -> sitk.Transform:
         """For ITK, between LPS worlds."""

@@ -34,7 +34,7 @@ class Deformation:
 
     def on(self, grid: Grid) -> DisplacementField:
         """The complete field on a grid, fixed → moving."""
-        return self.field.resampled_to(grid).composed_with_affine(self.affine)
+        return self.affine @ self.field.resampled_to(grid)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,19 +6,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..errors import TransformError
-from ..geometry.transform import Affine, as_transform
+from ..geometry.transform import as_transform
 from ..images.nifti import open_nifti
 from ..system.files import check_regular
 from . import Images, Transform, freesurfer, fsl, itk, niftyreg
-from .matrix import check_affine
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Float
 
     from ..geometry.field import DisplacementField
+    from ..geometry.transform import Affine
 
 FORMATS: dict[str, ModuleType] = {
     "itk": itk,
@@ -43,12 +42,7 @@ def read_transform(
         VolumeError: A damaged NIfTI or MGH file.
     """
     transform = as_transform(FORMATS[format or format_of(path)].read(path, images or Images()))
-    if isinstance(transform, Affine):
-        check_affine(transform, path.name)
-    elif not (np.isfinite(transform.vectors_mm).all() and np.isfinite(transform.grid.affine).all()):
-        raise TransformError(
-            f"{path.name}: expected finite vectors on a grid, got NaN or Inf; write it again."
-        )
+    transform.check(path.name)
     return transform
 
 

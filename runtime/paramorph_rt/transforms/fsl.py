@@ -51,7 +51,7 @@ def write_affine(path: Path, affine: Float[np.ndarray, "4 4"], images: Images) -
 def write_field(path: Path, field: DisplacementField, images: Images) -> None:
     """Write a relative warp, for which the moving image is needed."""
     to_fsl, moving = fsl_from_world(field.grid), images.grid("moving", path.name)
-    in_world = field.composed_with_affine(np.linalg.inv(to_fsl) @ fsl_from_world(moving))
+    in_world = np.linalg.inv(to_fsl) @ fsl_from_world(moving) @ field
     write_nifti(
         path,
         in_world.vectors_mm @ to_fsl[:3, :3].T.astype(np.float32),
@@ -82,4 +82,4 @@ def _in_world(
 ) -> DisplacementField:
     to_fsl = fsl_from_world(grid)
     field = DisplacementField(grid, relative @ np.linalg.inv(to_fsl[:3, :3]).T.astype(np.float32))
-    return field.composed_with_affine(np.linalg.inv(fsl_from_world(moving)) @ to_fsl)
+    return np.linalg.inv(fsl_from_world(moving)) @ to_fsl @ field

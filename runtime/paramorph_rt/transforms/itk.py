@@ -107,7 +107,7 @@ def write_composite(path: Path, field: DisplacementField, affine: Float[np.ndarr
     Raises:
         OSError: The disk is full.
     """
-    by_network = field.composed_with_affine(np.linalg.inv(affine))
+    by_network = np.linalg.inv(affine) @ field
     _write_itk(path, itk_transform([by_network, affine]))
 
 

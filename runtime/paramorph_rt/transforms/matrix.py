@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import TransformError
+from ..geometry.transform import Affine
 from ..system.files import read_text
 
 if TYPE_CHECKING:
@@ -35,24 +36,10 @@ def read_matrix(path: Path) -> Float[np.ndarray, "4 4"]:
             f"{path.name}: expected four rows of four numbers, got shape {matrix.shape}; check "
             "that it is the right file."
         )
-    check_affine(matrix, path.name)
+    Affine(matrix).check(path.name)
     return matrix
 
 
 def write_matrix(path: Path, matrix: Float[np.ndarray, "4 4"]) -> None:
     """Write four rows of four numbers, with all the digits of a double."""
     np.savetxt(path, matrix, fmt="%.17g")
-
-
-def check_affine(matrix: Float[np.ndarray, "4 4"], name: str) -> None:
-    """Refuse a matrix that maps space onto less than space.
-
-    Raises:
-        TransformError: Not finite, the last row is not 0 0 0 1, or there is no inverse.
-    """
-    usable = np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:3, :3])) >= 1e-9
-    if not (usable and np.allclose(matrix[3], (0, 0, 0, 1))):
-        raise TransformError(
-            f"{name}: expected an invertible affine with last row 0 0 0 1, got "
-            f"{matrix.round(6).tolist()}; check that it is the right file."
-        )
