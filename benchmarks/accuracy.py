@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmark import MODEL, PAIRS, RESUME, THREADS, Benchmark, option
+from benchmark import LABELLED, MODEL, PAIRS, RESUME, THREADS, Benchmark, option
 from bundles import named_bundles
 from charts import accuracy_plot
 from evaluation import LabelledPair, errors_mm, evaluate, load_pair, mean_dice
@@ -34,7 +34,7 @@ from paramorph_rt.errors import ParamorphError
 from paramorph_rt.images.volume import load_labels
 from paramorph_rt.transforms.itk import read_displacement
 from record import BenchmarkError, Result, Row, Rows, weights_sha256
-from sets import SETS, Case, PairSet
+from sets import FIELD_MEAN_MM, FIELD_SIGMA_MM, SETS, Case, PairSet
 from tables import average, failures, grouped, markdown_table, measured
 
 DEFAULT_METHODS = "nothing,affine,default,no-network,unrefined,thorough,demons,syn,greedy,greedy-sv"
@@ -60,9 +60,10 @@ COLUMNS = (
 )
 MEANS = ("ncc", *(key for _, key, _ in COLUMNS[1:10]))
 KNOWN_FIELD = (
-    "The fixed image is the moving one, deformed by smooth noise (Gaussian of 14 mm, vectors of "
-    "3 mm on average) and an affine, with noise in the intensities. Errors are distances from "
-    "where the known field leads, over the voxels of the brain.\n\n"
+    f"The fixed image is the moving one, deformed by smooth noise (Gaussian of {FIELD_SIGMA_MM:g} "
+    f"mm, vectors of {FIELD_MEAN_MM:g} mm on average) and an affine, with noise in the "
+    "intensities. Errors are distances from where the known field leads, over the voxels of the "
+    "brain.\n\n"
 )
 
 
@@ -186,11 +187,7 @@ def headline(result: Result) -> dict[str, float]:
 
 
 OPTIONS = (
-    option(
-        "folder",
-        type=Path,
-        help="NAME_*.nii.gz with NAME_labels.nii.gz; with --set, the folder of all sets",
-    ),
+    option("folder", type=Path, help=f"{LABELLED}; with --set, the folder of all sets"),
     option("--set", action="append", metavar="NAME", help=f"{', '.join(SETS)}; repeatable"),
     PAIRS,
     option("--first", type=int, metavar="N", help="pairs of each set alone (default: all)"),

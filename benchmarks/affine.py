@@ -118,15 +118,13 @@ METHODS: dict[str, Callable[[Volume, Volume], tuple[np.ndarray, Row]]] = {
 }
 
 
-def dice_of(affine: np.ndarray, moving_labels: Volume, fixed_labels: Volume) -> float:
+def dice_of(affine: np.ndarray, pose: np.ndarray, pair: LabelledPair) -> float | None:
     """Mean over the common labels, at every second voxel of the fixed grid."""
-    grid = fixed_labels.grid
-    target = fixed_labels.data[::2, ::2, ::2]
-    coarse = Grid(target.shape, grid.affine @ np.diag([2, 2, 2, 1]))
-    warped = resample_to_grid(moving_labels, coarse, affine, "nearest")
-    common = present_labels(moving_labels.data) & present_labels(fixed_labels.data)
-    overlap = dice(target, warped)
-    return mean_over({label: overlap.get(label, 0.0) for label in common}, common)
+    target = pair.fixed_labels.data[::2, ::2, ::2]
+    coarse = Grid(target.shape, pair.fixed.grid.affine @ np.diag([2, 2, 2, 1]))
+    warped = resample_to_grid(posed(pair.moving_labels, pose), coarse, affine, "nearest")
+    common = present_labels(target) & present_labels(pair.moving_labels.data)
+    return mean_over(dice(target, warped), common)
 
 
 def measure(pair: LabelledPair, poses: int, peer_poses: int, seed: int) -> Iterator[Row]:
@@ -156,7 +154,7 @@ def measure(pair: LabelledPair, poses: int, peer_poses: int, seed: int) -> Itera
             back = np.linalg.inv(pose) @ affine
             apart = points @ (back - unperturbed.setdefault(method, back)).T
             yield row | {
-                "dice": dice_of(affine, posed(pair.moving_labels, pose), pair.fixed_labels),
+                "dice": dice_of(affine, pose, pair),
                 "off_mm": float(np.linalg.norm(apart[:, :3], axis=1).mean()),
                 **report,
             }

@@ -45,6 +45,9 @@ PAIRS = option(
     "--pairs", type=Path, metavar="CSV", help="columns moving,fixed (default: each to the next)"
 )
 MODEL = option("--model", action="append", metavar="BUNDLE[:LABEL]", help="default: as shipped")
+ENGINES = option(
+    "--engines", default="onnxruntime:fp32,openvino:fp32,openvino:bf16", help="backend:precision,…"
+)
 THREADS = option("--threads", type=int, default=CORES, help="default: all cores, %(default)s")
 RESUME = option("--resume", action="store_true", help="measure only what the result file lacks")
 OUT = option("--out", type=Path, metavar="DIR", help="of the result files (default: results)")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from paramorph_rt.bundle import Bundle, default_bundle_path, load_bundle
+from paramorph_rt.system.files import sha256_of
 from record import BenchmarkError, weights_sha256
 
 
@@ -60,9 +60,8 @@ def weights_of(bundle: Bundle, files: Iterable[Path] = ()) -> Path:
     """
     wanted = weights_sha256(bundle)
     for path in (*files, *bundle.folder.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() == wanted:
-                return path.resolve()
+        if sha256_of(path) == wanted:
+            return path.resolve()
     raise BenchmarkError(
         f"{bundle.name}: expected the weights of SHA-256 {(wanted or 'unknown')[:12]}… for "
         "PyTorch, found none; pass --weights, or leave PyTorch out of --contenders."

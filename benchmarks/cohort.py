@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,13 +22,14 @@ import numpy as np
 from benchmark import CORES, FOLDER, Benchmark, option
 from costs import peak_mb, resident_mb, timed
 from isolated import call_isolated, run_measured
+from jobs import infer_command
 from paramorph_rt.cohort.images import images_with_labels
 from paramorph_rt.cohort.pairs import Pair, pairs_of_all
 from paramorph_rt.cohort.run import run_cohort
 from paramorph_rt.cohort.work import PAIRS
 from paramorph_rt.loaded import loaded
 from paramorph_rt.request import Inputs, Options
-from record import BenchmarkError, Result, Row
+from record import Result, Row, succeeded
 from tables import markdown_table
 
 COARSER = 4
@@ -74,13 +74,8 @@ def single(pairs: Sequence[Pair], backend: str, out: Path) -> Row:
     """`paramorph-rt infer` for each pair, a process each."""
     calls = []
     for pair in pairs:
-        command = [sys.executable, "-m", "paramorph_rt", "infer", "--backend", backend]
-        command += ["--out-dir", str(out / PAIRS / pair.name)]
-        for role, path in pair.inputs.files().items():
-            command += [f"--{role.replace('_', '-')}", str(path)]
-        calls.append(run_measured(command, CORES, timeout_s=1800))
-        if "error" in calls[-1]:
-            raise BenchmarkError(f"{pair.name}: expected a registration, got {calls[-1]['error']}.")
+        command = infer_command(pair.inputs.files(), out / PAIRS / pair.name, backend)
+        calls.append(succeeded(run_measured(command, CORES, timeout_s=1800)))
     return {
         "seconds": [call["seconds"] for call in calls],
         "cpu_seconds_per_pair": statistics.mean(call["cpu_seconds"] for call in calls),

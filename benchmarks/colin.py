@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paramorph.data import SubjectFiles
+from pairs import write_subject
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.geometry.warp import warp_volume
-from paramorph_rt.images.volume import Volume, load_labels, load_volume, save_labels, save_volume
+from paramorph_rt.images.volume import Volume, load_labels, load_volume
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-HOME = Path(__file__).parents[1] / "examples" / "colin27"
+    from paramorph.data import SubjectFiles
+
+BRAIN, LABELS = (
+    Path(__file__).parents[1] / "examples/colin27" / name
+    for name in ("ch2bet.nii.gz", "aal.nii.gz")
+)
 SIDE_MM = 208  # of a cube with all of the brain; so many voxels per axis are 1 mm
 MIDDLE = (-0.5, -16.5, 8.5)  # of the brain, in its world
 BEND_MM, WAVE_MM = 5.0, 60.0
@@ -38,15 +43,19 @@ def write_colin_pair(folder: Path, size: int) -> tuple[SubjectFiles, SubjectFile
     """
     folder.mkdir(exist_ok=True)
     grid = cube(size)
-    image, labels = load_volume(HOME / "ch2bet.nii.gz"), load_labels(HOME / "aal.nii.gz")
+    image, labels = load_volume(BRAIN), load_labels(LABELS)
     # On the cube first, smoothed where that is coarser; the warp does not smooth.
     coarse = Volume(resample_to_grid(image, grid), grid, image.name)
     bent = DisplacementField(grid, _deformation_mm(grid))
-    same = Volume(resample_to_grid(labels, grid, None, "nearest"), grid, labels.name)
-    return (
-        _written(folder, "colin", coarse, same),
-        _written(folder, "bent", warp_volume(coarse, bent), warp_volume(labels, bent, "nearest")),
+    both = {
+        "colin": (coarse.data, resample_to_grid(labels, grid, None, "nearest")),
+        "bent": (warp_volume(coarse, bent).data, warp_volume(labels, bent, "nearest").data),
+    }
+    moving, fixed = (
+        write_subject(folder, name, Volume(np.rint(data).astype(np.int16), grid, name), labels)
+        for name, (data, labels) in both.items()
     )
+    return moving, fixed
 
 
 def _deformation_mm(grid: Grid) -> Float[np.ndarray, "i j k 3"]:
@@ -64,10 +73,3 @@ def _deformation_mm(grid: Grid) -> Float[np.ndarray, "i j k 3"]:
         BEND_MM * np.sin(wave * y) * ones,
     )
     return np.stack(parts, axis=-1).astype(np.float32)
-
-
-def _written(folder: Path, name: str, image: Volume, labels: Volume) -> SubjectFiles:
-    files = SubjectFiles(name, folder / f"{name}_t1.nii.gz", folder / f"{name}_labels.nii.gz")
-    save_volume(files.image, Volume(np.rint(image.data).astype(np.int16), image.grid, name))
-    save_labels(files.labels, labels)
-    return files

@@ -9,7 +9,7 @@ import re
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,14 +50,6 @@ def within(call: Callable[[], Any], runs: int, seconds: float, at_least: int) ->
             break
         each.append(timed(call).seconds)
     return each
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """By linear interpolation, as NumPy's default."""
-    ordered, position = sorted(values), share * (len(values) - 1)
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
 
 
 def peak_mb() -> float:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pairs import BenchmarkError
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.images.checks import check_same_grid
 from paramorph_rt.images.volume import Volume, load_labels, load_volume
 from paramorph_rt.metrics.deformation import regularity
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
 from paramorph_rt.metrics.summary import compare_images, compare_labels
+from record import BenchmarkError
 
 if TYPE_CHECKING:
     from paramorph.data import SubjectFiles
@@ -97,5 +97,4 @@ def mean_dice(warped_labels: Volume, pair: LabelledPair) -> float | None:
     """Mean Dice as `evaluate` takes it, of moving labels that a method warped itself."""
     check_same_grid(pair.fixed, warped_labels)
     common = present_labels(pair.fixed_labels.data) & present_labels(pair.moving_labels.data)
-    overlap = dice(pair.fixed_labels.data, warped_labels.data)
-    return mean_over({label: overlap.get(label, 0.0) for label in common}, common)
+    return mean_over(dice(pair.fixed_labels.data, warped_labels.data), common)

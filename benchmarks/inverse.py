@@ -50,12 +50,10 @@ def by_itk(
 ) -> DisplacementField:
     """The inverse of a complete field on a grid of the moving side."""
     back = np.linalg.inv(affine)
-    rest = field.composed_with_affine(back)
+    rest = back @ field
     inverted = invert(to_sitk(rest.vectors_mm.astype(np.float64), rest.grid))
     inverse = DisplacementField(rest.grid, from_sitk(inverted)[0].astype(np.float32))
-    whole = compose([back, inverse], grid)
-    assert isinstance(whole, DisplacementField)
-    return whole
+    return compose([back, inverse], grid)
 
 
 def there_and_back(

@@ -37,16 +37,10 @@ THREAD_VARIABLES = (
 @contextmanager
 def empty_cache() -> Iterator[None]:
     """An empty cache folder for the engines, in this process and its children."""
-    variable = "XDG_CACHE_HOME"
-    before = os.environ.get(variable)
-    with TemporaryDirectory() as folder:
-        os.environ[variable] = folder
-        try:
-            yield
-        finally:
-            del os.environ[variable]
-            if before is not None:
-                os.environ[variable] = before
+    from unittest.mock import patch  # here, as it takes memory that a worker shall not have
+
+    with TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder):
+        yield
 
 
 def limited_to(threads: int) -> dict[str, str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from paramorph.data import SubjectFiles
     from paramorph_rt.bundle import Bundle
 
+ROLES = ("moving", "fixed", "moving_labels", "fixed_labels")
 METRICS = "metrics.json"
 FIELD = "displacement.nii.gz"
 WARPED, WARPED_LABELS = "warped.nii.gz", "warped_labels.nii.gz"  # as `infer` calls them
@@ -99,15 +100,11 @@ class Job:
     def _command(self, task: Task, threads: int) -> list[str]:
         if self.peer:
             return python_command("peers:run", self.peer, asdict(task))
-        backend, _, precision = self.engine.partition(":")
-        command = [sys.executable, "-m", "paramorph_rt", "infer", "--threads", str(threads)]
-        command += ["--moving", task.moving, "--fixed", task.fixed, "--out-dir", task.out]
-        command += ["--moving-labels", task.moving_labels, "--fixed-labels", task.fixed_labels]
-        # Of metrics, peers take the Dice alone.
-        command += ["--backend", backend, "--precision", precision, "--no-surface-distances"]
-        command += ["--affine", "rigid"] if task.affine == "rigid" else []
-        command += ["--refine", self.refine] if self.refine else []
-        return command + (["--model", self.model] if self.model else [])
+        kind = "rigid" if task.affine == "rigid" else None
+        options = {"affine": kind, "refine": self.refine, "model": self.model, "threads": threads}
+        files = {role: getattr(task, role) for role in ROLES}
+        command = infer_command(files, task.out, self.engine, **options)
+        return [*command, "--no-surface-distances"]  # of metrics, peers take the Dice alone
 
 
 #: The methods of all tables and plots; another peer or setting of ours is another entry.
@@ -132,6 +129,25 @@ JOBS: dict[str, Job] = {
 }
 #: The peers whose time others are measured by.
 YARDSTICKS = {"greedy": JOBS["greedy"].title, "syn": JOBS["syn"].title}
+
+
+def infer_command(
+    files: Mapping[str, object], out: object, engine: str, **options: object
+) -> list[str]:
+    """`paramorph-rt infer`, by its options' names; those that are None are left out.
+
+    Args:
+        files: By role.
+        out: Folder of the results.
+        engine: `backend:precision`, or `backend` alone.
+        options: Any others.
+    """
+    backend, _, precision = engine.partition(":")
+    options |= {**files, "out_dir": out, "backend": backend, "precision": precision or None}
+    command = [sys.executable, "-m", "paramorph_rt", "infer"]
+    for name, value in options.items():
+        command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    return command
 
 
 def jobs_named(names: str, bundles: Mapping[str, Bundle]) -> list[Job]:
@@ -178,7 +194,7 @@ def register_many(task: dict[str, str], model: str, engine: str, count: int, thr
     from paramorph_rt import Registration
 
     register = Registration(model, threads, *engine.split(":"))
-    inputs = [task[role] for role in ("moving", "fixed", "moving_labels", "fixed_labels")]
+    inputs = [task[role] for role in ROLES]
     for number in range(count):
         register(*inputs, surfaces=False).save(Path(task["out"]) / str(number))
 

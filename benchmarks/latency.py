@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,18 +25,12 @@ from bundles import named_bundles, weights_of
 from charts import latency_plot
 from colin import SIDE_MM, write_colin_pair
 from contenders import PYTORCH, Spec
-from costs import quantile
-from evaluation import LabelledPair, load_pair, mean_dice
 from isolated import Answer, Worker, empty_cache, worker
 from leads import check_leads, compared
-from pairs import labelled_pairs
+from paramorph_export.pairs import Pair, pair_of, pairs_of
 from paramorph_rt.backends import WAYS
 from paramorph_rt.bundle import Bundle
 from paramorph_rt.errors import ParamorphError
-from paramorph_rt.geometry.field import field_from_network
-from paramorph_rt.geometry.warp import warp_volume
-from paramorph_rt.steps.affine import align_affine
-from paramorph_rt.steps.preparation import PreparedPair, prepare_pair
 from record import BenchmarkError, Result, Row, read_result, weights_sha256, write_result
 from tables import differences, failures, markdown_table
 
@@ -63,22 +57,6 @@ COLUMNS = (
 DICE_COLUMNS = (("Dice", "dice", ".4f"), ("change of Dice", "dice_change", "+.1e"))
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A pair, ready for the network, and what its displacement is judged with."""
-
-    name: str
-    pair: LabelledPair
-    affine: np.ndarray
-    prepared: PreparedPair
-
-    def dice(self, displacement_vox: np.ndarray, sampling: str) -> float | None:
-        """Mean Dice of the registration that this output of the network makes."""
-        field = field_from_network(displacement_vox, self.prepared.grid, sampling)
-        field = field.resampled_to(self.pair.fixed.grid).composed_with_affine(self.affine)
-        return mean_dice(warp_volume(self.pair.moving_labels, field, "nearest"), self.pair)
-
-
 def check_contenders(engines: Sequence[str]) -> None:
     """Whether all are known.
 
@@ -93,18 +71,17 @@ def check_contenders(engines: Sequence[str]) -> None:
         )
 
 
-def load_pairs(folder: Path | None) -> list[tuple[str, LabelledPair]]:
+def cases_of(folder: Path | None, bundle: Bundle) -> list[Pair]:
     """The labelled pairs of a folder; without one, Colin27 and itself deformed."""
     if folder is not None:
-        files = labelled_pairs(folder)
-        return [(f"{a.name} → {b.name}", load_pair(a, b)) for a, b in files]
+        return pairs_of(folder, bundle.inputs)
     with TemporaryDirectory() as name:
-        moving, fixed = write_colin_pair(Path(name), SIDE_MM)
-        return [("Colin27 → itself, deformed", load_pair(moving, fixed))]
+        colin = pair_of(*write_colin_pair(Path(name), SIDE_MM), bundle.inputs)
+        return [replace(colin, name="Colin27 → itself, deformed")]
 
 
 def measure(
-    bundle: Bundle, cases: Sequence[Prepared], args: argparse.Namespace, threads: int
+    bundle: Bundle, cases: Sequence[Pair], args: argparse.Namespace, threads: int
 ) -> list[Row]:
     """Each contender on one network with so many threads: its figures, or its `error`."""
     engines = args.contenders.split(",")
@@ -142,7 +119,7 @@ def measure(
     return list(rows.values())
 
 
-def _answer(running: Worker, case: Prepared) -> Answer:
+def _answer(running: Worker, case: Pair) -> Answer:
     return running(case.prepared.moving, case.prepared.fixed)
 
 
@@ -165,7 +142,7 @@ def _checked(
 
 
 def _in_turns(
-    running: Mapping[str, Worker], cases: Sequence[Prepared], runs: int, seconds: float
+    running: Mapping[str, Worker], cases: Sequence[Pair], runs: int, seconds: float
 ) -> dict[str, list[Answer]]:
     """Up to `runs` turns; none starts after `seconds`, once there were `AT_LEAST`."""
     answers: dict[str, list[Answer]] = {engine: [] for engine in running}
@@ -186,8 +163,8 @@ def _figures(answers: Sequence[Answer], baseline: Sequence[float]) -> Row:
     seconds = [answer.seconds for answer in answers]
     return {
         "median_seconds": statistics.median(seconds),
-        "p90_seconds": quantile(seconds, 0.9),
-        "p99_seconds": quantile(seconds, 0.99),
+        "p90_seconds": float(np.quantile(seconds, 0.9)),
+        "p99_seconds": float(np.quantile(seconds, 0.99)),
         "n": len(seconds),
         "median_cpu_seconds": statistics.median(answer.cpu_seconds for answer in answers),
         "times_faster": statistics.median(b / s for b, s in zip(baseline, seconds, strict=True)),
@@ -199,7 +176,7 @@ def _figures(answers: Sequence[Answer], baseline: Sequence[float]) -> Row:
 def _add_dice(
     rows: Mapping[str, Row],
     outputs: Mapping[str, Sequence[np.ndarray]],
-    cases: Sequence[Prepared],
+    cases: Sequence[Pair],
     sampling: str,
 ) -> None:
     dice = {
@@ -254,16 +231,9 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     check_contenders(engines)
     older = read_result(args.compare) if args.compare else None
     bundles = named_bundles(args.model)
-    pairs = load_pairs(args.folder)
-    alignments = [align_affine(pair.moving, pair.fixed).affine for _, pair in pairs]
     networks = []
     for label, bundle in bundles.items():
-        cases = [
-            Prepared(
-                name, pair, affine, prepare_pair(pair.moving, pair.fixed, affine, bundle.inputs)
-            )
-            for (name, pair), affine in zip(pairs, alignments, strict=True)
-        ]
+        cases = cases_of(args.folder, bundle)
         networks.append(
             {
                 "name": label,
@@ -274,7 +244,8 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
                 "rows": [row for n in args.threads for row in measure(bundle, cases, args, n)],
             }
         )
-    content = {"baseline": engines[0], "pairs": [name for name, _ in pairs], "networks": networks}
+    names = [case.name for case in cases]
+    content = {"baseline": engines[0], "pairs": names, "networks": networks}
     yield write_result(args.name, content, ["openvino"])
     if older:
         check_leads(compared(content, older), args.tolerance)

@@ -10,18 +10,18 @@ from __future__ import annotations
 import argparse
 import statistics
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from benchmark import MODEL, THREADS, Benchmark, option
+from benchmark import FOLDER, MODEL, THREADS, Benchmark
 from bundles import single_bundle
-from paramorph_rt import Registration, Volume, load_labels, load_volume
+from evaluation import LabelledPair, load_pair
+from pairs import labelled_pairs
+from paramorph_rt import Registration, Volume
 from paramorph_rt.metrics.overlap import dice
-from record import BenchmarkError, Result, Row, weights_sha256
+from record import Result, Row, weights_sha256
 from tables import average, grouped, markdown_table
 
 KINDS = "none", "--strip", "of the labels"
@@ -42,24 +42,21 @@ def mask_of(labels: Volume) -> Volume:
     return replace(labels, data=(labels.data != 0).astype(np.uint8), name=f"mask of {labels.name}")
 
 
-def measure(register: Registration, moving: str, fixed: str, folder: Path, kind: str) -> Row:
-    """Register one head to another, by their names, with masks of one of `KINDS`."""
-    names = moving, fixed
-    images = [load_volume(folder / f"{name}_t1.nii.gz") for name in names]
-    labels = [load_labels(folder / f"{name}_labels.nii.gz") for name in names]
-    drawn = dict(zip(("moving_mask", "fixed_mask"), map(mask_of, labels), strict=True))
+def measure(register: Registration, pair: LabelledPair, kind: str) -> Row:
+    """Register one head to another with masks of one of `KINDS`."""
+    labels = {"moving": pair.moving_labels, "fixed": pair.fixed_labels}
     options: dict[str, Any] = {"surfaces": False, "strip": kind == "--strip"}
-    options |= drawn if kind == "of the labels" else {}
-    result = register(*images, *labels, **options)
+    if kind == "of the labels":
+        options |= {f"{which}_mask": mask_of(each) for which, each in labels.items()}
+    result = register(*vars(pair).values(), **options)
     metrics = result.metrics
-    made = [result.brain_masks[which] for which in ("moving", "fixed") if result.brain_masks]
+    made = [agreement(mask, labels[which]) for which, mask in result.brain_masks.items()]
     return {
-        "pair": f"{moving} → {fixed}",
         "masks": kind,
         **{stage: entry["mean"] for stage, entry in metrics["dice"].items()},
         "folded_percent": metrics["nonpositive_jacobian_percent"],
         "spacing_growth": metrics["network_grid"]["spacing_growth"],
-        "mask_dice": statistics.mean(map(agreement, made, labels)) if made else None,
+        "mask_dice": statistics.mean(made) if made else None,
     }
 
 
@@ -73,13 +70,15 @@ def agreement(mask: Volume, labels: Volume) -> float:
 
 def run(args: argparse.Namespace) -> Row:
     """Measure with masks of every kind; means come last."""
-    names = sorted(path.name.removesuffix("_t1.nii.gz") for path in args.dir.glob("*_t1.nii.gz"))
-    if len(names) < 2:
-        raise BenchmarkError(f"{args.dir}: expected two *_t1.nii.gz or more, got {len(names)}.")
+    pairs = labelled_pairs(args.folder)
     _, bundle = single_bundle(args.model)
     register = Registration(bundle, args.threads)
-    pairs = list(pairwise([*names, names[0]]))
-    rows = [measure(register, *pair, args.dir, kind) for kind in KINDS for pair in pairs]
+    rows = [
+        {"pair": f"{moving.name} → {fixed.name}"}
+        | measure(register, load_pair(moving, fixed), kind)
+        for kind in KINDS
+        for moving, fixed in pairs
+    ]
     for (kind,), each in grouped(rows, "masks").items():
         means = {key: average(each, key) for _, key, spec in COLUMNS if spec}
         rows.append({"pair": "mean", "masks": kind, **means})
@@ -91,8 +90,7 @@ def body(result: Result) -> str:
     return "Heads with skull.\n\n" + markdown_table(result["rows"], COLUMNS)
 
 
-DIR = option("dir", type=Path, metavar="DIR", help="NAME_t1.nii.gz with NAME_labels.nii.gz")
-BENCHMARK = Benchmark(run, body, (DIR, MODEL, THREADS))
+BENCHMARK = Benchmark(run, body, (FOLDER, MODEL, THREADS))
 
 if __name__ == "__main__":
     BENCHMARK.exit()

@@ -16,8 +16,8 @@ from benchmark import FOLDER, THREADS, Benchmark, runs
 from costs import repeated
 from evaluation import LabelledPair, load_pair
 from pairs import labelled_pairs
-from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.resample import resample_to_grid
+from paramorph_rt.geometry.transform import Affine
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.metrics.deformation import digital_diffeomorphism, regularity
 from paramorph_rt.metrics.overlap import dice, label_counts, present_labels
@@ -40,8 +40,7 @@ COLUMNS = (
 def measures(pair: LabelledPair) -> tuple[dict[str, Callable[[], Any]], int]:
     """What is timed, by name, and how many labels there are; distances are checked first."""
     fixed, spacing = pair.fixed, pair.fixed.grid.spacing
-    nothing = DisplacementField(fixed.grid, np.zeros((*fixed.grid.shape, 3), np.float32))
-    field = nothing.composed_with_affine(align_affine(pair.moving, fixed).affine)
+    field = Affine(align_affine(pair.moving, fixed).affine).on(fixed.grid)
     before_labels = resample_to_grid(pair.moving_labels, fixed.grid, interpolation="nearest")
     after = warp_volume(pair.moving, field).data
     after_labels = warp_volume(pair.moving_labels, field, "nearest").data

@@ -1,17 +1,19 @@
-"""Which labelled subject of a folder is registered to which."""
+"""Labelled subjects: which of them is registered to which, and how a made-up one is written."""
 
 from __future__ import annotations
 
 import csv
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paramorph.data import find_subjects
+from paramorph import data
+from paramorph.data import SubjectFiles
+from paramorph_rt.images.volume import Volume, save_labels, save_volume
 from record import BenchmarkError
 
 if TYPE_CHECKING:
-    from paramorph.data import SubjectFiles
+    import numpy as np
+    from jaxtyping import Integer
 
 
 def labelled_pairs(
@@ -25,17 +27,13 @@ def labelled_pairs(
             with the next, and the last with the first.
 
     Raises:
-        BenchmarkError: Fewer than two subjects with labels, or a table that names others.
+        DataError: Fewer than two subjects with labels.
+        BenchmarkError: A table that names others.
     """
-    subjects = {s.name: s for s in find_subjects(folder) if s.labels is not None}
-    if len(subjects) < 2:
-        raise BenchmarkError(
-            f"{folder}: expected at least two volumes with labels, got {len(subjects)}; add "
-            "NAME_labels.nii.gz beside NAME.nii.gz."
-        )
+    pairs = data.labelled_pairs(folder)
     if table is None:
-        everyone = list(subjects.values())
-        return list(pairwise([*everyone, everyone[0]]))
+        return pairs
+    subjects = {moving.name: moving for moving, _ in pairs}
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     if not rows or not {"moving", "fixed"} <= rows[0].keys():
@@ -50,3 +48,13 @@ def labelled_pairs(
                 f"{', '.join(subjects)}."
             )
     return [(subjects[row["moving"]], subjects[row["fixed"]]) for row in rows]
+
+
+def write_subject(
+    folder: Path, name: str, image: Volume, labels: Integer[np.ndarray, "i j k"]
+) -> SubjectFiles:
+    """Write an image, and labels of its voxels beside it."""
+    files = SubjectFiles(name, folder / f"{name}.nii.gz", folder / f"{name}_labels.nii.gz")
+    save_volume(files.image, image)
+    save_labels(files.labels, Volume(labels, image.grid, f"{name}'s labels"))
+    return files

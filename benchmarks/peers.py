@@ -9,15 +9,14 @@ from __future__ import annotations
 import io
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isolated import THREAD_VARIABLES
 from jobs import FIELD, METRICS, WARPED, WARPED_LABELS, Task
+from paramorph_rt.system.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -38,22 +37,12 @@ FIREANTS_DEFORMABLE = {"scales": [4, 2, 1], "iterations": [200, 100, 25]}
 FIREANTS_WINDOW_VOX = 5
 
 
-class Stages(dict):
-    """Seconds by name."""
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self[name] = time.perf_counter() - start
-
-
 def threads() -> int:
     """How many this process shall use, as `isolated.limited_to` says."""
     return int(os.environ[THREAD_VARIABLES[0]])
 
 
-def syn(task: Task, seconds: Stages) -> None:
+def syn(task: Task, seconds: Stopwatch) -> None:
     """ANTs' symmetric normalisation by antspyx, with its default parameters, affine included."""
     import ants
 
@@ -83,7 +72,7 @@ def syn(task: Task, seconds: Stages) -> None:
         Path(field).rename(f"{task.out}/{FIELD}")
 
 
-def elastix(task: Task, seconds: Stages) -> None:
+def elastix(task: Task, seconds: Stopwatch) -> None:
     """elastix by itk-elastix: translation, affine, B-splines, with default parameters."""
     import itk
 
@@ -120,7 +109,7 @@ def elastix_parameters(kind: str):
     return parameters
 
 
-def greedy(task: Task, seconds: Stages, options: str = "") -> None:
+def greedy(task: Task, seconds: Stopwatch, options: str = "") -> None:
     """Greedy diffeomorphic registration by picsl-greedy, its affine included.
 
     Affine and deformable with the same metric and iterations, as its users' guide has them.
@@ -150,7 +139,7 @@ def greedy(task: Task, seconds: Stages, options: str = "") -> None:
         )
 
 
-def fireants(task: Task, seconds: Stages) -> None:
+def fireants(task: Task, seconds: Stopwatch) -> None:
     """FireANTs' greedy registration after its affine, by PyTorch on the CPU.
 
     Source:
@@ -192,7 +181,7 @@ def fireants(task: Task, seconds: Stages) -> None:
             sitk.WriteImage(warped, f"{task.out}/{name}")
 
 
-def after_our_affine(task: Task, seconds: Stages, find: Find) -> None:
+def after_our_affine(task: Task, seconds: Stopwatch, find: Find) -> None:
     """A method that has no affine of its own, or no file format: it takes ours.
 
     Args:
@@ -220,14 +209,16 @@ def nothing(_moving: Volume, fixed: Volume, _kind: str) -> DisplacementField:
     """Both images where their headers put them."""
     import numpy as np
 
-    from paramorph_rt.geometry.field import DisplacementField
+    from paramorph_rt.geometry.transform import Affine
 
-    return DisplacementField(fixed.grid, np.zeros((*fixed.grid.shape, 3), np.float32))
+    return Affine(np.eye(4)).on(fixed.grid)
 
 
 def affine(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
     """The affine alignment that precedes our refinement."""
-    return nothing(moving, fixed, kind).composed_with_affine(_our_affine(moving, fixed, kind))
+    from paramorph_rt.geometry.transform import Affine
+
+    return Affine(_our_affine(moving, fixed, kind)).on(fixed.grid)
 
 
 def demons(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
@@ -248,7 +239,7 @@ def demons(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
     target = to_sitk(fixed.data, fixed.grid)
     matched = sitk.HistogramMatching(aligned, target, 1024, 7, True)
     vectors, _ = from_sitk(_demons_field(matched, target))
-    return DisplacementField(fixed.grid, vectors).composed_with_affine(to_moving)
+    return to_moving @ DisplacementField(fixed.grid, vectors)
 
 
 def _demons_field(moving: sitk.Image, fixed: sitk.Image) -> sitk.Image:
@@ -297,7 +288,7 @@ def convexadam(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
     pair = (torch.from_numpy(np.ascontiguousarray(data)) for data in (fixed.data, aligned))
     displacement = convex_adam_pt(*pair)  # voxels of the fixed grid, components last
     field = field_from_network(np.moveaxis(displacement, -1, 0), fixed.grid)
-    return field.composed_with_affine(to_moving)
+    return to_moving @ field
 
 
 def _our_affine(moving: Volume, fixed: Volume, kind: str):
@@ -306,7 +297,7 @@ def _our_affine(moving: Volume, fixed: Volume, kind: str):
     return align_affine(moving, fixed, "rigid" if kind == "rigid" else "auto").affine
 
 
-PEERS: dict[str, Callable[[Task, Stages], None]] = {
+PEERS: dict[str, Callable[[Task, Stopwatch], None]] = {
     "nothing": partial(after_our_affine, find=nothing),
     "affine": partial(after_our_affine, find=affine),
     "demons": partial(after_our_affine, find=demons),
@@ -342,9 +333,9 @@ def mean_dice(task: Task) -> float:
 
 def run(peer: str, task: dict[str, str]) -> None:
     """Do a peer's job and write its metrics; the process of `Job.run`."""
-    job, seconds = Task(**task), Stages()
+    job, seconds = Task(**task), Stopwatch({})
     PEERS[peer](job, seconds)
     with seconds("metrics"):
         dice = mean_dice(job)
-    metrics = json.dumps({"seconds": seconds, "dice": dice})
+    metrics = json.dumps({"seconds": seconds.table, "dice": dice})
     (Path(job.out) / METRICS).write_text(metrics, encoding="utf-8")

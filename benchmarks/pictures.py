@@ -10,9 +10,9 @@ from pathlib import Path
 
 from benchmark import FOLDER, PAIRS, Benchmark
 from costs import repeated, resident_mb
+from evaluation import load_pair
 from pairs import labelled_pairs
 from paramorph_rt import Registration
-from paramorph_rt.images.volume import load_labels, load_volume
 from paramorph_rt.report import write_figures, write_report
 from record import Result, Row
 from tables import markdown_table
@@ -59,12 +59,7 @@ def _resident_mib() -> float:
 def run(args: argparse.Namespace) -> Row:
     """Register the first pair, draw it again and again."""
     moving, fixed = labelled_pairs(args.folder, args.pairs)[0]
-    inputs = {
-        "moving": load_volume(moving.image),
-        "fixed": load_volume(fixed.image),
-        "moving_labels": load_labels(moving.labels),
-        "fixed_labels": load_labels(fixed.labels),
-    }
+    inputs = vars(load_pair(moving, fixed))
     result = Registration()(*inputs.values())
     content: Row = {
         "moving": moving.name,

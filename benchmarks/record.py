@@ -104,6 +104,19 @@ class Rows(list[Row]):
         return write_result(self._name, {**self._content, **more, "rows": self}, self._packages)
 
 
+def succeeded(row: Row) -> Row:
+    """A row that has no `error`.
+
+    Raises:
+        BenchmarkError: It has one.
+    """
+    if "error" in row:
+        raise BenchmarkError(
+            f"expected a process that ends well, got {row['error']}; correct that first."
+        )
+    return row
+
+
 def weights_sha256(bundle: Bundle) -> str | None:
     """Of the weights that a bundle was exported from."""
     return bundle.provenance.get("weights_sha256")

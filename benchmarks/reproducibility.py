@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from benchmark import FOLDER, MODEL, THREADS, Benchmark, option
+from benchmark import ENGINES, FOLDER, MODEL, THREADS, Benchmark
 from bundles import single_bundle
+from isolated import run_measured
+from jobs import FIELD, infer_command
 from pairs import labelled_pairs
 from paramorph_rt.transforms.itk import read_displacement
-from record import Result, Row, weights_sha256
+from record import Result, Row, succeeded, weights_sha256
 from tables import markdown_table
 
 RUNS = 2
@@ -33,27 +34,24 @@ COLUMNS = (
 )
 
 
-def field_of(images: list[str], engine: str, threads: int, model: str) -> np.ndarray:
+def field_of(images: Mapping[str, Path], engine: str, threads: int, model: Path) -> np.ndarray:
     """The displacement in mm that a process of its own finds."""
-    backend, precision = engine.split(":")
     with TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        options = ["--backend", backend, "--precision", precision, "--threads", str(threads)]
-        command = [sys.executable, "-m", "paramorph_rt", "infer", *images, "-o", str(out)]
-        subprocess.run([*command, *options, "--model", model, "--quiet"], check=True)
-        return read_displacement(out / "displacement.nii.gz").vectors_mm
+        command = infer_command(images, folder, engine, model=model)
+        succeeded(run_measured(command, threads, timeout_s=1800))
+        return read_displacement(Path(folder) / FIELD).vectors_mm
 
 
 def run(args: argparse.Namespace) -> Row:
     """Compare every field with the first."""
     _, bundle = single_bundle(args.model)
     moving, fixed = labelled_pairs(args.folder)[0]
-    images = ["-m", str(moving.image), "-f", str(fixed.image)]
+    images = {"moving": moving.image, "fixed": fixed.image}
     rows: list[Row] = []
     first = None
     for engine in args.engines.split(","):
         for threads in dict.fromkeys((1, args.threads)):
-            runs = [field_of(images, engine, threads, str(bundle.folder)) for _ in range(RUNS)]
+            runs = [field_of(images, engine, threads, bundle.folder) for _ in range(RUNS)]
             first = runs[0] if first is None else first
             distances = np.linalg.norm(runs[0] - first, axis=-1)
             rows.append(
@@ -80,9 +78,6 @@ def body(result: Result) -> str:
     )
 
 
-ENGINES = option(
-    "--engines", default="onnxruntime:fp32,openvino:fp32,openvino:bf16", help="BACKEND:PRECISION, …"
-)
 BENCHMARK = Benchmark(run, body, (FOLDER, MODEL, THREADS, ENGINES))
 
 if __name__ == "__main__":

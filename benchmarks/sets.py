@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,17 +17,17 @@ import SimpleITK as sitk
 from nibabel.affines import from_matvec
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from pairs import BenchmarkError
-from paramorph.data import SubjectFiles
+from colin import BRAIN
+from pairs import write_subject
+from paramorph.data import SubjectFiles, each_to_next
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.spaces import Grid, to_sitk
-from paramorph_rt.images.volume import Volume, load_labels, load_volume, save_labels, save_volume
+from paramorph_rt.images.volume import Volume, load_labels, load_volume
 from paramorph_rt.transforms.itk import write_displacement
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Integer
+    from jaxtyping import Integer
 
-COLIN27 = Path(__file__).parents[1] / "examples/colin27/ch2bet.nii.gz"
 GREY, WHITE = 2, 3
 SEED = 20
 FIELD_SIGMA_MM = 14.0  # of the Gaussian that smooths noise into a deformation
@@ -76,7 +75,7 @@ class PairSet:
         """All pairs.
 
         Raises:
-            BenchmarkError: The folder does not hold two subjects.
+            DataError: The folder does not hold two subjects.
         """
         return self.find(data / self.folder, made)
 
@@ -99,18 +98,13 @@ def ring(
     suffix = labels.removeprefix("*")
     names = sorted(p.name.removesuffix(f"{suffix}.nii.gz") for p in folder.glob(f"{labels}.nii.gz"))
     names = [name for name in names if path(moving, name).exists()]
-    if len(names) < 2:
-        raise BenchmarkError(
-            f"{folder}: expected at least two subjects with {moving}.nii.gz and {labels}.nii.gz, "
-            f"got {len(names)}; check the folder."
-        )
 
     def subject(pattern: str, name: str) -> SubjectFiles:
         return SubjectFiles(name, path(pattern, name), path(labels, name))
 
     return [
         Case(subject(moving, one), subject(fixed or moving, other))
-        for one, other in pairwise([*names, names[0]])
+        for one, other in each_to_next(names, f"subjects with {moving} and {labels}", folder)
     ]
 
 
@@ -129,7 +123,7 @@ def colin_to_mni(_folder: Path, made: Path) -> list[Case]:
     """Colin27 with the tissues that its brightness parts, MNI152 with those of its own maps."""
     from nilearn import datasets
 
-    colin = load_volume(COLIN27)
+    colin = load_volume(BRAIN)
     template = datasets.load_mni152_template(resolution=1)
     grid = Grid(template.shape, template.affine)
     grey, white = (
@@ -140,8 +134,8 @@ def colin_to_mni(_folder: Path, made: Path) -> list[Case]:
     mni_tissues = (GREY * grey + WHITE * (white & ~grey)).astype(np.uint8)
     return [
         Case(
-            _written(made, "Colin27", colin, tissues_of(colin)),
-            _written(made, "MNI152", mni, mni_tissues),
+            write_subject(made, "Colin27", colin, tissues_of(colin)),
+            write_subject(made, "MNI152", mni, mni_tissues),
         )
     ]
 
@@ -156,18 +150,13 @@ def tissues_of(t1: Volume) -> Integer[np.ndarray, "i j k"]:
 def across_contrasts(folder: Path, made: Path, contrast: str) -> list[Case]:
     """A patient's T1 to another's other contrast, and back; both with the tissues of their T1."""
     patients = sorted(path.parent.name for path in folder.glob("*/t1.nii.gz"))
-    if len(patients) < 2:
-        raise BenchmarkError(
-            f"{folder}: expected at least two folders with t1.nii.gz, got {len(patients)}; check "
-            "the folder."
-        )
+    around = each_to_next(patients, "folders with t1.nii.gz", folder)
     t1, other = {}, {}
     for name in patients:
         image = load_volume(folder / name / "t1.nii.gz")
-        t1[name] = _written(made, f"{name}_t1", image, tissues_of(image))
+        t1[name] = write_subject(made, f"{name}_t1", image, tissues_of(image))
         there = folder / name / f"{contrast}.nii.gz"
         other[name] = SubjectFiles(f"{name}_{contrast}", there, t1[name].labels)
-    around = pairwise([*patients, patients[0]])
     return [Case(t1[one], other[another]) for one, another in around]
 
 
@@ -213,7 +202,7 @@ def deformed(moving: SubjectFiles, image: Path, seed: int, made: Path) -> Case:
     name = f"{moving.name}-deformed-{seed}"
     path = made / f"{name}_field.nii.gz"
     write_displacement(path, truth)
-    return Case(moving, _written(made, name, Volume(data, grid, name), moved), path)
+    return Case(moving, write_subject(made, name, Volume(data, grid, name), moved), path)
 
 
 def smooth_field(grid: Grid, brain: Volume, seed: int) -> DisplacementField:
@@ -226,16 +215,7 @@ def smooth_field(grid: Grid, brain: Volume, seed: int) -> DisplacementField:
     matrix = np.eye(3) + turn
     middle = brain.grid.world(np.argwhere(brain.data > 0).mean(axis=0))
     affine = from_matvec(matrix, middle - matrix @ middle + random.normal(0, 3, 3))
-    return DisplacementField(grid, smooth).composed_with_affine(affine)
-
-
-def _written(
-    folder: Path, name: str, image: Volume, labels: Float[np.ndarray, "i j k"]
-) -> SubjectFiles:
-    files = SubjectFiles(name, folder / f"{name}.nii.gz", folder / f"{name}_labels.nii.gz")
-    save_volume(files.image, image)
-    save_labels(files.labels, Volume(labels, image.grid, f"{name}'s labels"))
-    return files
+    return affine @ DisplacementField(grid, smooth)
 
 
 SETS: dict[str, PairSet] = {

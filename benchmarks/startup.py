@@ -12,14 +12,13 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from benchmark import MODEL, THREADS, Benchmark, option, runs
+from benchmark import ENGINES, MODEL, THREADS, Benchmark, runs
 from bundles import single_bundle
 from isolated import call_isolated, empty_cache, run_measured
 from paramorph_rt.backends.runtime_cache import user_cache_folder
-from record import BenchmarkError, Result, Row, weights_sha256
+from record import Result, Row, succeeded, weights_sha256
 from tables import markdown_table
 
-ENGINES = "onnxruntime:fp32,openvino:fp32,openvino:bf16"
 COLUMNS = (
     ("what", "what", ""),
     ("first, s", "first_seconds", ".3f"),
@@ -30,17 +29,8 @@ COLUMNS = (
 
 
 def python_seconds(arguments: Sequence[str], threads: int) -> float:
-    """Seconds of a fresh interpreter from start to end.
-
-    Raises:
-        BenchmarkError: It failed.
-    """
-    usage = run_measured([sys.executable, *arguments], threads, timeout_s=600)
-    if "error" in usage:
-        raise BenchmarkError(
-            f"start-up: expected python to end well, got {usage['error']}; correct that first."
-        )
-    return usage["seconds"]
+    """Seconds of a fresh interpreter from start to end."""
+    return succeeded(run_measured([sys.executable, *arguments], threads, timeout_s=600))["seconds"]
 
 
 def loading_seconds(model: str, engine: str, threads: int) -> float:
@@ -93,7 +83,7 @@ def body(result: Result) -> str:
 
 OPTIONS = (
     MODEL,
-    option("--engines", default=ENGINES, help="backend:precision,…"),
+    ENGINES,
     runs(11, "of each, after a first one"),
     THREADS,
 )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from paramorph.data import find_subjects
-from paramorph_export.errors import ExportError
+from paramorph.data import labelled_pairs
 from paramorph_rt.geometry.field import field_from_network
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.images.volume import load_labels, load_volume
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float
 
+    from paramorph.data import SubjectFiles
     from paramorph_rt.bundle import InputSpec
     from paramorph_rt.images.volume import Volume
     from paramorph_rt.steps.preparation import PreparedPair
@@ -39,11 +38,10 @@ class Pair:
     def dice(self, displacement_vox: Float[np.ndarray, "3 i j k"], sampling: str) -> float:
         """Mean Dice, over the labels that both have, of what this output of the network makes."""
         field = field_from_network(displacement_vox, self.prepared.grid, sampling)
-        field = field.resampled_to(self.fixed_labels.grid).composed_with_affine(self.affine)
+        field = self.affine @ field.resampled_to(self.fixed_labels.grid)
         warped = warp_volume(self.moving_labels, field, "nearest")
         common = present_labels(self.moving_labels.data) & present_labels(self.fixed_labels.data)
-        overlap = dice(self.fixed_labels.data, warped.data)
-        return mean_over({label: overlap.get(label, 0.0) for label in common}, common)
+        return mean_over(dice(self.fixed_labels.data, warped.data), common)
 
 
 def pairs_of(folder: Path, spec: InputSpec) -> list[Pair]:
@@ -54,19 +52,15 @@ def pairs_of(folder: Path, spec: InputSpec) -> list[Pair]:
         spec: What the network expects.
 
     Raises:
-        ExportError: Fewer than two subjects with labels.
+        DataError: Fewer than two subjects with labels.
     """
-    subjects = [s for s in find_subjects(folder) if s.labels is not None]
-    if len(subjects) < 2:
-        raise ExportError(
-            f"{folder}: expected at least two volumes with labels, got {len(subjects)}; add "
-            "NAME_labels.nii.gz beside NAME.nii.gz."
-        )
-    pairs = []
-    for moving, fixed in pairwise([*subjects, subjects[0]]):
-        moving_image, fixed_image = load_volume(moving.image), load_volume(fixed.image)
-        affine = align_affine(moving_image, fixed_image).affine
-        prepared = prepare_pair(moving_image, fixed_image, affine, spec)
-        labels = load_labels(moving.labels), load_labels(fixed.labels)
-        pairs.append(Pair(f"{moving.name} → {fixed.name}", affine, prepared, *labels))
-    return pairs
+    return [pair_of(moving, fixed, spec) for moving, fixed in labelled_pairs(folder)]
+
+
+def pair_of(moving: SubjectFiles, fixed: SubjectFiles, spec: InputSpec) -> Pair:
+    """Two labelled subjects, read, aligned and prepared."""
+    moving_image, fixed_image = load_volume(moving.image), load_volume(fixed.image)
+    affine = align_affine(moving_image, fixed_image).affine
+    prepared = prepare_pair(moving_image, fixed_image, affine, spec)
+    labels = load_labels(moving.labels), load_labels(fixed.labels)
+    return Pair(f"{moving.name} → {fixed.name}", affine, prepared, *labels)

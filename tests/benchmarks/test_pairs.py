@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pairs import labelled_pairs
+from paramorph.data import DataError
 from record import BenchmarkError
 
 
@@ -48,5 +49,5 @@ def test_a_table_that_does_not_fit_is_refused(folder, tmp_path, text, message):
 def test_one_subject_is_no_pair(folder):
     for name in ("q", "r"):
         (folder / f"{name}_labels.nii.gz").unlink()
-    with pytest.raises(BenchmarkError, match="expected at least two volumes with labels, got 1"):
+    with pytest.raises(DataError, match=r"expected at least two volumes with NAME_labels.*got 1"):
         labelled_pairs(folder)

@@ -95,7 +95,7 @@ def test_elastix_undoes_a_part(case, pair, tmp_path, monkeypatch):
     parameters = peers.elastix_parameters("affine")
     parameters.SetParameter("MaximumNumberOfIterations", "25")
     monkeypatch.setattr(peers, "elastix_parameters", lambda _kind: parameters)
-    peers.elastix(Task.of(case.moving, case.fixed, tmp_path), peers.Stages())
+    peers.elastix(Task.of(case.moving, case.fixed, tmp_path), peers.Stopwatch({}))
     field = read_displacement(Path(tmp_path) / FIELD)
     untouched = DisplacementField(field.grid, np.zeros_like(field.vectors_mm))
     assert evaluate(field, pair)["dice"] > evaluate(untouched, pair)["dice"] + 0.05

@@ -12,12 +12,12 @@ from scipy.ndimage import center_of_mass
 import sets
 from evaluation import errors_mm, load_pair
 from pairs import labelled_pairs
+from paramorph.data import DataError
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.images.volume import save_labels, save_volume
 from paramorph_rt.metrics.deformation import regularity
 from paramorph_rt.transforms.itk import read_displacement
-from record import BenchmarkError
 from sets import SETS, Case, colin_to_mni, deformed
 
 from ..runtime.phantoms import centred_grid, head, head_labels, volume_of
@@ -60,7 +60,7 @@ def test_native_prostates_without_labels_are_left_out_and_collections_stay_apart
 
 @pytest.mark.parametrize("name", sorted({*SETS} - {"colin27-mni152"}))
 def test_a_set_whose_folder_is_absent_is_one_sentence(name, tmp_path):
-    with pytest.raises(BenchmarkError, match=r"expected at least two .*, got 0; check the folder"):
+    with pytest.raises(DataError, match=r"expected at least two .*, got 0; check the folder"):
         SETS[name].cases(tmp_path, tmp_path)
 
 

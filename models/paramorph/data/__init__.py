@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paramorph.data.folder import find_subjects
+from paramorph.data.folder import each_to_next, find_subjects, labelled_pairs
 from paramorph.data.layouts import DataConfig, load_split
 from paramorph.data.preparation import prepare_subjects
 from paramorph.data.subjects import DataError, Split, Subject, SubjectFiles
@@ -13,7 +13,9 @@ __all__ = [
     "Split",
     "Subject",
     "SubjectFiles",
+    "each_to_next",
     "find_subjects",
+    "labelled_pairs",
     "load_split",
     "prepare_subjects",
 ]

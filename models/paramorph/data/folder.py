@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 from paramorph.data.subjects import DataError, SubjectFiles, is_volume, stem
 
 LABELS_SUFFIX = "_labels"
+
+Each = TypeVar("Each")
 
 
 def find_subjects(folder: str | Path) -> list[SubjectFiles]:
@@ -48,3 +53,31 @@ def find_subjects(folder: str | Path) -> list[SubjectFiles]:
             f"{folder}: expected .nii, .nii.gz or .hdr volumes, found none; check the path."
         )
     return subjects
+
+
+def labelled_pairs(folder: str | Path) -> list[tuple[SubjectFiles, SubjectFiles]]:
+    """Each labelled volume of a folder with the next, and the last with the first.
+
+    Raises:
+        DataError: As of `find_subjects`, or fewer than two volumes with labels.
+    """
+    labelled = [subject for subject in find_subjects(folder) if subject.labels is not None]
+    return each_to_next(labelled, "volumes with NAME_labels.nii.gz beside them", folder)
+
+
+def each_to_next(things: Sequence[Each], what: str, folder: str | Path) -> list[tuple[Each, Each]]:
+    """Each with the next, and the last with the first.
+
+    Args:
+        things: At least two.
+        what: They are, for the message.
+        folder: Where they were looked for.
+
+    Raises:
+        DataError: Fewer than two.
+    """
+    if len(things) < 2:
+        raise DataError(
+            f"{folder}: expected at least two {what}, got {len(things)}; check the folder."
+        )
+    return list(pairwise([*things, things[0]]))
