@@ -364,7 +364,7 @@ def test_completion_script_is_printed(shell, capsys):
         (["infer", "--moving", "so"], {"some.nii.gz"}),
         (["infer", "--out-dir", "f"], {"folder"}),
     ],
-    ids=lambda value: " ".join(value),
+    ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
 )
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_completes(tmp_path, capsys, line, expected):

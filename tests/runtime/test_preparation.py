@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import affine_transform, map_coordinates
 
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
 from paramorph_rt.errors import AlignmentError, VolumeError
 from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
-from paramorph_rt.images.volume import Volume
+from paramorph_rt.images.background import background_of
+from paramorph_rt.images.volume import Volume, load_volume
 from paramorph_rt.steps.foreground import foreground_box
 from paramorph_rt.steps.intensity import normalise
 from paramorph_rt.steps.preparation import network_grid_for, prepare_pair
 
 from .phantoms import centred_grid, head, head_labels, volume_of, world_points
 
+COLIN = Path(__file__).parents[2] / "examples/colin27/ch2bet.nii.gz"
 SPEC = InputSpec(GridSpec((32, 30, 28), (2.0, 2.0, 2.5), "RAS"), IntensitySpec(0.0, 100.0))
 ORIENTATIONS = ["RAS", "LAS", "LPS", "SPR", "oblique"]
 
@@ -68,6 +72,33 @@ def test_foreground_box_is_where_the_object_is():
     data = np.full(grid.shape, -1000, np.float32)
     data[3:15, 5:18, 7:9] = 100
     assert foreground_box(Volume(data, grid)) == ((3, 5, 7), (15, 18, 9))
+
+
+def test_darker_ringing_of_splines_leaves_the_background_what_it_is():
+    brain = load_volume(COLIN)
+    cubic, linear = (
+        affine_transform(brain.data, np.diag([1.1, 0.9, 1.05]), order=order) for order in (3, 1)
+    )
+    assert cubic.min() < 0
+    assert abs(background_of(cubic)) < 0.01
+    boxes = [np.array(foreground_box(Volume(data, brain.grid))) for data in (cubic, linear)]
+    assert np.abs(boxes[0] - boxes[1]).max() <= 1
+    assert normalise(cubic, 0, 99.8)[0, 0, 0] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("outside", "inside", "expected"),
+    [
+        (-1024, [-800, 40], -1024),
+        (0, [-800, 40], -800),  # a CT that was masked with 0: half of it is darker
+        (0, [-30, 900], -30),  # too much of it to be ringing
+        (500, [0, 100], 0),  # a dark object before a bright background
+    ],
+)
+def test_a_level_that_much_lies_below_is_no_background(outside, inside, expected):
+    data = np.full((20, 22, 24), outside, np.float32)
+    data[5:10, 5:15, 5:15], data[10:15, 5:15, 5:15] = inside
+    assert background_of(data) == expected
 
 
 def test_plain_min_max():

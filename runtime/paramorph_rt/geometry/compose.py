@@ -75,7 +75,7 @@ def apply_transforms(
         interpolation: "nearest" for label maps.
 
     Returns:
-        Volume on `grid`, dtype of `moving`; outside the moving image its minimum, 0 for "nearest".
+        Volume on `grid`, dtype of `moving`; outside the moving image its background, or label 0.
     """
     image = to_sitk(moving.data, moving.grid)
     outside = outside_value(moving, interpolation)

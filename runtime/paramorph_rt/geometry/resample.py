@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import SimpleITK as sitk
 
+from ..images.background import background_of
 from .spaces import from_sitk, itk_affine, place, to_sitk
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def resample_to_grid(
             never smooths.
 
     Returns:
-        Array on `grid`, dtype of the source; outside the source its minimum, 0 for "nearest".
+        Array on `grid`, dtype of the source; outside the source its background, 0 for "nearest".
     """
     transform = np.eye(4) if affine is None else affine
     image = to_sitk(volume.data, volume.grid)
@@ -100,8 +101,8 @@ def averaged(volume: Volume, spacing_mm: float | Float[np.ndarray, " 3"]) -> Vol
 
 
 def outside_value(volume: Volume, interpolation: Interpolation) -> float:
-    """What a sample outside the volume is: its minimum (air, whatever its number), or label 0."""
-    return 0.0 if interpolation == "nearest" else float(volume.data.min())
+    """What a sample outside the volume is: its background, or label 0."""
+    return 0.0 if interpolation == "nearest" else background_of(volume.data)
 
 
 def _step_in_voxels(

@@ -33,7 +33,7 @@ def warp_volume(
 
     Returns:
         Volume on the field's grid, dtype of `moving`. Outside the moving image it has that image's
-        minimum (air, whatever its number), and 0 for "nearest".
+        background, and 0 for "nearest".
     """
     return next(warp_volumes([(moving, interpolation)], field))
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Stage = str
 
-# SSIM and MSE look at images from their minimum to this percentile of what is above it.
+# SSIM and MSE look at images from their background to this percentile of what is above it.
 BRIGHT_PERCENTILE = 99.5
 
 

@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from ..geometry.resample import resample_to_grid
 from ..geometry.spaces import Grid, reoriented, to_sitk
 from ..geometry.transform import Affine
+from ..images.background import background_of
 from ..images.volume import Volume, load_labels, load_volume
 from ..steps.foreground import foreground_box, foreground_threshold
 
@@ -168,8 +169,8 @@ def cut(pair: Pair, count: int) -> list[Plane]:
 
 
 def window_of(volume: Volume) -> Window:
-    """From the minimum to the 99.5th percentile of the foreground."""
-    low = float(volume.data.min())
+    """From the background to the 99.5th percentile of the foreground."""
+    low = background_of(volume.data)
     sample = volume.data[::2, ::2, ::2]
     bright = sample[sample > foreground_threshold(volume.data)]
     high = float(np.percentile(bright, 99.5)) if bright.size else low
@@ -238,7 +239,7 @@ def _sample(volume: Volume, grid: Grid, transform: np.ndarray | None = None) -> 
 
 def _outline(fixed: Volume, grid: Grid) -> Float[np.ndarray, "column row slice"]:
     data = fixed.data
-    low = float(data.min())
+    low = background_of(data)
     bright = data[data > foreground_threshold(data)]
     level = low + _OUTLINE_LEVEL * (float(np.median(bright)) - low)
     image = to_sitk(_sample(fixed, grid), grid)

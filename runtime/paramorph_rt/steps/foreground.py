@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from ..errors import VolumeError
 from ..geometry.spaces import from_sitk, to_sitk
+from ..images.background import background_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def foreground_threshold(data: Float[np.ndarray, "i j k"]) -> float:
-    """Intensity that parts foreground from background: minimum + 5 % of the robust range.
+    """Intensity that parts foreground from background: 5 % of the robust range above the latter.
 
     The range ends at the 99.5th percentile, so that a few bright voxels do not move it.
     """
-    low = float(data.min())
+    low = background_of(data)
     # Every third voxel per axis is a 27th of the work and the same percentile to a percent.
     high = float(np.percentile(data[::3, ::3, ::3], 99.5))
     if high <= low:  # almost everything is background
@@ -52,7 +53,7 @@ def share_outside(volume: Volume, grid: Grid) -> float:
 
 
 def masked(volume: Volume, mask: Volume | None) -> Volume:
-    """The volume with its minimum (air, whatever its number) wherever the mask is 0.
+    """The volume with its background wherever the mask is 0.
 
     Args:
         volume: Image.
@@ -63,7 +64,7 @@ def masked(volume: Volume, mask: Volume | None) -> Volume:
     """
     if mask is None:
         return volume
-    data = np.where(mask.data != 0, volume.data, volume.data.min())
+    data = np.where(mask.data != 0, volume.data, background_of(volume.data))
     if not (data > foreground_threshold(volume.data)).any():
         raise VolumeError(
             f"{mask.name}: expected a mask with some of what {volume.name} shows, got one of "

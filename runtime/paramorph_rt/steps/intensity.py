@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..images.background import background_of
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -25,8 +27,8 @@ def normalise(
 ) -> Float[np.ndarray, "i j k"]:
     """Map intensities linearly to [0, 1] and clip.
 
-    The percentiles are taken over the voxels brighter than the minimum, so that the amount of
-    background does not matter; 0 and 100 stand for the minimum and maximum themselves.
+    The percentiles are taken over the voxels brighter than the background, so that its amount
+    does not matter; 0 and 100 stand for background and maximum themselves.
 
     Args:
         array: Intensities in any unit; not constant.
@@ -41,7 +43,7 @@ def intensity_range(
 ) -> tuple[float, float]:
     """The intensities that `normalise` maps to 0 and 1."""
     values = array.ravel(order="K")  # in the order of memory, which is far faster
-    lowest = float(values.min())
+    lowest = background_of(array)
     bright = values[values > lowest]
     low = float(np.percentile(bright, lower_percentile)) if lower_percentile > 0 else lowest
     high = float(np.percentile(bright, upper_percentile))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from nibabel.affines import from_matvec
 
+from ..images.background import background_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -210,8 +212,8 @@ def _rotation(vector: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:
 
 
 def _binned(data: Float[np.ndarray, "i j k"]) -> Int[np.ndarray, "i j k"]:
-    """Intensities in equal steps from the minimum to the 99.5th percentile of what is brighter."""
-    low = float(data.min())
+    """Intensities in equal steps from background to 99.5th percentile of what is brighter."""
+    low = background_of(data)
     high = float(np.percentile(data[data > low], 99.5))
     return np.clip((data - low) * (BINS / (high - low)), 0, BINS - 1).astype(np.int64)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..geometry.warp import warp_volumes
+from ..images.background import background_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -55,10 +56,10 @@ class Warped:
 
     @property
     def masked_image(self) -> Volume:
-        """The image as far as its mask leaves it; its minimum elsewhere."""
+        """The image as far as its mask leaves it; its background elsewhere."""
         if self.mask is None:
             return self.image
-        data = np.where(self.mask.data != 0, self.image.data, self.image.data.min())
+        data = np.where(self.mask.data != 0, self.image.data, background_of(self.image.data))
         return replace(self.image, data=data)
 
 
