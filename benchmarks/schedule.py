@@ -98,7 +98,7 @@ class Schedule:
 
     def bytes_of(self, launch: Launch) -> int:
         """Read and written, each tensor once."""
-        names = (*launch.inputs, *launch.outputs)
+        names = {*launch.inputs, *launch.outputs}  # some kernels name what they read twice
         return sum(self.tensors[name].bytes for name in names if name in self.tensors)
 
     def flop_of(self, launch: Launch) -> int:

@@ -17,7 +17,7 @@ from paramorph_export.grid_sample import OP_TYPE as GRID_SAMPLE
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from paramorph_export.graph import Rewrite
+    from paramorph_export.rewrite import Rewrite
 
     Rule = Callable[[ir.Node, ir.DataType], bool]
 
@@ -35,7 +35,7 @@ MMA_DEPTH = 16
 
 _FLOAT = ir.DataType.FLOAT
 _HALF_TYPES = tuple(dtype for dtype, *_ in HALVES.values())
-_MOVING = ("Concat", "Gather", "Reshape", "Slice", "Split", "Transpose")  # change no number
+_MOVING = ("Concat", "Gather", "Pad", "Reshape", "Slice", "Split", "Transpose")  # change no number
 _ALWAYS_FLOAT = {("Resize", 2)}  # its scales, by the operator's definition
 
 
@@ -52,24 +52,34 @@ def stays_float(node: ir.Node, half: ir.DataType) -> bool:
             return True
         case "InstanceNormalization":
             # Its kernels sum in float32 whatever they read (TensorRT: INormalizationLayer's compute
-            # precision). Half where its input is: TensorRT for RTX then writes no float32 copy of
-            # the decoder's features, 6.2 → 5.7 GB of traffic for two passes at 96×128×96. The
-            # encoder's follow convolutions of one channel, see there.
+            # precision). Half where its input is: TensorRT for RTX then writes no float32 copy.
             return node.inputs[0].dtype != half
         case "Conv":
-            # One input channel each: nothing for tensor cores, and TensorRT for RTX bakes a tensor
-            # of its input's size into an fp16 engine: 289 instead of 200 MB at 160×160×96.
+            # Of the volumes themselves, one channel each: nothing for tensor cores, and TensorRT
+            # for RTX would store a volume of zeros beside them (see `DepthwiseInPairs`).
             return node.inputs[1].shape[1] == 1
         case "Add":
             # The volumes and what one or two channels add to them cost nothing. In half, TensorRT
             # for RTX fails to compile two passes (ssa_validation), and takes more memory for one.
             shape = node.outputs[0].shape
-            return len(shape) == 5 and shape[1] <= 2
+            return len(shape) == 5 and (shape[1] <= 2 or _is_by_elements(node))
+        case "Mul" | "ReduceSum" | "Gelu":
+            return _is_by_elements(node)
         case "Gather" if node.inputs[0].is_initializer():
             return node.inputs[0].dtype != _FLOAT  # a table does not stay in float32
         case op if op in _MOVING:
             return all(value is None or value.dtype != half for value in node.inputs)
     return False
+
+
+def _is_by_elements(node: ir.Node) -> bool:
+    """Whether it belongs to a block of `NarrowBlocksByElements`: nothing of it is ever stored."""
+    if node.op_type in ("Mul", "ReduceSum"):
+        return True
+    before = "Add" if node.op_type == "Gelu" else "Mul"
+    producers = [value.producer() for value in node.inputs]
+    is_volume = len(node.outputs[0].shape) == 5
+    return is_volume and any(p is not None and p.op_type == before for p in producers)
 
 
 def with_precision(

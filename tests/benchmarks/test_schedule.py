@@ -20,7 +20,7 @@ main {
   signal={ name="s" stream=0 event=1 layers="" }
   corrltn={ name="node_Conv" output={"y" } input={"x" "w_dconst" } stream=0 strides={ 1 1 1 } }
   wait={ name="s" stream=1 event=1 layers="" }
-  function={ name=__myl_Cast fqn=__myl_Cast_0x1 args={ "y" "z" } input_args={ "y" } output_args={ "z" } }
+  function={ name=__myl_Cast fqn=__myl_Cast_0x1 args={ "y" "z" } input_args={ "y" "y" } output_args={ "z" } }
   fully_connected={ name="node_linear" output={"c" } input={"a" "b_const" } stream=0 }
   function={ name=_gemm_mha_v2 fqn=_gemm_mha_v2_0x2 args={ "c" } input_args={ "a" } output_args={ "c" } }
 }
