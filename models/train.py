@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shlex
@@ -11,13 +10,13 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from paramorph_rt.errors import ParamorphError, exit_code, imports_of
+from paramorph_rt.errors import exit_code, imports_of
 
 with imports_of("train", "train"):
     import torch
     from lightning_fabric import Fabric
 
-    from paramorph.data import load_split, prepare_subjects
+    from paramorph.options import add_config_options, overrides_of
     from paramorph.run_config import RunConfig, all_options, load_run_config
     from paramorph.training import PRECISIONS, Trainer
 
@@ -42,20 +41,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", type=Path, metavar="FILE", help="TOML file of options")
-    what.add_argument("--options", action="store_true", help="print every option and stop")
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.OPTION=VALUE",
-        help="stronger than the file; may be repeated",
-    )
-    p.add_argument("--out", help="run folder (short for --set run.out=…)")
-    p.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
+    add_config_options(p)
     p.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
-    p.add_argument("--threads", type=int, help="CPU threads per process")
     return p
 
 
@@ -63,30 +50,16 @@ def run(args: argparse.Namespace) -> None:
     if args.options:
         print(all_options(), end="")
         return
-    out = [f"run.out={json.dumps(args.out)}"] if args.out else []
-    config = load_run_config(args.config, [*args.set, *out])
+    config = load_run_config(args.config, overrides_of(args))
+    config.run.check_new(args.resume)
     info = config.weights_info()
     fabric = _fabric(args.device, PRECISIONS[config.training.precision])
     if args.threads:
         torch.set_num_threads(args.threads)
-    if (config.out / "checkpoint.pt").exists() and not args.resume:
-        raise ParamorphError(
-            f"{config.out}: expected a new run folder, got one with a checkpoint; "
-            "pass --resume to go on with it or choose another --out."
-        )
-    split = load_split(config.data)
     with fabric.rank_zero_first():  # the others find everything prepared
-        subjects = prepare_subjects(
-            [*split.training, *split.validation],
-            split.reference,
-            config.input_spec,
-            config.cache,
-            config.data.workers,
-            affine=config.data.affine,
-        )
-    training, validation = subjects[: len(split.training)], subjects[len(split.training) :]
+        training, validation = config.prepared()
     trainer = Trainer(
-        config.out,
+        config.run.folder,
         info,
         config.training,
         training,
@@ -123,10 +96,10 @@ def _fabric(device: str | None, precision: str) -> Fabric:
 
 def _record(config: RunConfig, source: Path) -> None:
     """The request and the environment, for later readers of the run folder."""
-    (config.out / "config.toml").write_text(config.as_toml(), encoding="utf-8")
+    (config.run.folder / "config.toml").write_text(config.as_toml(), encoding="utf-8")
     names = ("torch", "numpy", "SimpleITK", "lightning-fabric", "paramorph-rt")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
-    with open(config.out / "command.txt", "a", encoding="utf-8") as file:
+    with open(config.run.folder / "command.txt", "a", encoding="utf-8") as file:
         file.write(f"{shlex.join(['python', *sys.argv])}\n")
         file.write(f"# from {source}; python {platform.python_version()}, {versions}\n")
 

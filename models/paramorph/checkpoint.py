@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,11 +34,11 @@ class CheckpointError(ParamorphError, ValueError):
 
 
 @dataclass(frozen=True)
-class WeightsInfo:
+class _Info:
     """What has to be known, besides the parameters, to use weights as they were trained."""
 
     name: str  # what the weights are called, e.g. brain-t1-small
-    network: NetworkConfig
+    network: Any  # configuration, of the class `configured_by`
     shape: tuple[int, int, int]  # network grid they were trained on, voxels (D, H, W)
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of that grid
     orientation: str = "RAS"  # anatomical directions of the axes D, H, W
@@ -46,54 +46,47 @@ class WeightsInfo:
     upper_percentile: float = 100.0  # intensity that becomes 1
     provenance: dict[str, Any] = field(default_factory=dict)  # data, terms, command, accuracy
 
+    configured_by: ClassVar[type[NetworkConfig] | type[FeatureConfig]]
+
     def __post_init__(self) -> None:
-        check_shape(self.shape)
         _check_info(self)
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "network": self.network.as_dict()}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> WeightsInfo:
+    def from_json(cls, text: str) -> Self:
         fields = json.loads(text)
-        fields["network"] = NetworkConfig.from_dict(fields["network"])
+        fields["network"] = cls.configured_by.from_dict(fields["network"])
         fields["shape"] = tuple(fields["shape"])
         fields["spacing_mm"] = tuple(fields["spacing_mm"])
         return cls(**fields)
 
 
 @dataclass(frozen=True)
-class FeatureInfo:
-    """What has to be known to use the weights of a feature network; fields as in `WeightsInfo`."""
+class WeightsInfo(_Info):
+    """Of a registration network."""
 
-    name: str
-    network: FeatureConfig
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    orientation: str = "RAS"
-    lower_percentile: float = 0.0
-    upper_percentile: float = 100.0
-    provenance: dict[str, Any] = field(default_factory=dict)
+    network: NetworkConfig
+    configured_by = NetworkConfig
 
     def __post_init__(self) -> None:
-        _check_info(self)
+        check_shape(self.shape)
+        super().__post_init__()
 
-    def to_json(self) -> str:
-        return json.dumps({**asdict(self), "network": self.network.as_dict()}, sort_keys=True)
 
-    @classmethod
-    def from_json(cls, text: str) -> FeatureInfo:
-        fields = json.loads(text)
-        fields["network"] = FeatureConfig.from_dict(fields["network"])
-        fields["shape"] = tuple(fields["shape"])
-        fields["spacing_mm"] = tuple(fields["spacing_mm"])
-        return cls(**fields)
+@dataclass(frozen=True)
+class FeatureInfo(_Info):
+    """Of a feature network."""
+
+    network: FeatureConfig
+    configured_by = FeatureConfig
 
 
 Info = TypeVar("Info", WeightsInfo, FeatureInfo)
 
 
-def _check_info(info: WeightsInfo | FeatureInfo) -> None:
+def _check_info(info: _Info) -> None:
     """Refuse a grid or intensities that mean nothing.
 
     Raises:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -45,6 +46,24 @@ class Source(Protocol):
 
     def unchanged(self) -> Example:
         """The example to validate on, always the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """What a feature network learns from.
+
+    Attributes:
+        labels: Number of each label that is learned, 0 of 0.
+        training: Subjects to train on.
+        validation: Subjects of which the labels are predicted, to see how far the training is.
+        settings: Of the examples, recorded with the weights; another training goes on only from
+            those of equal settings.
+    """
+
+    labels: Mapping[int, int]
+    training: Sequence[Source]
+    validation: Sequence[Source] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Imaged:

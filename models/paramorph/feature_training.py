@@ -27,12 +27,12 @@ from paramorph.training import TrainingError
 from paramorph_rt.system.staging import staged_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from paramorph.examples import Source
+    from paramorph.examples import Examples, Source
 
 _CODED_BY = 4  # subjects from whose maps the labels' codes are made
 
@@ -77,11 +77,8 @@ class FeatureTrainer:
     Args:
         folder: Written to; created if it does not exist.
         info: The network, its grid, and what is to be recorded with its weights.
-        labels: What is learned: number of each label in the examples, 0 of 0.
-        training: Subjects to train on.
-        validation: Subjects of which the labels are predicted, to see how far the training is.
-        settings: Of the subjects' examples, recorded with the weights; another training goes on
-            only from those of equal settings.
+        config: How it is trained.
+        examples: What it learns from.
 
     Raises:
         TrainingError: No subjects.
@@ -92,16 +89,13 @@ class FeatureTrainer:
         folder: str | Path,
         info: FeatureInfo,
         config: FeatureTrainingConfig,
-        labels: Mapping[int, int],
-        training: Sequence[Source],
-        validation: Sequence[Source] = (),
-        settings: dict[str, Any] | None = None,
+        examples: Examples,
     ) -> None:
-        if not training:
+        if not examples.training:
             raise TrainingError("training data: expected a subject, got none; add volumes.")
-        self.config, self.labels = config, dict(labels)
-        self.training, self.validation = training, validation
-        self.settings = settings or {}
+        self.config, self.labels = config, dict(examples.labels)
+        self.training, self.validation = examples.training, examples.validation
+        self.settings = examples.settings
         self.count = max(self.labels.values()) + 1
         self.info = replace(info, network=replace(info.network, labels=self.count))
         self.folder = RunFolder(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import tomllib
@@ -24,6 +25,48 @@ class OptionError(ParamorphError, ValueError):
 def option(default: Any, help: str, choices: Iterable[str] = ()) -> Any:
     """A dataclass field that a configuration file can set, with its one-sentence description."""
     return field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+def add_config_options(p: argparse.ArgumentParser, *, training: bool = True) -> None:
+    """What commands that read a training's file have in common.
+
+    Args:
+        p: Gets the options.
+        training: Whether the command trains, and so can resume.
+    """
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=Path, metavar="FILE", help="TOML file of a training")
+    if training:
+        what.add_argument("--options", action="store_true", help="print every option and stop")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.OPTION=VALUE",
+        help="stronger than the file; may be repeated",
+    )
+    p.add_argument("--out", metavar="DIR", help="run folder (short for --set run.out=…)")
+    if training:
+        p.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+        p.add_argument("--threads", type=int, help="CPU threads per process")
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """--set and --out of `add_config_options`, as `read_table` takes them."""
+    return [*args.set, f"run.out={json.dumps(args.out)}"] if args.out else args.set
+
+
+def read_sections(
+    path: str | Path, kinds: Mapping[str, type], overrides: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The sections of a TOML file; `overrides` and errors as of `read_table` and `from_table`."""
+    table = read_table(path, overrides)
+    if unknown := set(table) - set(kinds):
+        raise OptionError(
+            f"{path}: expected the sections {', '.join(kinds)}, got "
+            f"{', '.join(sorted(unknown))}; see --options."
+        )
+    return {name: from_table(kind, name, table.get(name, {})) for name, kind in kinds.items()}
 
 
 def read_table(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, dict[str, Any]]:

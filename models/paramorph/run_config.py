@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paramorph.augmentation import Augmentation
 from paramorph.checkpoint import WeightsInfo, load_weights
 from paramorph.config import CONFIGS, check_shape, config_named
-from paramorph.data import DataConfig
+from paramorph.data import DataConfig, load_split, prepare_subjects
 from paramorph.losses import LossConfig
-from paramorph.options import OptionError, from_table, option, read_table, toml_text
+from paramorph.options import OptionError, option, read_sections, toml_text
 from paramorph.training import TrainingConfig
 from paramorph_rt.bundle import GridSpec, InputSpec, IntensitySpec
 from paramorph_rt.system.files import sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    from paramorph.checkpoint import FeatureInfo
+    from paramorph.data import Subject
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,40 @@ class RunOptions:
     name: str = option("paramorph", "what the weights are to be called")
     out: str = option("", "run folder: log, pictures, checkpoint, weights")
     init: str = option("", "weights to start from, e.g. of a training on a coarser grid")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder.
+
+        Raises:
+            OptionError: The file names none.
+        """
+        if not self.out:
+            raise OptionError("[run] out: expected a folder, got none; set it or pass --out.")
+        return Path(self.out).expanduser()
+
+    def check_new(self, resume: bool) -> None:
+        """Refuse a folder with a checkpoint that nobody asks to go on from.
+
+        Raises:
+            OptionError: It has one.
+        """
+        if (self.folder / "checkpoint.pt").exists() and not resume:
+            raise OptionError(
+                f"{self.folder}: expected a new run folder, got one with a checkpoint; "
+                "pass --resume to go on with it or choose another --out."
+            )
+
+    def origin(self, load: Callable[[str], tuple[Any, WeightsInfo | FeatureInfo]]) -> dict:
+        """What new weights say of those that they start from, which `load` reads."""
+        if not self.init:
+            return {}
+        _, theirs = load(self.init)
+        return {"started_from": {"sha256": sha256_of(self.init), **theirs.provenance}}
+
+    def cache(self, data: DataConfig) -> Path:
+        """The folder of prepared subjects."""
+        return Path(data.cache).expanduser() if data.cache else self.folder / "cache"
 
 
 @dataclass(frozen=True)
@@ -38,6 +75,14 @@ class GridOptions:
     orientation: str = option("RAS", "anatomical directions of the axes D H W")
     lower_percentile: float = option(0.0, "intensity that becomes 0; 0 is the minimum")
     upper_percentile: float = option(100.0, "intensity that becomes 1; 100 is the maximum")
+
+    @property
+    def spec(self) -> InputSpec:
+        """What the network expects."""
+        return InputSpec(
+            GridSpec(self.shape, self.spacing_mm, self.orientation),
+            IntensitySpec(self.lower_percentile, self.upper_percentile),
+        )
 
 
 @dataclass(frozen=True)
@@ -77,38 +122,33 @@ class RunConfig:
     training: TrainingConfig
     augmentation: Augmentation
 
-    @property
-    def out(self) -> Path:
-        """The run folder.
-
-        Raises:
-            OptionError: The file names none.
-        """
-        if not self.run.out:
-            raise OptionError("[run] out: expected a folder, got none; set it or pass --out.")
-        return Path(self.run.out).expanduser()
-
     def as_toml(self) -> str:
         """The file that gives this configuration, every option in it."""
         return toml_text({name: getattr(self, name) for name in SECTIONS})
 
-    @property
-    def cache(self) -> Path:
-        """The cache of prepared subjects."""
-        return Path(self.data.cache).expanduser() if self.data.cache else self.out / "cache"
+    def prepared(self) -> tuple[list[Subject], list[Subject]]:
+        """The subjects to train and to validate on, prepared or read from the cache.
 
-    @property
-    def input_spec(self) -> InputSpec:
-        g = self.grid
-        return InputSpec(
-            GridSpec(check_shape(g.shape), g.spacing_mm, g.orientation),
-            IntensitySpec(g.lower_percentile, g.upper_percentile),
+        Raises:
+            DataError, VolumeError, AlignmentError: See `load_split` and `prepare_subjects`.
+        """
+        check_shape(self.grid.shape)
+        split = load_split(self.data)
+        subjects = prepare_subjects(
+            [*split.training, *split.validation],
+            split.reference,
+            self.grid.spec,
+            self.run.cache(self.data),
+            self.data.workers,
+            affine=self.data.affine,
         )
+        count = len(split.training)
+        return subjects[:count], subjects[count:]
 
     def weights_info(self) -> WeightsInfo:
         """What the weights will say about themselves."""
-        options, grid = self.network, self.grid
-        shape = check_shape(grid.shape)  # before windows are made of it
+        options = self.network
+        shape = check_shape(self.grid.shape)  # before windows are made of it
         network = config_named(options.size).with_options(
             fusion=options.fusion,
             window=options.window or tuple(n // 32 for n in shape),
@@ -116,21 +156,8 @@ class RunConfig:
             passes=options.passes,
             integration_steps=options.integration_steps,
         )
-        provenance = {"config": options.size}
-        if self.run.init:
-            _, origin = load_weights(self.run.init)
-            sha256 = sha256_of(self.run.init)
-            provenance["started_from"] = {"sha256": sha256, **origin.provenance}
-        return WeightsInfo(
-            name=self.run.name,
-            network=network,
-            shape=shape,
-            spacing_mm=grid.spacing_mm,
-            orientation=grid.orientation,
-            lower_percentile=grid.lower_percentile,
-            upper_percentile=grid.upper_percentile,
-            provenance=provenance,
-        )
+        provenance = {"config": options.size, **self.run.origin(load_weights)}
+        return WeightsInfo(self.run.name, network, **vars(self.grid), provenance=provenance)
 
 
 def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -143,16 +170,7 @@ def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfi
     Raises:
         OptionError: An unknown section or option, a value of another type, or no such file.
     """
-    table = read_table(path, overrides)
-    unknown = set(table) - set(SECTIONS)
-    if unknown:
-        raise OptionError(
-            f"{path}: expected the sections {', '.join(SECTIONS)}, got "
-            f"{', '.join(sorted(unknown))}; see --options."
-        )
-    return RunConfig(
-        **{name: from_table(kind, name, table.get(name, {})) for name, kind in SECTIONS.items()}
-    )
+    return RunConfig(**read_sections(path, SECTIONS, overrides))
 
 
 def all_options() -> str:

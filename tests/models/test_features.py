@@ -17,7 +17,7 @@ from paramorph.augmentation import Augmentation
 from paramorph.checkpoint import CheckpointError, FeatureInfo, load_feature_weights, load_weights
 from paramorph.config import ConfigError
 from paramorph.data import DataError, Subject
-from paramorph.examples import Imaged, common_labels, numbered
+from paramorph.examples import Examples, Imaged, common_labels, numbered
 from paramorph.feature_network import FeatureConfig, FeatureNetwork
 from paramorph.feature_training import FeatureTrainer, FeatureTrainingConfig
 from paramorph.label_codes import label_codes, nearness
@@ -55,7 +55,7 @@ def trainer(folder: Path, steps: int = 60, augmentation: Augmentation = STILL) -
     training = [Imaged(subject(str(seed), seed), labels, augmentation) for seed in range(3)]
     validation = [Imaged(subject("validation", 9), labels, augmentation)]
     settings = {"augmentation": asdict(augmentation)}
-    return FeatureTrainer(folder, info, config, labels, training, validation, settings)
+    return FeatureTrainer(folder, info, config, Examples(labels, training, validation, settings))
 
 
 def test_features_are_the_expected_codes(monkeypatch):
