@@ -23,7 +23,7 @@ from paramorph.feature_network import FeatureNetwork
 from paramorph.label_codes import label_codes, nearness
 from paramorph.options import OptionError, option
 from paramorph.run_folder import RunFolder
-from paramorph.training import TrainingError
+from paramorph.training import TrainingError, scheduled
 from paramorph_rt.system.staging import staged_file
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class FeatureTrainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = scheduled(self.config, self.step)
         self.optimizer.step()
         self.averaged.update_parameters(self.model)
         return {"cross_entropy": cross_entropy.item(), "dice": dice.item()}
@@ -224,11 +224,6 @@ class FeatureTrainer:
         if not all(kinds):
             return self.training
         return kinds[rng.random() >= self.config.image_share]
-
-    def _learning_rate(self) -> float:
-        warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
-        decay = (1 - self.step / self.config.steps) ** self.config.decay_power
-        return self.config.learning_rate * warmup * decay
 
     def _validate_and_keep(self) -> None:
         dice = self.validate()

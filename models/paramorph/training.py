@@ -10,25 +10,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from paramorph.augmentation import Augmentation
 from paramorph.checkpoint import WeightsInfo, load_weights, save_weights
-from paramorph.losses import (
-    LossConfig,
-    common_label_masks,
-    label_dice_loss,
-    loss_terms,
-    total,
-)
+from paramorph.losses import LossConfig, total
 from paramorph.network import ParaMorph
 from paramorph.options import option
+from paramorph.pair_loss import PairLoss
 from paramorph.run_folder import RunFolder
 from paramorph.validation import Validation, validate_pair
-from paramorph.warp import compose, warp
 from paramorph_rt.errors import ParamorphError
 from paramorph_rt.system.staging import staged_file
 
@@ -38,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paramorph.data import Subject
+    from paramorph.feature_training import FeatureTrainingConfig
 
 # What may change when a training goes on: how long it is, and when it is validated and saved.
 FREE_ON_RESUME = frozenset(
@@ -69,6 +63,12 @@ class TrainingConfig:
     validate_every: int = option(100, "steps")
     checkpoint_every: int = option(25, "steps")
     patience: int = option(0, "validations without a better one that end the training; 0: never")
+
+
+def scheduled(config: TrainingConfig | FeatureTrainingConfig, step: int) -> float:
+    """The learning rate of a step, counted from 0: a linear rise, then a polynomial decay."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * warmup * (1 - step / config.steps) ** config.decay_power
 
 
 class Trainer:
@@ -125,6 +125,9 @@ class Trainer:
         optimizer = torch.optim.Adam(network.parameters(), config.learning_rate, amsgrad=True)
         self.network, self.optimizer = self.fabric.setup(network, optimizer)
         self.network.mark_forward_method("both_ways")
+        self.pair_loss = PairLoss(
+            self.network, info.network, self.loss, self.augmentation, self.fabric.device
+        )
         self.step, self.best, self.not_better = 0, -float("inf"), 0
 
     @property
@@ -242,9 +245,7 @@ class Trainer:
 
     def learning_rate(self) -> float:
         """Of the step about to be taken."""
-        warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
-        decay = (1 - self.step / self.config.steps) ** self.config.decay_power
-        return self.config.learning_rate * warmup * decay
+        return scheduled(self.config, self.step)
 
     def _train_step(self) -> dict[str, float]:
         """One step of the optimiser, on `accumulate` pairs in every process."""
@@ -267,50 +268,12 @@ class Trainer:
         return {**sums, "gradient_norm": norm.item()}
 
     def _pair_terms(self, number: int) -> dict[str, Tensor]:
-        """The loss's terms of the pair with this number since the start, over both directions."""
+        """The loss's terms of the pair with this number since the start."""
         rng = random.Random(f"{self.config.seed} {number}")
         subjects = rng.sample(self.training, 2)
-        generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        moving, fixed, masks = self._augmented(*subjects, generator)
-        torch.manual_seed(rng.getrandbits(60))  # drop path
-
-        # One pass is learned at a time: the one after a random number of earlier passes.
-        before = None
-        for _ in range(rng.randrange(self.info.network.passes)):
-            with torch.no_grad():
-                further, _ = self.network.both_ways(self._warp(moving, before), fixed)
-            before = _after(before, further.float())
-        warped_before = self._warp(moving, before)
-        to_moving, to_fixed = self.network.both_ways(warped_before, fixed)
-
-        directions = [
-            (moving, fixed, _after(before, to_moving.float()), masks),
-            (fixed, warped_before, to_fixed.float(), None),
-        ]
-        means: dict[str, Tensor] = {}
-        for source, target, displacement, labels in directions:
-            terms = loss_terms(self.loss, self._warp(source, displacement), target, displacement)
-            if labels is not None:
-                terms["labels"] = label_dice_loss(self._warp(labels[0], displacement), labels[1])
-            for name, term in terms.items():
-                share = 1 if name == "labels" else len(directions)
-                means[name] = means.get(name, 0) + term / share
-        self._check_finite(means, subjects)
-        return means
-
-    def _augmented(
-        self, moving: Subject, fixed: Subject, rng: torch.Generator
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        """Both volumes as the network sees them, and masks of some labels where labels count."""
-        images = self._tensor(moving.image), self._tensor(fixed.image)
-        changes = self.augmentation.draw(images[0].shape[2:], rng, self.fabric.device)
-        changed = [change.image(image) for change, image in zip(changes, images, strict=True)]
-        masks = None
-        if self.loss.labels:
-            maps = (self._tensor(s.labels.astype(np.int32)) for s in (moving, fixed))
-            moved = [change.labels(labels) for change, labels in zip(changes, maps, strict=True)]
-            masks = common_label_masks(*moved, self.loss.label_count, rng)
-        return changed[0], changed[1], masks
+        terms = self.pair_loss.terms(*subjects, rng)
+        self._check_finite(terms, subjects)
+        return terms
 
     def _check_finite(self, terms: dict[str, Tensor], subjects: Sequence[Subject]) -> None:
         """Stop all processes at a loss that is not finite in one; that one names the pair."""
@@ -393,18 +356,6 @@ class Trainer:
         return torch.autocast(
             self.fabric.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         )
-
-    def _warp(self, volume: Tensor, displacement: Tensor | None) -> Tensor:
-        if displacement is None:
-            return volume
-        return warp(volume, displacement, self.info.network.sampling)
-
-    def _tensor(self, array: Any) -> Tensor:
-        return torch.from_numpy(array)[None, None].to(self.fabric.device)
-
-
-def _after(before: Tensor | None, displacement: Tensor) -> Tensor:
-    return displacement if before is None else compose(before, displacement)
 
 
 def _flat(settings: Any, name: str = "") -> dict[str, Any]:
