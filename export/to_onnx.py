@@ -6,12 +6,13 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from paramorph_rt.bundle import PRECISIONS
 from paramorph_rt.errors import exit_code
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:  # a list: one option after the other
     p = argparse.ArgumentParser(
         description="Trace trained weights to ONNX, verify the files against PyTorch and write a "
         "bundle that paramorph-rt runs."
@@ -71,56 +72,44 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a wrong option do not wait for torch.
-    from paramorph.checkpoint import load_feature_weights, load_weights
-    from paramorph_export.bundle import check_replaceable, write_bundle
+    from paramorph_export.bundle import Graphs, write_bundle
     from paramorph_export.errors import ExportError
 
     halves = [p for p in dict.fromkeys(args.precision) if p != "fp32"]
-    if not args.weights and not args.features:
-        raise ExportError("expected --weights, --features or both, got neither; pass one.")
-    if not args.weights and (halves or args.fp32_for_gpus):
+    if args.features and not args.weights and (halves or args.fp32_for_gpus):
         raise ExportError(
             "expected --weights of a registration network for graphs for GPUs, got --features "
             "alone, which run on the CPU; leave --precision and --fp32-for-gpus out."
         )
-    check_replaceable(args.out_dir, args.force)
-    if args.weights:
-        network, info = load_weights(args.weights)
-    else:
-        network, (_, info) = None, load_feature_weights(args.features)
+    shapes = [tuple(shape) for shape in args.shape or ()]
     manifest = write_bundle(
         args.out_dir,
-        network,
-        info,
         args.weights,
-        [tuple(shape) for shape in args.shape] if args.shape else [info.shape],
-        args.force,
-        halves=halves,
-        fp32_for_gpus=args.fp32_for_gpus,
-        real_pairs=args.verify_on,
+        Graphs(shapes, halves, args.fp32_for_gpus, args.verify_on),
         features=args.features,
         card=args.card,
         domain=args.domain,
+        force=args.force,
     )
     print(
         f"{args.out_dir}: {manifest['name']}, exported and verified in "
         f"{manifest['provenance']['export_seconds']} s"
     )
     for entry in manifest.get("features", {}).get("networks", []):
-        measured = entry["verification"]
-        print(
-            f"{entry['file']}: {entry['precision']} at {'×'.join(map(str, entry['shape']))}, "
-            f"{entry['nodes']} nodes; features differ from {measured['reference']} by "
-            f"{measured['max_difference']:.1e} at most"
-        )
+        print(_summary(entry, "features differ from {reference} by {max_difference:.1e} at most"))
     for entry in manifest["networks"]:
-        measured = entry["verification"]
-        print(
-            f"{entry['file']}: {entry['precision']} at {'×'.join(map(str, entry['shape']))}, "
-            f"{entry['nodes']} nodes; displacement differs from {measured['reference']} by "
-            f"{measured['mean_difference_vox']:.1e} voxel on average, "
-            f"{measured['max_difference_vox']:.1e} at most"
+        says = (
+            "displacement differs from {reference} by {mean_difference_vox:.1e} voxel on average, "
+            "{max_difference_vox:.1e} at most"
         )
+        print(_summary(entry, says))
+
+
+def _summary(entry: dict[str, Any], says: str) -> str:
+    """A line about a graph: `says` with what was measured of it."""
+    shape = "×".join(map(str, entry["shape"]))
+    what = f"{entry['file']}: {entry['precision']} at {shape}, {entry['nodes']} nodes; "
+    return what + says.format(**entry["verification"])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from paramorph_rt.errors import exit_code
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:  # a list: one option after the other
     p = argparse.ArgumentParser(
         description="Turn a checkpoint of the ParaMorph reference code into weights of this "
         "toolkit, with everything recorded that they need to mean the same."

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from paramorph.checkpoint import WeightsInfo
+from paramorph.checkpoint import load_feature_weights, load_weights
 from paramorph.config import check_shape
 from paramorph.warp import SAMPLING
 from paramorph_export.card import read_card
@@ -33,27 +34,41 @@ log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from paramorph.checkpoint import FeatureInfo
+    from paramorph.checkpoint import FeatureInfo, WeightsInfo
     from paramorph.network import ParaMorph
     from paramorph_export.pairs import Pair
 
     Shape = tuple[int, int, int]
 
 
-def write_bundle(
+@dataclass(frozen=True)
+class Graphs:
+    """Which graphs of a registration network a bundle gets.
+
+    Attributes:
+        shapes: Volume sizes (D, H, W), float32 graphs for each; the first is that of the
+            manifest's grid. Empty is the one that the weights were trained on.
+        halves: Precisions of further graphs besides float32, for GPUs: fp16, bf16.
+        fp32_for_gpus: Write a float32 graph for GPUs too. That for CPUs computes the same, and in
+            TensorRT takes up to ten times the memory.
+        real_pairs: Folder of labelled volumes on which the halves are measured as well.
+    """
+
+    shapes: Sequence[Shape] = ()
+    halves: Sequence[str] = ()
+    fp32_for_gpus: bool = False
+    real_pairs: Path | None = None
+
+
+def write_bundle(  # its keywords are options of the command
     out_dir: str | Path,
-    network: ParaMorph | None,
-    info: WeightsInfo | FeatureInfo,
     weights: Path | None,
-    shapes: Sequence[Shape],
-    force: bool = False,
+    graphs: Graphs = Graphs(),
     *,
-    halves: Sequence[str] = (),
-    fp32_for_gpus: bool = False,
-    real_pairs: Path | None = None,
     features: Path | None = None,
     card: Path | None = None,
     domain: Path | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Trace, verify and write the networks and `manifest.json`; returns the manifest.
 
@@ -63,43 +78,52 @@ def write_bundle(
 
     Args:
         out_dir: The bundle's folder.
-        network: In float32; None makes a bundle of features alone.
-        info: What is recorded about its weights, or else about the features'.
-        weights: The file they came from; it may be that of the bundle that is replaced.
-        shapes: Volume sizes (D, H, W), a graph for each; the first is that of the manifest's grid.
-        force: Replace an existing bundle.
-        halves: Precisions of further graphs besides float32, for GPUs: fp16, bf16.
-        fp32_for_gpus: Write a float32 graph for GPUs too. That for CPUs computes the same, and in
-            TensorRT takes up to ten times the memory.
-        real_pairs: Folder of labelled volumes on which these are measured as well.
+        weights: Of a registration network; they may be those of the bundle that is replaced. None
+            makes a bundle of features alone.
+        graphs: Of the registration network.
         features: Weights of a feature network for the refinement.
         card: Model card, whose name the bundle gets; None is the name of the weights.
         domain: A bundle whose domain is this one's, too; it may be the one that is replaced.
+        force: Replace an existing bundle.
 
     Raises:
-        ExportError: The folder exists and `force` is not given, or it is no bundle, or an ONNX
-            file does not compute what the network does.
+        ExportError: Neither weights nor features, the folder exists and `force` is not given, or
+            it is no bundle, or an ONNX file does not compute what the network does.
     """
-    out_dir = Path(out_dir)
+    out_dir, source = Path(out_dir), weights or features
+    if source is None:
+        raise ExportError("expected --weights, --features or both, got neither; pass one.")
     check_replaceable(out_dir, force)
+    network, info = load_weights(weights) if weights else (None, load_feature_weights(source)[1])
+    shapes = list(dict.fromkeys(graphs.shapes or [info.shape]))
     with staging_folder(out_dir.absolute().parent) as home:
         staging = home / out_dir.name
         staging.mkdir()
         started = time.perf_counter()
         networks: list[dict[str, Any]] = []
-        if isinstance(info, WeightsInfo) and network is not None and weights is not None:
-            shutil.copyfile(weights, staging / WEIGHTS)
-            for shape in dict.fromkeys(shapes):
-                is_first, further = shape == shapes[0], (halves, fp32_for_gpus, real_pairs)
-                networks += _write_networks(staging, network, info, shape, is_first, *further)
+        if network is not None:
+            shutil.copyfile(source, staging / WEIGHTS)
+            for number, shape in enumerate(shapes):
+                suffix = f".{'x'.join(map(str, shape))}" if number else ""
+                stem = f"registration{suffix}"
+                networks += _write_networks(staging / stem, network, info, shape, graphs)
         of_features = write_features(staging, features, info, shapes) if features else None
         for name, graph in REFINEMENT_GRAPHS.items():
             onnx.save(graph(), staging / name)
-        domain_entry = _copy_domain(staging, domain) if domain else None
-        seconds = time.perf_counter() - started
-        sampling = info.network.sampling if isinstance(info, WeightsInfo) else "exact"
-        source = weights or features
-        assert source is not None
+        more = {
+            "card": read_card(card) if card else None,
+            "opset": STANDARD_OPSET,
+            "refinement": list(REFINEMENT_GRAPHS),
+            "features": of_features,
+            "domain": _copy_domain(staging, domain) if domain else None,
+            "provenance": {
+                "weights": source.name,
+                "weights_sha256": sha256_of(source),
+                "export_seconds": round(time.perf_counter() - started, 1),
+                **info.provenance,
+            },
+        }
+        sampling = info.network.sampling if networks else "exact"
         manifest = new_manifest(
             card.stem if card else info.name,
             input_spec(info, shapes[0]),
@@ -107,17 +131,7 @@ def write_bundle(
             networks,
             sorted(staging.iterdir()),
             info.network.as_dict() if networks else None,
-            card=read_card(card) if card else None,
-            opset=STANDARD_OPSET,
-            refinement=list(REFINEMENT_GRAPHS),
-            features=of_features,
-            domain=domain_entry,
-            provenance={
-                "weights": source.name,
-                "weights_sha256": sha256_of(source),
-                "export_seconds": round(seconds, 1),
-                **info.provenance,
-            },
+            **more,
         )
         write_manifest(staging, manifest)
         flush(staging)
@@ -162,46 +176,46 @@ def _copy_domain(folder: Path, domain: Path) -> dict[str, Any]:
 
 
 def _write_networks(
-    folder: Path,
-    network: ParaMorph,
-    info: WeightsInfo,
-    shape: Shape,
-    is_first: bool,
-    halves: Sequence[str],
-    fp32_for_gpus: bool,
-    real_pairs: Path | None,
+    path: Path, network: ParaMorph, info: WeightsInfo, shape: Shape, graphs: Graphs
 ) -> Iterator[dict[str, Any]]:
-    """The graphs of one shape, in float32 and in halves; their entries in the manifest."""
-    stem = "registration" if is_first else f"registration.{'x'.join(map(str, shape))}"
+    """The graphs of one shape, in float32 and in halves; their entries in the manifest.
+
+    Args:
+        path: Of the files, without their suffixes.
+        network: In float32.
+        info: Of its weights.
+        shape: (D, H, W).
+        graphs: Which.
+    """
     check_shape(shape)
-    log.info("%s: tracing the network at %s …", stem, "×".join(map(str, shape)))
+    log.info("%s: tracing the network at %s …", path.name, "×".join(map(str, shape)))
     traced = onnx_from_network(network, shape)
-    reference = folder / f"{stem}.onnx"
-    small = stored_small(for_cpus(traced), folder / WEIGHTS)
+    reference = path.with_name(f"{path.name}.onnx")
+    small = stored_small(for_cpus(traced), path.with_name(WEIGHTS))
     onnx.save(small, reference)
     log.info("%s: comparing with PyTorch …", reference.name)
     entry = NetworkEntry(reference.name, "fp32", shape, weights=WEIGHTS)
     yield _measured(entry, small, verify(reference, network, shape))
-    if fp32_for_gpus:
-        path = folder / f"{stem}.gpu.onnx"
+    if graphs.fp32_for_gpus:
+        file = path.with_name(f"{path.name}.gpu.onnx")
         model = with_precision(traced, "fp32")
-        onnx.save(model, path)
-        entry = NetworkEntry(path.name, "fp32", shape, "gpu")
-        yield _measured(entry, model, verify(path, network, shape))
+        onnx.save(model, file)
+        entry = NetworkEntry(file.name, "fp32", shape, "gpu")
+        yield _measured(entry, model, verify(file, network, shape))
     pairs: Sequence[Pair] = ()
-    if real_pairs and halves:
+    if graphs.real_pairs and graphs.halves:
         # Imported here: pairs are read as the runtime reads them, by packages that nothing else of
         # an export needs.
         from paramorph_export.pairs import pairs_of
 
-        pairs = pairs_of(real_pairs, input_spec(info, shape))
-    for precision in halves:
-        path = folder / f"{stem}.{precision}.onnx"
-        log.info("%s: rounding to %s …", path.name, precision)
+        pairs = pairs_of(graphs.real_pairs, input_spec(info, shape))
+    for precision in graphs.halves:
+        file = path.with_name(f"{path.name}.{precision}.onnx")
+        log.info("%s: rounding to %s …", file.name, precision)
         model = with_precision(traced, precision)
-        onnx.save(model, path)
-        measured = verify_half(path, reference, shape, precision, pairs, info.network.sampling)
-        yield _measured(NetworkEntry(path.name, precision, shape, "gpu"), model, measured)
+        onnx.save(model, file)
+        measured = verify_half(file, reference, shape, precision, pairs, info.network.sampling)
+        yield _measured(NetworkEntry(file.name, precision, shape, "gpu"), model, measured)
 
 
 def _measured(

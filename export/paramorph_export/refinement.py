@@ -43,7 +43,7 @@ REFINEMENT_GRAPHS = {
 }
 
 
-def _text(features: bool) -> str:
+def _text(features: bool) -> str:  # one graph, node by node
     volume, field = "float[1, 1, d, h, w]", "float[1, 3, d, h, w]"
     channels = "float[1, c, d, h, w]"
     inputs = [f"{volume} moving", f"{volume} fixed"]

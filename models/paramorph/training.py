@@ -92,7 +92,7 @@ class Trainer:
         TrainingError: Too few volumes, or no labels where the loss needs them.
     """
 
-    def __init__(
+    def __init__(  # what is trained, on what; the keywords say how
         self,
         folder: str | Path,
         info: WeightsInfo,

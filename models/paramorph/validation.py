@@ -51,7 +51,7 @@ class Validation:
 
 
 @torch.inference_mode()
-def validate_pair(
+def validate_pair(  # a network, a pair, and how it is measured
     network: ParaMorph,
     info: WeightsInfo,
     loss: LossConfig,

@@ -159,7 +159,7 @@ def config_of(model: ServedModel, bundle: Bundle) -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme_of(model: ServedModel, bundle: Bundle) -> str:
+def readme_of(model: ServedModel, bundle: Bundle) -> str:  # one page of text
     """What a client must know, with one that works."""
     spec = bundle.inputs
     tensors = {

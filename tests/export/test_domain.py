@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paramorph.checkpoint import load_weights
 from paramorph_export.bundle import write_bundle
 from paramorph_export.errors import ExportError
 from paramorph_rt.bundle import load_bundle
@@ -16,8 +15,6 @@ from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, load_volume, save_volume
 from paramorph_rt.quality.domain import domain_of, misfits
 from paramorph_rt.quality.looks import likeness, look_of
-
-from .conftest import SHAPE
 
 
 @pytest.fixture
@@ -47,11 +44,10 @@ def images(tmp_path) -> list[str]:
 
 
 def test_a_domain_is_written_and_goes_along(weights, images, describe_domain, tmp_path, capsys):
-    network, info = load_weights(weights)
     first, again = tmp_path / "first", tmp_path / "again"
-    write_bundle(first, network, info, weights, [SHAPE])
+    write_bundle(first, weights)
     with pytest.raises(ExportError, match="expected a bundle that describes its domain"):
-        write_bundle(again, network, info, weights, [SHAPE], domain=first)
+        write_bundle(again, weights, domain=first)
     options = ["--bundle", str(first), "--of", "ellipsoids", "--images", *images]
     assert describe_domain.main(options) == 0
     assert "of ellipsoids, images 3" in capsys.readouterr().out
@@ -62,16 +58,15 @@ def test_a_domain_is_written_and_goes_along(weights, images, describe_domain, tm
     for path in images:
         assert not misfits(look_of(load_volume(path)), "fixed", domain)
         assert likeness(look_of(load_volume(path)).ranks, domain.ranks) > 0.95
-    write_bundle(again, network, info, weights, [SHAPE], domain=first)
+    write_bundle(again, weights, domain=first)
     taken = domain_of(load_bundle(again))
     np.testing.assert_array_equal(taken.ranks, domain.ranks)
     assert (taken.of, taken.volume_ml) == (domain.of, domain.volume_ml)
 
 
 def test_models_of_any_contrast_have_no_map(weights, images, describe_domain, tmp_path):
-    network, info = load_weights(weights)
     folder = tmp_path / "bundle"
-    write_bundle(folder, network, info, weights, [SHAPE])
+    write_bundle(folder, weights)
     options = ["--bundle", str(folder), "--of", "x", "--any-contrast", "--images", *images]
     assert describe_domain.main(options) == 0
     assert domain_of(load_bundle(folder)).ranks is None

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 
-from paramorph.checkpoint import FeatureInfo, load_weights, save_weights
+from paramorph.checkpoint import FeatureInfo, save_weights
 from paramorph.feature_network import FeatureConfig, FeatureNetwork
 from paramorph_export.bundle import write_bundle
 from paramorph_export.errors import ExportError
@@ -46,8 +46,7 @@ def write_features(path: Path, **changes) -> Path:
 def with_features(weights, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("features")
     features = write_features(folder / "features.safetensors")
-    network, info = load_weights(weights)
-    write_bundle(folder / "bundle", network, info, weights, [SHAPE], features=features)
+    write_bundle(folder / "bundle", weights, features=features)
     return folder / "bundle"
 
 
@@ -115,9 +114,8 @@ def test_an_altered_file_of_features_is_refused(with_features, tmp_path):
 
 def test_features_of_another_grid_are_refused(weights, tmp_path):
     features = write_features(tmp_path / "f.safetensors", spacing_mm=(1.0, 1.0, 1.0))
-    network, info = load_weights(weights)
     with pytest.raises(ExportError, match="train both on one grid"):
-        write_bundle(tmp_path / "bundle", network, info, weights, [SHAPE], features=features)
+        write_bundle(tmp_path / "bundle", weights, features=features)
     assert not (tmp_path / "bundle").exists()
 
 

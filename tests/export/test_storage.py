@@ -130,7 +130,7 @@ def test_bundle_holds_weights_in_half_once(weights, tmp_path, monkeypatch):
     network, info = load_weights(tmp_path / "w.safetensors")
     traced = onnx_from_network(network, SHAPE)
     monkeypatch.setattr(bundle_module, "onnx_from_network", lambda *_: traced)
-    write_bundle(tmp_path / "bundle", network, info, tmp_path / "w.safetensors", [SHAPE])
+    write_bundle(tmp_path / "bundle", tmp_path / "w.safetensors")
     check_holds_weights_once(tmp_path / "bundle", trained_in(weights))
     # With all constants in it, the graph is the one that was traced.
     expected = {c.name: numpy_helper.to_array(c) for c in traced.graph.initializer}

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 LEAST_APART_MM = 10.0
 
 
-def prepare_subjects(
+def prepare_subjects(  # what becomes of what, and where
     subjects: Iterable[SubjectFiles],
     reference: SubjectFiles,
     spec: InputSpec,

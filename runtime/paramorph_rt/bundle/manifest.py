@@ -117,7 +117,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def new_manifest(
+def new_manifest(  # what every manifest has
     name: str,
     inputs: InputSpec,
     sampling: Mapping[str, Any],
