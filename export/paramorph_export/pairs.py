@@ -11,6 +11,7 @@ from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.images.volume import load_labels, load_volume
 from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
 from paramorph_rt.steps.affine import align_affine
+from paramorph_rt.steps.foreground import MaskedImage
 from paramorph_rt.steps.preparation import prepare_pair
 
 if TYPE_CHECKING:
@@ -61,6 +62,6 @@ def pair_of(moving: SubjectFiles, fixed: SubjectFiles, spec: InputSpec) -> Pair:
     """Two labelled subjects, read, aligned and prepared."""
     moving_image, fixed_image = load_volume(moving.image), load_volume(fixed.image)
     affine = align_affine(moving_image, fixed_image).affine
-    prepared = prepare_pair(moving_image, fixed_image, affine, spec)
+    prepared = prepare_pair(MaskedImage(moving_image), MaskedImage(fixed_image), affine, spec)
     labels = load_labels(moving.labels), load_labels(fixed.labels)
     return Pair(f"{moving.name} → {fixed.name}", affine, prepared, *labels)

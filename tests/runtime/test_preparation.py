@@ -12,7 +12,7 @@ from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.background import background_of
 from paramorph_rt.images.volume import Volume, load_volume
-from paramorph_rt.steps.foreground import foreground_box
+from paramorph_rt.steps.foreground import MaskedImage, foreground_box
 from paramorph_rt.steps.intensity import normalise
 from paramorph_rt.steps.preparation import network_grid_for, prepare_pair
 
@@ -124,7 +124,7 @@ def test_almost_binary_image_is_not_divided_by_zero():
 def test_pair_in_any_orientation_looks_the_same_to_the_network(orientation):
     moving = volume_of(head, centred_grid("LAS", (46, 54, 41)), "moving")
     fixed = volume_of(head, centred_grid(orientation, (56, 54, 58), (0.9, 1.0, 0.8)), "fixed")
-    pair = prepare_pair(moving, fixed, np.eye(4), SPEC)
+    pair = prepare_pair(MaskedImage(moving), MaskedImage(fixed), np.eye(4), SPEC)
     assert pair.grid.orientation == "RAS"
     assert pair.moving.shape == pair.fixed.shape == SPEC.grid.shape
     assert pair.moving.dtype == pair.fixed.dtype == np.float32
@@ -138,7 +138,7 @@ def test_pair_in_any_orientation_looks_the_same_to_the_network(orientation):
 def test_fixed_larger_than_the_network_reports_its_growth():
     fixed = volume_of(head, centred_grid("RAS", (46, 54, 41), (1.5, 1.5, 1.5)), "fixed")
     fixed = Volume(fixed.data + 1000, Grid(fixed.grid.shape, fixed.grid.affine * 2), "fixed")
-    pair = prepare_pair(fixed, fixed, np.eye(4), SPEC)
+    pair = prepare_pair(MaskedImage(fixed), MaskedImage(fixed), np.eye(4), SPEC)
     assert pair.spacing_growth > 1
     np.testing.assert_allclose(
         pair.grid.spacing, np.array(SPEC.grid.spacing_mm) * pair.spacing_growth
@@ -159,7 +159,7 @@ def test_no_overlap():
         moving.data, centred_grid("RAS", (46, 54, 41), centre=(500, 0, 0)), "fixed.nii"
     )
     with pytest.raises(AlignmentError, match=r"moving.nii: .* lie upon fixed.nii .*--no-aff"):
-        prepare_pair(moving, shifted, np.eye(4), SPEC)
+        prepare_pair(MaskedImage(moving), MaskedImage(shifted), np.eye(4), SPEC)
 
 
 def test_labels_stay_labels():
@@ -177,9 +177,10 @@ def test_network_sees_background_outside_a_mask_and_the_other_image_in_its_holes
     outside = points[..., 0] > 8  # reaches the border of the image
     hole = np.linalg.norm(points - (-4, 0, 0), axis=-1) < 6
     mask = Volume((~(outside | hole)).astype(np.uint8), fixed.grid, "mask")
-    plain = prepare_pair(moving, fixed, np.eye(4), SPEC)
+    plain = prepare_pair(MaskedImage(moving), MaskedImage(fixed), np.eye(4), SPEC)
     for name in ("moving", "fixed"):
-        seen = prepare_pair(moving, fixed, np.eye(4), SPEC, **{f"{name}_mask": mask})
+        masks = [mask if name == which else None for which in ("moving", "fixed")]
+        seen = prepare_pair(*map(MaskedImage, (moving, fixed), masks), np.eye(4), SPEC)
         where = world_points(seen.grid)
         deep = np.linalg.norm(where - (-4, 0, 0), axis=-1) < 3
         np.testing.assert_array_equal(seen.moving[deep], seen.fixed[deep])
@@ -197,4 +198,4 @@ def test_mask_without_foreground_is_refused():
     corner[0, 0, 0] = 1
     mask = Volume(corner, fixed.grid, "mask.nii")
     with pytest.raises(VolumeError, match=r"mask.nii: expected a mask with some of what fixed.nii"):
-        prepare_pair(fixed, fixed, np.eye(4), SPEC, fixed_mask=mask)
+        prepare_pair(MaskedImage(fixed), MaskedImage(fixed, mask), np.eye(4), SPEC)

@@ -26,6 +26,7 @@ from paramorph_rt.refinement.forces import LEAST_FORCE, gaussian_taps
 from paramorph_rt.refinement.images import Features, LevelImages
 from paramorph_rt.refinement.rescaling import rescaled
 from paramorph_rt.refinement.settings import Level, levels_of
+from paramorph_rt.steps.foreground import MaskedImage
 from paramorph_rt.steps.predict import view_over
 from paramorph_rt.steps.preparation import prepare_pair
 
@@ -167,7 +168,7 @@ def test_without_refinement_the_field_is_the_networks(bundle_path):
     moving, fixed = a_pair()
     found = Registration(bundle_path)(moving, fixed, affine=False, refine=0)
     register = Registration(bundle_path)
-    pair = prepare_pair(moving, fixed, np.eye(4), register.bundle.inputs)
+    pair = prepare_pair(MaskedImage(moving), MaskedImage(fixed), np.eye(4), register.bundle.inputs)
     wanted = field_from_network(smooth_displacement_vox(), pair.grid).resampled_to(fixed.grid)
     np.testing.assert_allclose(found.displacement.vectors_mm, wanted.vectors_mm, atol=1e-5)
     assert found.metrics["refinement"] is None

@@ -80,9 +80,8 @@ def refine(
     if not plan:
         return start.field
     finest = plan[-1][1]
-    whole = images_on_grid(
-        images.moving, images.fixed, affine, finest, start.intensity, **images.masks
-    )
+    both = images.masked_moving, images.masked_fixed
+    whole = images_on_grid(*both, affine, finest, start.intensity)
     counts = _counting(images.fixed_mask, whole.holes, finest)
     pyramid = _pyramid(LevelImages(whole.moving, whole.fixed, finest, None, counts), plan)
     displacement, last = _voxels(start.field, plan[0][1]), plan[0][1]

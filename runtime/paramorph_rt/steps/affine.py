@@ -17,7 +17,7 @@ from ..images.volume import Volume
 from ..quality.flags import Flag
 from ..system.threads import itk_threads
 from .copies import Copy
-from .foreground import foreground_of, hole_of, masked
+from .foreground import MaskedImage, foreground_of
 from .optimisation import initial_transform, optimise
 from .pose import MutualInformation, find_pose
 
@@ -130,11 +130,21 @@ def align_affine(
         AlignmentError: The search left no overlap of the two images.
         VolumeError: A mask without any of its image's foreground.
     """
-    moving, fixed = masked(moving, moving_mask), masked(fixed, fixed_mask)
-    cut_outs = _is_cut_out(moving), _is_cut_out(fixed)
+    pair = MaskedImage(moving, moving_mask), MaskedImage(fixed, fixed_mask)
+    return align_masked(*pair, kind, initial)
+
+
+def align_masked(
+    moving: MaskedImage,
+    fixed: MaskedImage,
+    kind: AffineKind = "auto",
+    initial: Float[np.ndarray, "4 4"] | None = None,
+) -> Alignment:
+    """`align_affine` of images with their masks."""
+    cut_outs = _is_cut_out(moving.image), _is_cut_out(fixed.image)
     if kind == "auto":
         kind = "rigid" if any(cut_outs) else "affine"
-    copies = _Copies(Copy(moving, hole_of(moving_mask)), Copy(fixed, hole_of(fixed_mask)))
+    copies = _Copies(*(Copy(image.image, image.hole) for image in (moving, fixed)))
     original = np.eye(4) if initial is None else initial
     if initial is not None:
         start = initial
@@ -146,9 +156,9 @@ def align_affine(
         optimum = copies.optimum(kind, start, initial, frame=all(cut_outs))
     except RuntimeError as err:
         raise AlignmentError(
-            f"{moving.name}: expected an affine that aligns it with {fixed.name}, got no overlap "
-            "during the search; check that both show the same anatomy, or align them first and "
-            "pass --no-affine."
+            f"{moving.volume.name}: expected an affine that aligns it with {fixed.volume.name}, "
+            "got no overlap during the search; check that both show the same anatomy, or align "
+            "them first and pass --no-affine."
         ) from err
     candidates = [optimum, start, original]
     if all(cut_outs):  # the little that two cut-outs share when they drift apart is easily alike

@@ -11,7 +11,7 @@ import numpy as np
 from ..quality import checks
 from ..quality.looks import look_of
 from ..system.threads import mapped
-from .affine import Alignment, align_affine
+from .affine import Alignment, align_masked
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -74,11 +74,11 @@ def align(
         if kind == "none":
             alignment, affine = None, np.eye(4) if initial is None else initial
         else:
-            alignment = align_affine(images.moving, images.fixed, kind, initial, **images.masks)
+            alignment = align_masked(images.masked_moving, images.masked_fixed, kind, initial)
             affine = alignment.affine
     moving, fixed = looking.result()
     return Start(affine, alignment, moving, fixed, kind != "none" and initial is None)
 
 
 def _looks(images: Images) -> list[Look]:
-    return mapped(look_of, (images.masked_moving, images.masked_fixed))
+    return mapped(look_of, (images.masked_moving.image, images.masked_fixed.image))

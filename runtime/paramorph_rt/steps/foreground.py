@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,29 @@ if TYPE_CHECKING:
 
     from ..geometry.spaces import Grid
     from ..images.volume import Volume
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedImage:
+    """An image and the mask of where it counts; what follows from the two is computed once.
+
+    Attributes:
+        volume: The image as it is.
+        mask: On the grid of `volume`; what is not 0 counts, None is everything.
+    """
+
+    volume: Volume
+    mask: Volume | None = None
+
+    @cached_property
+    def image(self) -> Volume:
+        """The image as far as its mask leaves it, see `masked`."""
+        return masked(self.volume, self.mask)
+
+    @cached_property
+    def hole(self) -> Volume | None:
+        """Where the mask has a hole, see `hole_of`."""
+        return hole_of(self.mask)
 
 
 def foreground_threshold(data: Float[np.ndarray, "i j k"]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,21 +15,13 @@ from ..images.checks import check_image, check_labels, check_mask, check_same_gr
 from ..images.volume import Volume, load_labels, load_mask, load_volume, nifti_name
 from ..metrics.overlap import present_labels
 from ..system.threads import in_parallel, mapped
-from .foreground import masked
+from .foreground import MaskedImage
 
 if TYPE_CHECKING:
-    from typing import TypedDict
-
     from jaxtyping import Float
 
     from ..geometry.resample import Interpolation
     from ..geometry.spaces import Grid
-
-    class Masks(TypedDict):
-        """As keyword arguments."""
-
-        moving_mask: Volume | None
-        fixed_mask: Volume | None
 
 
 Source = str | Path | Volume
@@ -86,20 +78,15 @@ class Images:
     output_grid: Grid | None
     brain_masks: dict[str, Volume] = field(default_factory=dict)
 
-    @property
-    def masks(self) -> Masks:
-        """Both, as keyword arguments."""
-        return {"moving_mask": self.moving_mask, "fixed_mask": self.fixed_mask}
+    @cached_property
+    def masked_moving(self) -> MaskedImage:
+        """The moving image with its mask."""
+        return MaskedImage(self.moving, self.moving_mask)
 
-    @property
-    def masked_moving(self) -> Volume:
-        """The moving image as far as its mask leaves it."""
-        return masked(self.moving, self.moving_mask)
-
-    @property
-    def masked_fixed(self) -> Volume:
-        """The fixed image as far as its mask leaves it."""
-        return masked(self.fixed, self.fixed_mask)
+    @cached_property
+    def masked_fixed(self) -> MaskedImage:
+        """The fixed image with its mask."""
+        return MaskedImage(self.fixed, self.fixed_mask)
 
 
 def load(sources: Sources) -> Images:

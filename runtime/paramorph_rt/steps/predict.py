@@ -70,7 +70,7 @@ class Prediction:
 
 def _without_model(images: Images) -> Prediction:
     """No displacement, over the foreground of the fixed image."""
-    view = view_over(images.masked_fixed)
+    view = view_over(images.masked_fixed.image)
     still = DisplacementField(view, np.zeros((*view.shape, 3), np.float32))
     return Prediction(NO_MODEL, None, view, still, INTENSITY)
 
@@ -109,9 +109,8 @@ def predict(
             model.engine(levels)
     inputs, engine = model.bundle.inputs, model.engine(levels)
     with seconds("preprocess"):
-        pair = prepare_pair(
-            images.moving, images.fixed, affine, inputs, engine.shapes, **images.masks
-        )
+        both = images.masked_moving, images.masked_fixed
+        pair = prepare_pair(*both, affine, inputs, engine.shapes)
     with seconds("features" if model.has_features(levels) else "network"):
         field, features = model.run(pair, levels)
     return Prediction(

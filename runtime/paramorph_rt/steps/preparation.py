@@ -11,7 +11,7 @@ from ..errors import AlignmentError
 from ..geometry.resample import resample_to_grid
 from ..geometry.spaces import Grid, network_grid
 from ..system.threads import in_parallel
-from .foreground import foreground_box, foreground_threshold, hole_of, masked
+from .foreground import foreground_box, foreground_threshold
 from .intensity import normalise_for
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..bundle import InputSpec, IntensitySpec
     from ..images.volume import Volume
+    from .foreground import MaskedImage
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +42,12 @@ class PreparedPair:
     spacing_growth: float
 
 
-def prepare_pair(  # both images with their masks, and what the network expects
-    moving: Volume,
-    fixed: Volume,
+def prepare_pair(
+    moving: MaskedImage,
+    fixed: MaskedImage,
     affine: Float[np.ndarray, "4 4"],
     spec: InputSpec,
     shapes: Sequence[tuple[int, int, int]] | None = None,
-    *,
-    moving_mask: Volume | None = None,
-    fixed_mask: Volume | None = None,
 ) -> PreparedPair:
     """Bring both images onto the network grid and into [0, 1].
 
@@ -57,21 +55,18 @@ def prepare_pair(  # both images with their masks, and what the network expects
     only one image has, show what the other image has there instead, so nothing in them differs.
 
     Args:
-        moving: Image on its own grid.
-        fixed: Image on its own grid.
+        moving: On its own grid.
+        fixed: On its own grid.
         affine: Fixed world mm → moving world mm (RAS).
         spec: Grid and intensities that the network expects.
         shapes: Voxels of the grids that there are networks for; None is that of `spec` alone.
-        moving_mask: On the grid of `moving`; what is not 0 counts, None is everything.
-        fixed_mask: The same for `fixed`.
 
     Raises:
         AlignmentError: The moving foreground lies outside the network grid.
         VolumeError: A mask without any of its image's foreground.
     """
-    grid = network_grid_for(masked(fixed, fixed_mask), spec, shapes)
-    masks = {"moving_mask": moving_mask, "fixed_mask": fixed_mask}
-    on_grid = images_on_grid(moving, fixed, affine, grid, spec.intensity, **masks)
+    grid = network_grid_for(fixed.image, spec, shapes)
+    on_grid = images_on_grid(moving, fixed, affine, grid, spec.intensity)
     growth = float(grid.spacing[0] / spec.grid.spacing_mm[0])
     return PreparedPair(on_grid.moving, on_grid.fixed, grid, growth)
 
@@ -90,24 +85,20 @@ class ImagesOnGrid(NamedTuple):
     holes: Bool[np.ndarray, "i j k"] | None
 
 
-def images_on_grid(  # both images with their masks, and where they go
-    moving: Volume,
-    fixed: Volume,
+def images_on_grid(
+    moving: MaskedImage,
+    fixed: MaskedImage,
     affine: Float[np.ndarray, "4 4"],
     grid: Grid,
     intensity: IntensitySpec,
-    *,
-    moving_mask: Volume | None = None,
-    fixed_mask: Volume | None = None,
 ) -> ImagesOnGrid:
     """`prepare_pair` on a grid that is known; arguments and errors as there."""
-    moving, fixed = masked(moving, moving_mask), masked(fixed, fixed_mask)
     aligned, target = in_parallel(
-        lambda: prepare_moving(moving, fixed.name, grid, affine, intensity),
-        lambda: normalise_for(resample_to_grid(fixed, grid), intensity),
+        lambda: prepare_moving(moving.image, fixed.volume.name, grid, affine, intensity),
+        lambda: normalise_for(resample_to_grid(fixed.image, grid), intensity),
     )
-    moving_hole = _hole_on_grid(moving_mask, grid, affine)
-    fixed_hole = _hole_on_grid(fixed_mask, grid, np.eye(4))
+    moving_hole = _hole_on_grid(moving.hole, grid, affine)
+    fixed_hole = _hole_on_grid(fixed.hole, grid, np.eye(4))
     if moving_hole is None and fixed_hole is None:
         return ImagesOnGrid(aligned, target, None)
     nowhere = np.zeros(grid.shape, bool)
@@ -171,9 +162,8 @@ def network_grid_for(
 
 
 def _hole_on_grid(
-    mask: Volume | None, grid: Grid, affine: Float[np.ndarray, "4 4"]
+    hole: Volume | None, grid: Grid, affine: Float[np.ndarray, "4 4"]
 ) -> Bool[np.ndarray, "i j k"] | None:
-    hole = hole_of(mask)
     if hole is None:
         return None
     return resample_to_grid(hole, grid, affine, "nearest") != 0
