@@ -149,7 +149,8 @@ def transcription(spec: Spec) -> Contender:
     """The network as its description has it, unoptimised, in eager mode."""
     import torch
 
-    from paramorph.checkpoint import load_weights, reference_name
+    from paramorph.checkpoint import load_weights
+    from paramorph.reference import reference_name
     from plain_transcription import PlainTranscription
 
     network, info = load_weights(spec.weights)

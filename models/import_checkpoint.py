@@ -58,13 +58,9 @@ def parser() -> argparse.ArgumentParser:  # a list: one option after the other
 
 
 def run(args: argparse.Namespace) -> None:
-    from paramorph.checkpoint import (
-        WeightsInfo,
-        convert_reference_state,
-        read_reference_checkpoint,
-        save_weights,
-    )
+    from paramorph.checkpoint import WeightsInfo, save_weights
     from paramorph.config import CONFIGS, check_shape
+    from paramorph.reference import convert_reference_state, read_reference_checkpoint
     from paramorph_rt.results.outputs import check_file
     from paramorph_rt.system.files import sha256_of
 

@@ -1,9 +1,8 @@
-"""Weights on disk: our safetensors files, and the import of reference checkpoints."""
+"""Weights on disk: safetensors files that say what they are weights of."""
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -21,7 +20,7 @@ from paramorph_rt.system.files import check_regular
 from paramorph_rt.system.staging import staged_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -84,6 +83,7 @@ class FeatureInfo(_Info):
 
 
 Info = TypeVar("Info", WeightsInfo, FeatureInfo)
+Network = TypeVar("Network", ParaMorph, FeatureNetwork)
 
 
 def _check_info(info: _Info) -> None:
@@ -126,12 +126,7 @@ def load_weights(path: str | Path) -> tuple[ParaMorph, WeightsInfo]:
     Raises:
         CheckpointError: No file, not one of ours, or tensors that do not fit its own config.
     """
-    state, metadata = _read_weights(path, METADATA_KEY)
-    info = _recorded(WeightsInfo, metadata, path)
-    network = ParaMorph(info.network)
-    _check_state(state, network.state_dict(), path)
-    network.load_state_dict(state)
-    return network.eval(), info
+    return _loaded(path, METADATA_KEY, WeightsInfo, ParaMorph)
 
 
 def load_feature_weights(path: str | Path) -> tuple[FeatureNetwork, FeatureInfo]:
@@ -140,10 +135,16 @@ def load_feature_weights(path: str | Path) -> tuple[FeatureNetwork, FeatureInfo]
     Raises:
         CheckpointError: No file, not one of ours, or tensors that do not fit its own config.
     """
-    state, metadata = _read_weights(path, FEATURES_KEY)
-    info = _recorded(FeatureInfo, metadata, path)
-    network = FeatureNetwork(info.network)
-    _check_state(state, network.state_dict(), path)
+    return _loaded(path, FEATURES_KEY, FeatureInfo, FeatureNetwork)
+
+
+def _loaded(
+    path: str | Path, key: str, kind: type[Info], build: Callable[[Any], Network]
+) -> tuple[Network, Info]:
+    state, metadata = _read_weights(path, key)
+    info = _recorded(kind, metadata, path)
+    network = build(info.network)
+    check_state(state, network.state_dict(), path)
     network.load_state_dict(state)
     return network.eval(), info
 
@@ -182,78 +183,7 @@ def _read_weights(path: str | Path, key: str) -> tuple[dict[str, Tensor], str]:
     return state, metadata
 
 
-# --- reference checkpoints ------------------------------------------------------------------------
-
-#: Entries of a reference checkpoint that its code never uses.
-_DEAD = re.compile(
-    r"fixed_lwsa\..+|c[12]\..+|moving_lwsa\.(c1|c2|Conv_1x1|fusion[0-3])\..+"
-    r"|lwca[1-4]\.transformer\.norm[1-3]\.(weight|bias)"
-    r"|up[0-2]\.conv3\..+|up[34]\.conv1\..+"
-)
-
-#: Buffers that follow from the window alone; checked, not loaded.
-_POSITION_INDEX = re.compile(r".+\.attn\.relative_position_index")
-
-#: Our names, from left to right, in the reference's words.
-_REFERENCE_WORDS = (
-    (r"encoder\.patch_embedding\.", "moving_lwsa.transformer.patch_embed.proj."),
-    (r"encoder\.patch_norm\.", "moving_lwsa.transformer.patch_embed.norm."),
-    (r"encoder\.stages\.(\d)\.", r"moving_lwsa.transformer.layers.\1."),
-    (r"encoder\.merges\.(\d)\.", r"moving_lwsa.transformer.layers.\1.downsample."),
-    (r"encoder\.norms\.(\d)\.", r"moving_lwsa.transformer.norm\1."),
-    (r"encoder\.conv_branch\.blocks\.(\d)\.", r"moving_lwsa.conv<\1+1>."),
-    (r"encoder\.conv_branch\.downs\.(\d)\.", r"moving_lwsa.down<\1+1>."),
-    (r"cross_attentions\.(\d)\.norm\.", r"lwca<\1+1>.transformer.norm0."),
-    (r"cross_attentions\.(\d)\.", r"lwca<\1+1>.transformer.layers.0."),
-    (r"decoder\.steps\.([34])\.conv1\.conv\.", r"up\1.conv3.0."),
-    (r"decoder\.steps\.(\d)\.conv(\d)\.conv\.", r"up\1.conv\2.0."),
-    (r"decoder\.head\.", "reg_head.0."),
-    (r"long_skips\.block\.", "conv1."),
-    (r"long_skips\.down\.", "down1."),
-    (r"long_skips\.full\.", "Conv_1x1."),
-    (r"\.attention\.bias_table$", ".attn.relative_position_bias_table"),
-    (r"\.attention\.", ".attn."),
-    (r"\.mlp_in\.", ".mlp.fc1."),
-    (r"\.mlp_out\.", ".mlp.fc2."),
-    (r"\bdepthwise\.", "dw_conv."),
-    (r"\bexpand\.", "expansion."),
-)
-
-
-def reference_name(name: str) -> str:
-    """What the reference calls our parameter `name`."""
-    for ours, theirs in _REFERENCE_WORDS:
-        name = re.sub(ours, theirs, name)
-    return re.sub(r"<(\d)\+1>", lambda match: str(int(match[1]) + 1), name)
-
-
-def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state_dict inside a reference checkpoint, names without a `module.` prefix.
-
-    Raises:
-        CheckpointError: No file, or one that `torch.load(weights_only=True)` does not accept.
-    """
-    path = Path(path)
-    check_regular(path, "a checkpoint", CheckpointError)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # torch raises many kinds, none of its own
-        raise CheckpointError(
-            f"{path}: expected a PyTorch checkpoint of tensors only, could not read it safely "
-            f"({type(err).__name__}); save its state_dict again with torch.save."
-        ) from err
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise CheckpointError(
-            f"{path}: expected a state_dict or {{'state_dict': …}}, got {type(content).__name__} "
-            "with other content; save the model's state_dict."
-        )
-    for name, tensor in state.items():
-        _check_tensor(name, tensor, path)
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def _check_tensor(name: Any, tensor: Tensor, path: Path) -> None:
+def check_tensor(name: Any, tensor: Tensor, path: Path) -> None:
     """Refuse what is no finite real number in memory, under a name."""
     what = None
     if not isinstance(name, str):
@@ -271,34 +201,8 @@ def _check_tensor(name: Any, tensor: Tensor, path: Path) -> None:
         )
 
 
-def convert_reference_state(
-    state: Mapping[str, Tensor], config: NetworkConfig, source: str | Path = "checkpoint"
-) -> dict[str, Tensor]:
-    """Our state_dict from the reference's: live entries renamed, documented dead ones dropped.
-
-    Raises:
-        CheckpointError: An entry that is unknown, missing or of another shape, by name; or
-            position indices of another window.
-    """
-    network = ParaMorph(config)
-    ours = network.state_dict()
-    live = {reference_name(name): name for name in ours}
-    index = network.encoder.stages[0].blocks[0].attention.bias_index
-    tensors = {}
-    for name, tensor in state.items():
-        if _POSITION_INDEX.fullmatch(name):
-            if not torch.equal(tensor.flatten(), index):
-                raise CheckpointError(
-                    f"{source}: expected {name} of window {config.window}, got that of another "
-                    "window; pass the --window the checkpoint was trained with."
-                )
-        elif name in live or not _DEAD.fullmatch(name):
-            tensors[name] = tensor
-    _check_state(tensors, {theirs: ours[name] for theirs, name in live.items()}, source)
-    return {live[name]: tensor for name, tensor in tensors.items()}
-
-
-def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Any) -> None:
+def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Any) -> None:
+    """Refuse tensors of other names or shapes than expected, or without finite real numbers."""
     missing = [name for name in expected if name not in state]
     surplus = [name for name in state if name not in expected]
     if missing or surplus:
@@ -312,7 +216,7 @@ def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], so
             + "; check that the file belongs to this network."
         )
     for name, tensor in expected.items():
-        _check_tensor(name, state[name], Path(source))
+        check_tensor(name, state[name], Path(source))
         if state[name].shape != tensor.shape:
             raise CheckpointError(
                 f"{source}: expected {name} of shape {tuple(tensor.shape)}, "

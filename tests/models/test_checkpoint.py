@@ -10,16 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from paramorph import CONFIGS, ParaMorph
-from paramorph.checkpoint import (
-    CheckpointError,
-    WeightsInfo,
-    convert_reference_state,
-    load_weights,
-    read_reference_checkpoint,
-    reference_name,
-    save_weights,
-)
+from paramorph.checkpoint import CheckpointError, WeightsInfo, load_weights, save_weights
 from paramorph.config import ConfigError
+from paramorph.reference import convert_reference_state, read_reference_checkpoint, reference_name
 from paramorph.windows import relative_position_index
 
 from .conftest import make_network

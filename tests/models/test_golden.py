@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from paramorph import CONFIGS, ParaMorph
-from paramorph.checkpoint import convert_reference_state
+from paramorph.reference import convert_reference_state
 
 REFERENCE = Path(
     os.environ.get("PARAMORPH_REFERENCE", Path(__file__).parents[3] / "shared" / "reference")

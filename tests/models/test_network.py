@@ -6,8 +6,8 @@ from benchmarks.plain_transcription import PlainTranscription
 from torch.utils.flop_counter import FlopCounterMode
 
 from paramorph import CONFIGS, NetworkConfig, ParaMorph
-from paramorph.checkpoint import reference_name
 from paramorph.config import ConfigError, config_named
+from paramorph.reference import reference_name
 from paramorph.warp import compose, integrate, warp
 from paramorph.windows import prepare_tables, window_layout
 
