@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,18 +95,13 @@ def write_bundle(  # its keywords are options of the command
         raise ExportError("expected --weights, --features or both, got neither; pass one.")
     check_replaceable(out_dir, force)
     network, info = load_weights(weights) if weights else (None, load_feature_weights(source)[1])
-    shapes = list(dict.fromkeys(graphs.shapes or [info.shape]))
+    graphs = replace(graphs, shapes=list(dict.fromkeys(graphs.shapes or [info.shape])))
     with staging_folder(out_dir.absolute().parent) as home:
         staging = home / out_dir.name
         staging.mkdir()
         started = time.perf_counter()
-        networks: list[dict[str, Any]] = []
-        if network is not None:
-            shutil.copyfile(source, staging / WEIGHTS)
-            for number, shape in enumerate(shapes):
-                suffix = f".{'x'.join(map(str, shape))}" if number else ""
-                stem = f"registration{suffix}"
-                networks += _write_networks(staging / stem, network, info, shape, graphs)
+        networks = _write_networks(staging, source, network, info, graphs) if network else []
+        shapes = graphs.shapes
         of_features = write_features(staging, features, info, shapes) if features else None
         for name, graph in REFINEMENT_GRAPHS.items():
             onnx.save(graph(), staging / name)
@@ -116,12 +111,7 @@ def write_bundle(  # its keywords are options of the command
             "refinement": list(REFINEMENT_GRAPHS),
             "features": of_features,
             "domain": _copy_domain(staging, domain) if domain else None,
-            "provenance": {
-                "weights": source.name,
-                "weights_sha256": sha256_of(source),
-                "export_seconds": round(time.perf_counter() - started, 1),
-                **info.provenance,
-            },
+            "provenance": _provenance(source, info, time.perf_counter() - started),
         }
         sampling = info.network.sampling if networks else "exact"
         manifest = new_manifest(
@@ -163,6 +153,15 @@ def check_replaceable(out_dir: Path, force: bool) -> None:
         )
 
 
+def _provenance(weights: Path, info: WeightsInfo | FeatureInfo, seconds: float) -> dict[str, Any]:
+    return {
+        "weights": weights.name,
+        "weights_sha256": sha256_of(weights),
+        "export_seconds": round(seconds, 1),
+        **info.provenance,
+    }
+
+
 def _copy_domain(folder: Path, domain: Path) -> dict[str, Any]:
     """Another bundle's domain as this one's: its entry in the manifest, and its map."""
     # Imported here: it needs what reads images, and nothing else of an export does.
@@ -176,6 +175,18 @@ def _copy_domain(folder: Path, domain: Path) -> dict[str, Any]:
 
 
 def _write_networks(
+    folder: Path, weights: Path, network: ParaMorph, info: WeightsInfo, graphs: Graphs
+) -> list[dict[str, Any]]:
+    """The graphs of all shapes, which share one copy of the weights; their manifest entries."""
+    shutil.copyfile(weights, folder / WEIGHTS)
+    entries: list[dict[str, Any]] = []
+    for number, shape in enumerate(graphs.shapes):
+        suffix = f".{'x'.join(map(str, shape))}" if number else ""
+        entries += _write_graphs(folder / f"registration{suffix}", network, info, shape, graphs)
+    return entries
+
+
+def _write_graphs(
     path: Path, network: ParaMorph, info: WeightsInfo, shape: Shape, graphs: Graphs
 ) -> Iterator[dict[str, Any]]:
     """The graphs of one shape, in float32 and in halves; their entries in the manifest.

@@ -225,9 +225,8 @@ class Registration(Closable):
             with seconds("metrics"):
                 metrics = _described(images, start, prediction, levels)
                 metrics |= measure(images, start, warped, options.surfaces, sources.label_names)
-                compared = images.masked_fixed.image, warped.masked_image
-                doubted = [*flags, *choice.flags]
-                evidence = evidence_of(metrics, *compared, deformation.field, doubted)
+                both = images.masked_fixed.image, warped.masked_image
+                evidence = evidence_of(metrics, *both, deformation.field, [*flags, *choice.flags])
             inverse = invert(images, warped.field, metrics, seconds) if options.inverse else None
             if images.output_grid is not None:
                 flags += cut_off(images.fixed, images.output_grid)
