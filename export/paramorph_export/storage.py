@@ -1,13 +1,15 @@
 """Constants of a graph without a number twice or a byte too many; loading gives the same bits.
 
 Trained parameters stay in the bundle's file of weights, half as long as the graph computes with,
-and the graph points into it. What is left becomes the narrowest type that holds it exactly.
-`Cast`, and where needed `Transpose` and `Mul`, make of both what the graph reads; engines fold
-these nodes when they load it.
+and the graph points into it. What repeats, as masks and position biases of windows do, is there
+once, with the places where it belongs. All becomes the narrowest type that holds it exactly.
+`Cast`, and where needed `Gather`, `Transpose` and `Mul`, make of it what the graph reads; engines
+fold these nodes when they load it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from jaxtyping import Float, Shaped
+    from jaxtyping import Float, Int, Shaped
 
 #: Of the file of weights in a bundle, which all graphs of the bundle share.
 WEIGHTS = "weights.safetensors"
@@ -33,7 +35,7 @@ _NARROWER = {
 }
 _LENGTH_BYTES = 8  # at the start of a safetensors file: of its header
 _TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
-_FOLDED = ("Cast", "Transpose", "Mul")
+_FOLDED = ("Cast", "Gather", "Transpose", "Mul")
 
 
 def stored_small(model: onnx.ModelProto, weights: Path | None = None) -> onnx.ModelProto:
@@ -54,9 +56,14 @@ def stored_small(model: onnx.ModelProto, weights: Path | None = None) -> onnx.Mo
         values = numpy_helper.to_array(constant)
         stored = None
         if values.size >= FEWEST and values.dtype in _NARROWER:
-            stored = _from_weights(constant.name, values, trained) or _narrow(constant.name, values)
+            stored = (
+                _from_weights(constant.name, values, trained)
+                or _once(constant.name, values)
+                or _narrow(constant.name, values)
+            )
         more_constants, more_nodes = stored or ([constant], [])
-        constants += more_constants
+        known = {c.name for c in constants}  # places that several share
+        constants += [c for c in more_constants if c.name not in known]
         nodes += more_nodes
     nodes += small.graph.node
     for field, content in ((small.graph.initializer, constants), (small.graph.node, nodes)):
@@ -180,6 +187,46 @@ def _scaled_rows(
     return (part, scales) if _same_bits(widened * scales[:, None], wanted) else None
 
 
+def _once(
+    name: str, values: Shaped[np.ndarray, ...]
+) -> tuple[list[TensorProto], list[onnx.NodeProto]] | None:
+    """A constant that repeats, as its distinct rows or columns and their places; None if it is not.
+
+    Rows are what the first axis counts, as windows of masks; columns what all others count, as
+    pairs of slots in position biases.
+    """
+    if values.ndim < 3:
+        return None
+    flat = values.reshape(len(values), -1)
+    for axis, vectors in enumerate((flat, flat.T)):
+        first, places = _distinct(vectors)
+        if 2 * len(first) > len(vectors):
+            continue
+        distinct = values[first] if axis == 0 else flat[:, first]
+        places = places if axis == 0 else places.reshape(values.shape[1:])
+        content = places.astype(np.int32)
+        where = f"places.{hashlib.sha256(content.tobytes()).hexdigest()[:12]}"
+        stored = f"{name}.once"
+        constants, nodes = _narrow(stored, distinct) or (
+            [numpy_helper.from_array(np.ascontiguousarray(distinct), stored)],
+            [],
+        )
+        constants.append(numpy_helper.from_array(content, where))
+        return constants, [*nodes, *_chain(stored, name, [("Gather", [where], {"axis": axis})])]
+    return None
+
+
+def _distinct(
+    vectors: Shaped[np.ndarray, "n length"],
+) -> tuple[Int[np.ndarray, " distinct"], Int[np.ndarray, " n"]]:
+    """Where each vector occurs first, and which of those each of them is; bit by bit."""
+    rows = np.ascontiguousarray(vectors)
+    whole_rows = rows.view(np.dtype((np.void, rows[0].nbytes))).ravel()
+    _, first, number = np.unique(whole_rows, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return first[order], np.argsort(order)[number]
+
+
 def _narrow(
     name: str, values: Shaped[np.ndarray, ...]
 ) -> tuple[list[TensorProto], list[onnx.NodeProto]] | None:
@@ -217,4 +264,6 @@ def _computed(
         return inputs[0].astype(helper.tensor_dtype_to_np_dtype(attributes["to"]))
     if node.op_type == "Transpose":
         return np.ascontiguousarray(inputs[0].transpose(attributes["perm"]))
+    if node.op_type == "Gather":
+        return np.take(inputs[0], inputs[1], attributes.get("axis", 0))
     return inputs[0] * inputs[1]

@@ -96,6 +96,30 @@ def test_constants_become_the_narrowest_type_that_holds_them(tmp_path):
     }
 
 
+def test_what_repeats_is_there_once(tmp_path):
+    """Masks of windows, whose zeros are of both signs, and biases of pairs, which share places."""
+    patterns = np.where(RNG.random((3, 1, 9, 9)) < 0.5, np.float32(-0.0), np.float32(-100))
+    patterns[1] += np.float32(0)  # its zeros become positive
+    of_pair = np.add.outer(np.arange(24), -np.arange(24)) + 23
+    constants = {
+        "mask": patterns[RNG.integers(0, 3, 40)],
+        "bias": np.ascontiguousarray(in_half(4, 47)[:, of_pair]),
+        "other_bias": np.ascontiguousarray(RNG.normal(size=(4, 47)).astype(np.float32)[:, of_pair]),
+        "kernel": in_half(8, 4, 3, 3, 3),
+    }
+    small = stored_small(graph_of(**constants))
+    check_same(tmp_path, small, **constants)
+    shapes = {c.name: tuple(c.dims) for c in small.graph.initializer}
+    places = [shapes.pop(name) for name in list(shapes) if name.startswith("places.")]
+    assert sorted(places) == [(24, 24), (40,)]
+    assert shapes == {
+        "mask.once.narrow": (3, 1, 9, 9),
+        "bias.once.narrow": (4, 47),
+        "other_bias.once": (4, 47),
+        "kernel.narrow": (8, 4, 3, 3, 3),
+    }
+
+
 def test_numbers_not_a_number_stay_what_they_are(tmp_path):
     strange = np.full(FEWEST, np.nan, np.float32)
     strange[0] = np.inf
