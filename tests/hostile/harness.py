@@ -12,14 +12,32 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 #: Python of the environment under test: this one, or that of an installed wheel.
 PYTHON = os.environ.get("PARAMORPH_HOSTILE_PYTHON", sys.executable)
+IS_ANOTHER = PYTHON != sys.executable
 #: How much more than the fast part is run, such as random cases.
 SCALE = int(os.environ.get("PARAMORPH_HOSTILE_SCALE", "1"))
 TIMEOUT_S = 40
 #: No small input may need more than this, whatever its header announces.
 MOST_MB = 1800
+
+
+def needs(*modules: str) -> pytest.MarkDecorator:
+    """Skips a test where the environment under test lacks one of these packages."""
+    seek = "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
+    lacks = subprocess.run([PYTHON, "-c", seek, *modules], env=environment(), check=False)
+    reason = f"{PYTHON} lacks one of {', '.join(modules)}"
+    return pytest.mark.skipif(bool(lacks.returncode), reason=reason)
+
+
+def environment() -> dict[str, str]:
+    """As developers have it; an installed wheel is found without their paths."""
+    without = "PYTHONPATH" if IS_ANOTHER else ""
+    kept = {name: value for name, value in os.environ.items() if name != without}
+    return kept | {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -54,9 +72,8 @@ class Program:
     def __init__(self, scratch: Path, *preloaded: str) -> None:
         self._scratch = scratch
         command = [PYTHON, str(Path(__file__).with_name("zygote.py")), *preloaded]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._zygote = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
         )
 
     def __call__(self, *words: object, cwd: Path, timeout: float = TIMEOUT_S, **how) -> Outcome:

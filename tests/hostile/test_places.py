@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import PYTHON, check_bounded, check_refused, snapshot
+from .harness import PYTHON, check_bounded, check_refused, environment, needs, snapshot
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root, to become nobody or to mount")
@@ -158,6 +158,7 @@ def test_a_folder_of_images_without_permission(program, good, place):
     check_refused(program(*words, "--quiet", cwd=place, nobody=True), "closed")
 
 
+@needs("matplotlib")
 def test_force_touches_nothing_but_ours(program, good, place):
     more = ("--figures", "--also", good / "moving_mask.nii.gz")
     assert program(*infer(good, "OUT", *QUICK, *more), cwd=place).code == 0
@@ -250,7 +251,7 @@ def test_a_working_folder_that_is_gone(good, place):
             *words,
         ],
         cwd=gone,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},
+        env={**environment(), "PYTHONSAFEPATH": "1"},
         capture_output=True,
         encoding="utf-8",
         check=False,

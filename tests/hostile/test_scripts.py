@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from .harness import ROOT, Outcome, Program, snapshot
+from .harness import ROOT, Outcome, Program, needs, snapshot
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
+pytestmark = needs("torch", "safetensors", "onnx", "onnxscript")
 IMPORT, EXPORT = ROOT / "models/import_checkpoint.py", ROOT / "export/to_onnx.py"
 WEIGHTS = ROOT / "runtime/paramorph_rt/bundles/brain-t1-small/weights.safetensors"
 
