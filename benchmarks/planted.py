@@ -53,10 +53,14 @@ def troubled(pair: Planted, trouble: str) -> Planted:
 
 
 def turned_over(pair: Planted, axis: int) -> Planted:
-    """The voxels turned round along the axis closest to an anatomical one; the header stays."""
+    """The voxels turned round along the axis closest to an anatomical one; the header stays.
+
+    It is a mirror image, which nothing without folds makes right, whatever Dice of one gland says.
+    """
     codes = pair.moving.grid.orientation
     along = next(n for n, code in enumerate(codes) if code in ("RL", "AP", "SI")[axis])
-    return _changed(pair, lambda data: np.ascontiguousarray(np.flip(data, along)))
+    changed = _changed(pair, lambda data: np.ascontiguousarray(np.flip(data, along)))
+    return replace(changed, doomed=True)
 
 
 def half_cut(pair: Planted, axis: int) -> Planted:

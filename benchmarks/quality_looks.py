@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paramorph_rt.bundle import default_bundle_path, load_bundle
 from paramorph_rt.images.volume import load_labels, load_volume
-from paramorph_rt.quality.domain import domain_of
+from paramorph_rt.quality.domain import domain_of, misfits
 from paramorph_rt.quality.looks import asymmetry, likeness, look_of
 from paramorph_rt.steps.foreground import masked
 from record import Row
@@ -16,6 +17,7 @@ from tables import markdown_table
 
 if TYPE_CHECKING:
     from paramorph_rt.images.volume import Volume
+    from paramorph_rt.quality.looks import Look
 
 IMAGES = {
     "brains, training": "brain_t1/train/*_t1.nii.gz",
@@ -37,6 +39,18 @@ IMAGES = {
     },
 }
 MASKED = "the same heads, their brains"
+IMAGES |= {
+    f"label maps, {name}": pattern
+    for name, pattern in {
+        "brains": "brain_t1/*/*_labels.nii.gz",
+        "Colin27's AAL": "templates/aal.nii.gz",
+        "newborns": "neonate/*_Segmentation.nii.gz",
+        "heads": "heads_2mm/*_labels.nii.gz",
+        "synthetic heads": "synthetic_heads/*.nii.gz",
+        "prostates": "prostate_t2/validation/*_labels.nii.gz",
+        "hippocampi": "hippocampus/validation/*_labels.nii.gz",
+    }.items()
+}
 COLUMNS = (
     ("images", "kind", ""),
     ("number", "images", "d"),
@@ -44,6 +58,8 @@ COLUMNS = (
     ("of the border", "at_border", ""),
     ("voxels, mm", "coarsest_mm", ""),
     *((key, key, "") for key in ("likeness", "handedness", "flat", "commonest", "smooth")),
+    ("taken for mirrored", "mirrored", "d"),
+    ("found if mirrored", "found", "d"),
 )
 
 
@@ -53,8 +69,7 @@ def looks(data: Path) -> Iterator[Row]:
     assert domain is not None
     assert domain.ranks is not None
 
-    def measures(path: Path, kind: str) -> dict[str, Any]:
-        look = look_of(_load(path, kind == MASKED))
+    def measures(look: Look) -> dict[str, Any]:
         hands = likeness(asymmetry(look.ranks), asymmetry(domain.ranks))
         keys = ("volume_ml", "at_border", "flat", "commonest", "smooth")
         more = {"likeness": likeness(look.ranks, domain.ranks), "handedness": hands}
@@ -62,11 +77,23 @@ def looks(data: Path) -> Iterator[Row]:
             more | {"coarsest_mm": look.spacing_mm[1]} | {key: getattr(look, key) for key in keys}
         )
 
+    def is_taken_for_mirrored(look: Look) -> bool:
+        return "left_right" in {flag.name for flag in misfits(look, "moving", domain)}
+
     for kind, pattern in IMAGES.items():
-        each = [measures(path, kind) for path in sorted(data.glob(pattern))[:15]]
-        yield {"kind": kind, "images": len(each)} | {
-            key: [round(float(end(one[key] for one in each)), 3) for end in (min, max)]
-            for key in each[0]
+        paths = sorted(data.glob(pattern))[:15]
+        seen = [look_of(_load(path, kind == MASKED)) for path in paths]
+        each = [measures(look) for look in seen]
+        turned = [replace(look, ranks=look.ranks[::-1]) for look in seen]
+        yield {
+            "kind": kind,
+            "images": len(each),
+            **{
+                key: [round(float(end(one[key] for one in each)), 3) for end in (min, max)]
+                for key in each[0]
+            },
+            "mirrored": sum(map(is_taken_for_mirrored, seen)),
+            "found": sum(map(is_taken_for_mirrored, turned)),
         }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 import quality_looks
-from paramorph_rt.bundle import NO_MODEL
+from paramorph_rt.bundle import default_bundle_path
 from paramorph_rt.quality.choice import MENDED
 from paramorph_rt.quality.score import LEAST_SCORE, score_of
 from quality_pairs import COARSE_MM, SETS
@@ -113,7 +113,8 @@ def _rejected(row: Row, by: str) -> bool:
 
 def _doubts(row: Row) -> list[str]:
     """Flags that stay warnings: see `quality.choice`; Dice is left out, as it is the truth here."""
-    left_out = ("dice_fell", "labels_lost", "score", *(MENDED if row["model"] == NO_MODEL else ()))
+    is_mended = row["model"] != default_bundle_path().name
+    left_out = ("dice_fell", "labels_lost", "score", *(MENDED if is_mended else ()))
     return [flag for flag in row.get("flags", ()) if flag.partition(" ")[0] not in left_out]
 
 

@@ -104,7 +104,11 @@ OTHER_ORGANS = {
         ("brains, training", "prostates, training"),
         ("prostates, training", "hippocampi, training"),
     ),
-    "judged": (("prostates", "brains"), ("brains", "newborns, T1 → T1"), ("hippocampi", "brains")),
+    "judged": (
+        ("prostates", "brains"),
+        ("prostates", "newborns, T1 → T1"),
+        ("hippocampi", "brains"),
+    ),
 }
 FORCED: tuple[Plan, ...] = (
     *((f"newborns, {pair}", 2, (AS_IT_IS,)) for pair in ("T1 → T1", "T1 → T2", "T2 → T1")),

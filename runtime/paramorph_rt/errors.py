@@ -76,7 +76,7 @@ def explained(err: Exception) -> str | None:
 
 def one_line(text: str) -> str:
     """The same without line breaks and other control characters, which names may have."""
-    return "".join(c if c.isprintable() or ord(c) > 127 else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class VolumeError(ParamorphError, ValueError):

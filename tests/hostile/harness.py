@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: Python of the environment under test: this one, or that of an installed wheel.
 PYTHON = os.environ.get("PARAMORPH_HOSTILE_PYTHON", sys.executable)
-IS_ANOTHER = PYTHON != sys.executable
+IS_ANOTHER = sys.executable != PYTHON
 #: How much more than the fast part is run, such as random cases.
 SCALE = int(os.environ.get("PARAMORPH_HOSTILE_SCALE", "1"))
 TIMEOUT_S = 40
@@ -27,7 +27,9 @@ MOST_MB = 1800
 
 def needs(*modules: str) -> pytest.MarkDecorator:
     """Skips a test where the environment under test lacks one of these packages."""
-    seek = "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
+    seek = (
+        "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
+    )
     lacks = subprocess.run([PYTHON, "-c", seek, *modules], env=environment(), check=False)
     reason = f"{PYTHON} lacks one of {', '.join(modules)}"
     return pytest.mark.skipif(bool(lacks.returncode), reason=reason)

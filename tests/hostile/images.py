@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import os
 import struct
@@ -13,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from ..runtime.phantoms import affine_of, centred_grid, head, world_points
+from ..runtime.phantoms import centred_grid, head, world_points
 
 Maker = Callable[[Path], Path]
 REFUSED: dict[str, Maker] = {}
@@ -100,6 +101,30 @@ for _name, (_offset, _format, _values) in _FIELDS.items():
             return written(folder, patched(field[0], field[1], *field[2]), f"bad{suffix}")
 
         REFUSED[f"{_name}{_suffix}"] = _make
+
+
+# The same of NIfTI-2, whose numbers have 64 bits.
+_FIELDS_2: dict[str, tuple[int, str, tuple[float, ...]]] = {
+    "voxels_beyond_64_bits": (16, "4q", (3, 2**62, 4, 4)),
+    "a_negative_side": (24, "q", (-16,)),
+    "no_dimensions": (16, "q", (0,)),
+    "endless_dimensions": (16, "q", (2**40,)),
+    "voxels_before_the_file": (168, "q", (-5,)),
+    "voxels_behind_the_file": (168, "q", (2**62,)),
+    "nan_in_sform": (400, "d", (float("nan"),)),
+    "voxels_of_1e300_mm": (400, "12d", (1e300, 0, 0, 0, 0, 1e300, 0, 0, 0, 0, 1e300, 0)),
+    "voxels_of_1e-300_mm": (400, "12d", (1e-300, 0, 0, 0, 0, 1e-300, 0, 0, 0, 0, 1e-300, 0)),
+    "sform_code_beyond_16_bits": (348, "i", (2**31 - 1,)),
+    "unknown_units": (500, "i", (2**31 - 1,)),
+    "negative_type": (12, "h", (-4,)),
+}
+for _name, (_offset, _format, _values) in _FIELDS_2.items():
+
+    def _make_2(folder: Path, field=(_offset, _format, _values)) -> Path:
+        content = nib.Nifti2Image(DATA, GRID.affine).to_bytes()
+        return written(folder, patched(field[0], field[1], *field[2], content=content))
+
+    REFUSED[f"nifti2_{_name}"] = _make_2
 
 
 def _of_values(name: str, data: np.ndarray) -> None:
@@ -497,6 +522,13 @@ def nrrd_of_1024_cubed(folder: Path) -> Path:
 
 
 @refused
+def nrrd_of_1024_cubed_by_bzip2(folder: Path) -> Path:
+    """ITK makes room for it, and lacks bzip2 then."""
+    text = _NRRD.replace("16 18 14", "1024 1024 1024").replace("raw", "bzip2")
+    return written(folder, text.encode() + b"\n" + bz2.compress(bytes(2**20)), "bad.nrrd")
+
+
+@refused
 def mha_of_1024_cubed(folder: Path) -> Path:
     text = _MHA.replace("MET_FLOAT", "MET_DOUBLE").replace("16 18 14", "1024 1024 1024")
     text = text.replace("CompressedData = False", "CompressedData = True")
@@ -550,6 +582,32 @@ def analyze_whose_voxels_are_a_fifo(folder: Path) -> Path:
 def analyze_of_endless_voxels(folder: Path) -> Path:
     _bomb(folder / "bad.img.gz", b"", 3000)
     return written(folder, patched(344, "4s", b"ni1\0")[:348], "bad.hdr")
+
+
+def analyze(folder: Path, offset: int, format: str, values: tuple[float, ...]) -> Path:
+    """An image of SPM with some of its header's fields overwritten."""
+    header = nib.Spm99AnalyzeHeader()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape(DATA.shape)
+    header.set_zooms((3.0, 3.0, 3.0))
+    written(folder, DATA.tobytes(order="F"), "bad.img")
+    content = patched(offset, format, *values, content=header.binaryblock)
+    return written(folder, content, "bad.hdr")
+
+
+#: Refused although somebody says where its axes point: a field of the header, and what is in it.
+ANALYZE: dict[str, tuple[int, str, tuple[float, ...]]] = {
+    "sides_of_0": (80, "3f", (0, 3, 3)),
+    "sides_of_nan": (80, "3f", (float("nan"), 3, 3)),
+    "sides_of_1e30": (80, "3f", (1e30, 3, 3)),
+    "negative_shape": (42, "3h", (-16, 18, 14)),
+    "absurd_shape": (42, "3h", (32767, 32767, 32767)),
+    "nine_dimensions": (40, "h", (9,)),
+    "unknown_type": (70, "h", (77,)),
+    "colours": (70, "h", (128,)),
+    "voxels_nowhere": (108, "f", (float("nan"),)),
+    "voxels_behind_the_file": (108, "f", (1e9,)),
+}
 
 
 # --- odd, and good --------------------------------------------------------------------------------
@@ -691,6 +749,3 @@ def nifti_pair(folder: Path) -> Path:
     written(folder, DATA.tobytes(order="F"), "odd.img")
     header = patched(108, "f", 0.0, content=patched(344, "4s", b"ni1\0"))[:348]
     return written(folder, header, "odd.hdr")
-
-
-assert affine_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import nibabel as nib
 import numpy as np
@@ -26,6 +27,31 @@ def test_a_bad_image_is_refused_by_one_sentence_and_leaves_nothing(name, program
     outcome = program(*infer(bad, good / "fixed.nii.gz"), cwd=place)
     check_refused(outcome)
     assert snapshot(place) == before
+
+
+@pytest.mark.parametrize("name", images.ANALYZE)
+def test_a_bad_header_of_analyze(name, program, good, place):
+    bad = images.analyze(place, *images.ANALYZE[name])
+    before = snapshot(place)
+    words = infer(bad, good / "fixed.nii.gz", "--analyze-orientation", "RAS")
+    check_refused(program(*words, cwd=place), "bad.")
+    assert snapshot(place) == before
+
+
+NAMES = ("a b", "a\nb", "a\u2028b", "-a", "a'b\"c", "%s%n{}", "[a,1]", "🧠", "\u202ea", "a\x1b[31m")
+NAMES += (os.fsdecode(b"caf\xe9"), "x" * 240)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_any_name_that_a_file_can_have(name, program, good, place):
+    """As an input, as one that is warped along, and in the one line that refuses it."""
+    (place / f"{name}.nii.gz").write_bytes((good / "moving.nii.gz").read_bytes())
+    odd = f"./{name}.nii.gz"
+    outcome = program(*infer(odd, good / "fixed.nii.gz", "--also", odd), cwd=place)
+    assert outcome.code == 0, outcome.err
+    assert (place / "OUT/also_warped" / f"{name}.nii.gz").is_file()
+    (place / f"{name}.nii.gz").write_bytes(b"no image")
+    check_refused(program(*infer(odd, good / "fixed.nii.gz", "--force"), cwd=place))
 
 
 @pytest.mark.parametrize("name", images.TAKEN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -44,7 +46,8 @@ def test_itk_reproduces_the_warped_image(seed, program, place):
     moving, fixed = (sitk.ReadImage(str(place / f"{n}.nii.gz")) for n in ("moving", "fixed"))
     field = sitk.ReadImage(str(place / "OUT/displacement.nii.gz"), sitk.sitkVectorFloat64)
     transform = sitk.DisplacementFieldTransform(field)
-    theirs = sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+    air = float(sitk.GetArrayViewFromImage(moving).min())  # what lies outside, as we have it
+    theirs = sitk.Resample(moving, fixed, transform, sitk.sitkLinear, air, sitk.sitkFloat32)
     ours = sitk.ReadImage(str(place / "OUT/warped.nii.gz"))
     assert ours.GetSize() == fixed.GetSize()
     np.testing.assert_allclose(ours.GetOrigin(), fixed.GetOrigin(), atol=1e-3)
@@ -82,3 +85,25 @@ def test_orientation_that_was_said_is_taken_and_warned_of(program, good, place):
     outcome = program("infer", *pair, *quick, cwd=place)
     assert outcome.code == 0, outcome.err
     assert "bare.nii.gz: no orientation codes in it; taken for LPS, as requested" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("code", "moved_mm", "is_told"), [(2, 10.0, True), (2, 0.01, False), (1, 10.0, False)]
+)
+def test_forms_that_say_two_things(code, moved_mm, is_told, program, good, place):
+    """Where ITK sees the voxels elsewhere than we do, the results say so."""
+    image = nib.load(good / "moving.nii.gz")
+    both = nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine)
+    qform = image.affine.copy()
+    qform[0, 3] += moved_mm
+    both.set_sform(image.affine, code)
+    both.set_qform(qform, 1)
+    nib.save(both, place / "both.nii.gz")
+    (x, _, _) = sitk.ReadImage(str(place / "both.nii.gz")).GetOrigin()
+    assert (abs(-x - image.affine[0, 3]) > 1) == is_told
+    pair = ("-m", "both.nii.gz", "-f", good / "fixed.nii.gz", "-o", "OUT", "--quiet")
+    quick = ("--model", "none", "--refine", "off", "--no-affine")
+    assert program("infer", *pair, *quick, cwd=place).code == 0
+    metrics = json.loads((place / "OUT/metrics.json").read_text(encoding="utf-8"))
+    assert ("placed" in {flag["name"] for flag in metrics["quality"]["flags"]}) == is_told
+    assert any("sform and qform" in warning for warning in metrics["warnings"]) == is_told

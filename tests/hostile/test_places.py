@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -137,6 +138,46 @@ def test_what_is_there_already_stays(name, program, good, place):
     assert program(*words, "--force", cwd=place).code == 0
 
 
+@pytest.mark.parametrize("content", ["fifo", "[1", "[]", '{"DatasetLinks": 5}', "[" * 99_999])
+@pytest.mark.parametrize("file", ["metrics.json", "record.json", "dataset_description.json"])
+def test_what_is_no_json_of_ours(file, content, program, good, place):
+    """Earlier results whose JSON was lost, or a pipe in its place: nobody waits, nothing breaks."""
+    image = place / "sub-01_T1w.nii.gz"
+    image.write_bytes((good / "moving.nii.gz").read_bytes())
+    (place / "pairs.csv").write_text(
+        f"name,moving,fixed\na,{image},{good}/fixed.nii.gz\n", encoding="utf-8"
+    )
+    bids = ("--bids-names",) if file.startswith("dataset") else ()
+    words = ("cohort", "pairs.csv", "--out-dir", "OUT", *QUICK, *bids)
+    assert program(*words, cwd=place).code == 0
+    (broken,) = (place / "OUT").rglob(file)
+    broken.unlink()
+    if content == "fifo":
+        os.mkfifo(broken)
+    else:
+        broken.write_text(content, encoding="utf-8")
+    outcome = program(*words, cwd=place, timeout=20)
+    check_bounded(outcome)
+    assert outcome.code == 0, outcome.err
+    assert ".paramorph" not in "".join(snapshot(place))
+
+
+def test_a_dataset_is_no_folder_for_its_derivatives(program, good, place):
+    subject = place / "B/sub-01/anat"
+    subject.mkdir(parents=True)
+    (subject / "sub-01_T1w.nii.gz").write_bytes((good / "moving.nii.gz").read_bytes())
+    description = '{"Name": "mine", "BIDSVersion": "1.8.0"}'
+    (place / "B/dataset_description.json").write_text(description, encoding="utf-8")
+    before = snapshot(place)
+    template = ("--template", good / "fixed.nii.gz", *QUICK)
+    words = ("bids", "B", "../" + place.name + "/B", "participant", *template)
+    check_refused(program(*words, cwd=place), "the dataset itself")
+    assert snapshot(place) == before
+    words = infer(good, "B", *QUICK, "-m", subject / "sub-01_T1w.nii.gz", "--bids-names")
+    assert program(*words, cwd=place).code == 0  # they may lie there, but the dataset stays
+    assert {name: snapshot(place)[name] for name in before} == before
+
+
 @needs_root
 @pytest.mark.parametrize(
     "option", ["-m", "-f", "--moving-labels", "--moving-mask", "--initial-transform", "--also"]
@@ -187,6 +228,97 @@ def test_a_folder_of_results_that_is_none(folder, kind, program, good, place):
     assert snapshot(place) == before
 
 
+#: A result that lies where something is read: what is read, the result, and the command.
+IN_PLACE = {
+    "moving": ("moving.nii.gz", "OUT/warped.nii.gz", "infer -m {} -f {good}/fixed.nii.gz -o OUT"),
+    "fixed": ("fixed.nii.gz", "OUT/warped.nii.gz", "infer -m {good}/moving.nii.gz -f {} -o OUT"),
+    "labels": (
+        "moving_labels.nii.gz",
+        "OUT/warped_labels.nii.gz",
+        "infer -m {good}/moving.nii.gz -f {good}/fixed.nii.gz --moving-labels {} -o OUT",
+    ),
+    "initial transform": (
+        "affine.tfm",
+        "OUT/affine.tfm",
+        "infer -m {good}/moving.nii.gz -f {good}/fixed.nii.gz --initial-transform {} -o OUT",
+    ),
+    "names": (
+        "names.csv",
+        "m.json",
+        "infer -m {good}/moving.nii.gz -f {good}/fixed.nii.gz --label-names {} --json {} -o OUT",
+    ),
+    "convert": ("affine.tfm", "a.tfm", "transform convert {} -o {}"),
+    "apply": (
+        "moving.nii.gz",
+        "m.nii.gz",
+        "transform apply {good}/affine.tfm -m {} -f {good}/fixed.nii.gz -o {}",
+    ),
+    "evaluate": (
+        "fixed_labels.nii.gz",
+        "l.nii.gz",
+        "evaluate --fixed-labels {} --moving-labels {good}/moving_labels.nii.gz --csv {}",
+    ),
+}
+
+
+@pytest.mark.parametrize("by", ["its path", "a link to its folder", "a link to it"])
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_result_in_the_place_of_an_input(name, by, program, good, place):
+    """With --force as well: what a result is made of is never replaced by it."""
+    source, target, line = IN_PLACE[name]
+    target = place / target
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes((good / source).read_bytes())
+    given = target
+    if by == "a link to its folder":
+        (place / "link").symlink_to(target.parent)
+        given = place / "link" / target.name
+    elif by == "a link to it":
+        given = place / f"link-{target.name}"
+        given.symlink_to(target)
+    first, _, second = line.replace("{good}", str(good)).partition("{}")
+    line = f"{first}{given}{second.replace('{}', str(target))}"
+    quick = QUICK if line.startswith("infer") else QUICK[:1]
+    before = snapshot(place)
+    outcome = program(*line.split(), *quick, "--force", cwd=place)
+    check_refused(outcome, "in its place")
+    assert snapshot(place) == before
+
+
+def test_a_pair_whose_result_is_its_image(program, good, place):
+    words = ("cohort", "pairs.csv", "--out-dir", "OUT", *QUICK)
+    for moving, code in ((good / "moving.nii.gz", 0), ("OUT/pairs/a/warped.nii.gz", 1)):
+        table = f"name,moving,fixed\na,{moving},{good}/fixed.nii.gz\n"
+        (place / "pairs.csv").write_text(table, encoding="utf-8")
+        outcome = program(*words, cwd=place)
+        assert outcome.code == code, outcome.err
+        before = before if code else snapshot(place / "OUT/pairs")
+    assert "in its place" in outcome.err
+    assert snapshot(place / "OUT/pairs") == before
+
+
+@pytest.mark.parametrize("what", ["fifo", "device", "link", "stream"])
+@pytest.mark.parametrize("name", ["infer --json", "evaluate --csv", "transform .tfm"])
+def test_no_device_is_replaced(what, name, program, good, place):
+    """Not even by root, and with --force: a file in the place of /dev/null stops a machine."""
+    target = place / ("x.tfm" if name.startswith("transform") else "x")
+    if what == "fifo":
+        os.mkfifo(target)
+    elif what == "device" and ROOT:
+        os.mknod(target, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    else:
+        target.symlink_to("/dev/null")
+    given = "/proc/self/fd/1" if what == "stream" else str(target).removesuffix(".tfm")
+    before = snapshot(place)
+    outcome = program(*filled(_commands(good)[name], given), "--force", cwd=place)
+    if what == "stream" and name.startswith("transform"):
+        check_bounded(outcome)  # it ends in .tfm, and there is none
+        assert outcome.code == 1
+    else:
+        check_refused(outcome, "device or a pipe")
+    assert snapshot(place) == before
+
+
 def test_one_file_for_two_tables(program, good, place):
     labels = ("--fixed-labels", good / "fixed_labels.nii.gz")
     labels += ("--moving-labels", good / "moving_labels.nii.gz")
@@ -213,6 +345,9 @@ def test_one_file_for_two_tables(program, good, place):
         ("--label-names", "/dev/zero"),
         ("--model", "/dev/zero"),
         ("--model", ""),
+        *((f"{option}=--",) for option in ("--threads", "--refine", "--label-names")),
+        ("--out-dir", ""),
+        ("--moving", ""),
     ],
 )
 def test_absurd_options(words, program, good, place):
@@ -222,6 +357,32 @@ def test_absurd_options(words, program, good, place):
     assert len(outcome.err.splitlines()) == 1, outcome.err
     assert len(outcome.err) < 2000
     assert snapshot(place) == {}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"HOME": "/etc/passwd", "XDG_CACHE_HOME": "/dev/null"},
+        {"HOME": "", "TMPDIR": "/nonexistent"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "COLUMNS": "-5"},
+        {"LC_ALL": "xx_YY.KOI8-R", "TZ": "Mars/Phobos", "COLUMNS": "words"},
+        {"OMP_NUM_THREADS": "many", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "-7"},
+        {"PATH": "", "PYTHONWARNINGS": "error", "SOURCE_DATE_EPOCH": "soon"},
+    ],
+    ids=lambda changed: "+".join(changed),
+)
+def test_odd_environments(changed, program, good, place):
+    outcome = program(*infer(good, "OUT", *QUICK[:2], "--refine", "1"), cwd=place, env=changed)
+    assert outcome.code == 0, outcome.err
+    assert not outcome.err
+    assert program("info", cwd=place, env=changed).code == 0
+
+
+@needs("matplotlib")
+def test_windows_of_matplotlib_are_none_of_ours(program, good, place):
+    words = infer(good, "OUT", *QUICK, "--figures")
+    outcome = program(*words, cwd=place, env={"MPLBACKEND": "none that is known"})
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.parametrize("stdout", [None, "/dev/full", "/dev/null"])

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from .harness import check_refused, check_sentence, snapshot
+from .harness import check_bounded, check_refused, check_sentence, snapshot
 
 _DEEP = "[" * 100_000 + "]" * 100_000
 _MARKUPS = {
@@ -70,6 +70,10 @@ LANDMARKS: dict[str, tuple[str, bytes]] = {
         _markups(lambda m: m["controlPoints"][0].update(positionStatus="undefined")),
     ),
 }
+LANDMARKS["labels_as_lists"] = (
+    "p.mrk.json",
+    _markups(lambda m: m["controlPoints"][0].update(label=[1], position=[1, 2])),
+)
 NAMES: dict[str, bytes] = {
     "empty": b"",
     "words": b"left\nright\n",
@@ -218,3 +222,28 @@ def test_labels_that_interpolation_would_change(label, program, place):
     nib.save(nib.Nifti1Image(labels, np.eye(4), dtype=np.int64), place / "l.nii.gz")
     words = ("evaluate", "--fixed-labels", "l.nii.gz", "--moving-labels", "l.nii.gz", "--quiet")
     check_refused(program(*words, cwd=place), "l.nii.gz: expected labels up to 2^53")
+
+
+def test_labels_of_points_that_are_no_words(program, good, place):
+    content = _markups(lambda m: m["controlPoints"][0].update(label=[1]))
+    (place / "p.mrk.json").write_bytes(content)
+    points = ("--fixed-landmarks", "p.mrk.json", "--moving-landmarks", "p.mrk.json")
+    assert program(*evaluate(good, *points), cwd=place).code == 0
+
+
+@pytest.mark.parametrize("command", ["cohort", "bids"])
+def test_folders_in_circles(command, program, good, place):
+    subject = place / "images/sub-01/anat"
+    subject.mkdir(parents=True)
+    (subject / "sub-01_T1w.nii.gz").write_bytes((good / "moving.nii.gz").read_bytes())
+    (place / "images/sub-02").symlink_to(".")
+    (place / "images/sub-03").symlink_to("sub-03")
+    for name in ("here", "up", "root"):
+        (subject / name).symlink_to({"here": ".", "up": "..", "root": place}[name])
+    template = ("--template", good / "fixed.nii.gz", "--model", "none", "--refine", "off")
+    words = ("cohort", "--images", "images", "--out-dir", "OUT", *template)
+    if command == "bids":
+        words = ("bids", "images", "OUT", "participant", *template)
+    outcome = program(*words, "--quiet", "--no-affine", cwd=place)
+    check_bounded(outcome)
+    assert outcome.code == 0, outcome.err

@@ -78,6 +78,47 @@ for _what, (_before, _after) in {
     )
 
 
+def _text(kind: str, sizes: str) -> str:
+    """A transform on a grid of these sizes, without the parameters that it needs."""
+    lines = _TFM.replace("AffineTransform", kind).splitlines()[:3]
+    grid = f"{sizes} 0 0 0 1 1 1 1 0 0 0 1 0 0 0 1"
+    return "\n".join([*lines, "Parameters: 0 0 0", f"FixedParameters: {grid}\n"])
+
+
+for _kind, _sizes in (
+    ("BSplineTransform", "-1 -1 -1"),
+    ("BSplineTransform", "100000 100000 100000"),
+    ("DisplacementFieldTransform", "100000 100000 100000"),
+):
+    BAD[f"{_kind}_{_sizes[:2]}.tfm"] = (
+        "bad.tfm",
+        lambda path, said=(_kind, _sizes): path.write_text(_text(*said), encoding="utf-8"),
+    )
+
+
+def _matlab(rows: int, *values: float, kind: int = 0, name: bytes = b"AffineTransform_double_3_3"):
+    """Two variables of MATLAB's level 4; `rows` is what the first one announces."""
+    variables = ((name, kind, rows, values), (b"fixed", 0, 3, (0.0, 0.0, 0.0)))
+    return b"".join(
+        struct.pack("<5i", sort, count, 1, 0, len(label) + 1)
+        + label
+        + struct.pack(f"<x{len(numbers)}d", *numbers)
+        for label, sort, count, numbers in variables
+    )
+
+
+_AFFINE = (1.0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 2, 3)
+for _what, _content in {
+    "endless_rows": _matlab(2**30, *_AFFINE),
+    "negative_rows": _matlab(-12, *_AFFINE),
+    "too_few_rows": _matlab(3, 1.0, 2.0, 3.0),
+    "nan_rows": _matlab(12, *[float("nan")] * 12),
+    "a_kind_of_its_own": _matlab(12, *_AFFINE, kind=7777),
+    "a_long_name": _matlab(12, *_AFFINE, name=b"x" * 10_000),
+}.items():
+    BAD[f"{_what}.mat"] = "bad.mat", lambda path, content=_content: path.write_bytes(content)
+
+
 @bad("bad.h5")
 def nan_field(path: Path) -> None:
     image = sitk.GetImageFromArray(np.full((6, 6, 6, 3), np.nan), isVector=True)
@@ -227,3 +268,10 @@ def test_whoever_reads_it(command, name, program, good, place):
         words = ("transform", "apply", file, *pair, "--out", "o.nii.gz")
     check_refused(program(*words, cwd=place))
     assert {path.name for path in place.iterdir()} == {file}
+
+
+def test_a_good_matlab_file_is_read(program, place):
+    (place / "good.mat").write_bytes(_matlab(12, *_AFFINE))
+    words = ("transform", "convert", "good.mat", "--out", "out.tfm", "--quiet")
+    assert program(*words, cwd=place).code == 0
+    assert sitk.ReadTransform(str(place / "out.tfm")).GetParameters() == _AFFINE

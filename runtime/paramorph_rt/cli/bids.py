@@ -81,8 +81,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Register the participants, or summarise."""
     from ..cohort.dataset import Selection, pairs_of_dataset
+    from ..errors import CohortError
 
     args.out_dir = args.out_dir.absolute()
+    if args.out_dir.resolve() == args.bids_dir.resolve():
+        raise CohortError(
+            f"{args.out_dir}: expected a folder of its own for the derivatives, got the dataset "
+            "itself; choose another, such as derivatives/paramorph in it."
+        )
     group = args.level == "group"
     options = options_of(args) if group else checked_options(args)
     images = Selection(

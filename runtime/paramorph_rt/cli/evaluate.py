@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..request import FORMATS, Options
 from .arguments import STDOUT, add_fields, add_json
-from .transform import read_transforms
+from .transform import notation, read_transforms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         )
     files = [path for path in (args.csv, args.json) if path and path not in to_stdout]
     for path in files:
-        check_file(path, args.force)
+        check_file(path, args.force, inputs=_inputs(args))
     _check(args)
     with itk_threads(args.threads):
         metrics = _metrics(args)
@@ -147,6 +147,13 @@ def run(args: argparse.Namespace) -> int:
             staging.write_text(texts[path], encoding="utf-8")
     print(texts[to_stdout[0]].rstrip("\n") if to_stdout else "\n".join(_lines(metrics, files)))
     return 0
+
+
+def _inputs(args: argparse.Namespace) -> list[Path]:
+    roles = ("fixed", "moving", "warped")
+    files = [getattr(args, name) for role in roles for name in (role, f"{role}_labels")]
+    files += [args.fixed_landmarks, args.moving_landmarks, args.label_names]
+    return [*(path for path in files if path), *(notation(word)[0] for word in args.transforms)]
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -70,10 +70,11 @@ def run(args: argparse.Namespace) -> int:
 
     inputs, options = inputs_of(args), options_of(args)
     names = names_of(inputs, options, args.out_dir)
-    check_outputs(args.out_dir, args.force, names)
+    read = [*inputs.files().values(), *options.files().values()]
+    check_outputs(args.out_dir, args.force, names, read)
     to_file = args.json and args.json != STDOUT
     if to_file:
-        check_file(args.json, args.force)
+        check_file(args.json, args.force, inputs=read)
     check(options)
     register = loaded(options, wait=False)
     result, extras = register_pair(register, inputs, options, names)

@@ -5,15 +5,30 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Iterator
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import one_line
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with a call in one line, instead of below all options."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, _path)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See `argparse`, which takes `--threads=--` for an option with an empty list."""
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            if action.nargs in (None, argparse.OPTIONAL) and getattr(found, action.dest, 0) == []:
+                self.error(f"argument {'/'.join(action.option_strings)}: expected one argument")
+        return found, rest
+
     def error(self, message: str) -> NoReturn:
         """See `argparse`; exit code 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -41,6 +56,13 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+def _path(text: str) -> Path:
+    """A path as it is written; an empty one, as of an unset variable, is no working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty one")
+    return Path(text)
 
 
 def parsers_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -104,11 +104,19 @@ def _takes_output(stream: TextIO | None) -> bool:
     return True
 
 
+class _OneLine(logging.Formatter):
+    """A message as a line, whatever the names in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging`."""
+        return one_line(super().format(record))
+
+
 @contextmanager
 def _log_on_stderr(args: argparse.Namespace) -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
-    if args.verbose:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    verbose = logging.Formatter("%(asctime)s %(name)s: %(message)s")
+    handler.setFormatter(verbose if args.verbose else _OneLine())
     name = ALL_MESSAGES if args.verbose else getattr(args, "messages", ALL_MESSAGES)
     logger = logging.getLogger(name)
     before = logger.level

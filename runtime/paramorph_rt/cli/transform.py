@@ -138,7 +138,7 @@ def _apply(args: argparse.Namespace) -> None:
     from ..results.outputs import check_file
     from ..system.staging import staged_file
 
-    check_file(args.out, args.force, (".nii", ".nii.gz"))
+    check_file(args.out, args.force, (".nii", ".nii.gz"), _inputs(args))
     load = load_labels if args.interpolation == "nearest" else load_volume
     moving, grid = load(args.moving), load_grid(args.fixed)
     warped = apply_transforms(moving, read_transforms(args), grid, args.interpolation)
@@ -153,7 +153,7 @@ def _invert(args: argparse.Namespace) -> None:
     from ..results.outputs import check_file
     from ..transforms import Images
 
-    check_file(args.out, args.force)
+    check_file(args.out, args.force, inputs=_inputs(args))
     (transform,), images = read_transforms(args), _images(args)
     back = Images(fixed=images.moving, moving=images.fixed)
     if transform.grid is None:
@@ -171,7 +171,7 @@ def _compose(args: argparse.Namespace) -> None:
     from ..geometry.compose import compose
     from ..results.outputs import check_file
 
-    check_file(args.out, args.force)
+    check_file(args.out, args.force, inputs=_inputs(args))
     images = _images(args)
     _write(args, compose(read_transforms(args), images.fixed), images)
 
@@ -179,9 +179,20 @@ def _compose(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from ..results.outputs import check_file
 
-    check_file(args.out, args.force)
+    check_file(args.out, args.force, inputs=_inputs(args))
     (transform,) = read_transforms(args)
     _write(args, transform, _images(args))
+
+
+def notation(word: str) -> tuple[Path, bool]:
+    """A transform's file, and whether [FILE,1] asks for its inverse."""
+    notation = re.fullmatch(r"\[(.+),([01])\]", word)
+    return (Path(notation[1]), notation[2] == "1") if notation else (Path(word), False)
+
+
+def _inputs(args: argparse.Namespace) -> list[Path]:
+    transforms = [notation(word)[0] for word in args.transforms]
+    return [*transforms, *(path for path in (args.fixed, args.moving) if path)]
 
 
 def _images(args: argparse.Namespace) -> Images:
@@ -209,10 +220,9 @@ def read_transforms(args: argparse.Namespace) -> list[Affine | DisplacementField
     images = _images(args) if len(args.transforms) == 1 else Images()
     transforms = []
     for word in args.transforms:
-        notation = re.fullmatch(r"\[(.+),([01])\]", word)
-        name, inverted = notation.groups() if notation else (word, "0")
-        transform = read_transform(Path(name), args.source, images)
-        if inverted == "1":
+        path, is_inverted = notation(word)
+        transform = read_transform(path, args.source, images)
+        if is_inverted:
             if transform.grid is not None:
                 raise TransformError(
                     f"{word}: expected an affine to invert on the way, got a field; run "

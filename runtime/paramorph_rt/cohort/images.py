@@ -141,7 +141,8 @@ def _files(path: Path, but: Path | None) -> Iterator[tuple[Path, Path]]:
     dataset, is_empty = is_dataset(path), True
     for home, folders, names in os.walk(path, followlinks=True):
         folder = Path(home)
-        folders[:] = sorted(f for f in folders if _is_walked(folder / f, but))
+        above = {os.path.realpath(p) for p in (folder, *folder.parents)}
+        folders[:] = sorted(f for f in folders if _is_walked(folder / f, but, above))
         if dataset and folder == path:
             folders[:] = [f for f in folders if f.startswith("sub-")]
             continue  # what lies beside the subjects belongs to none
@@ -157,7 +158,9 @@ def _files(path: Path, but: Path | None) -> Iterator[tuple[Path, Path]]:
         )
 
 
-def _is_walked(folder: Path, but: Path | None) -> bool:
+def _is_walked(folder: Path, but: Path | None, above: set[str]) -> bool:
+    if folder.is_symlink() and os.path.realpath(folder) in above:  # a circle
+        return False
     if folder.name.startswith(".") or (but is not None and folder.resolve() == but.resolve()):
         return False
     if folder.name in (outputs.ALSO, outputs.FIGURES):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..results import outputs
 from ..results.provenance import facts_in
 from ..results.schemas import RECORD
+from ..system.files import json_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,11 +35,11 @@ def why_not_done(
     if not any((folder / name).exists() for name in names.own):
         return ""
     try:
-        record = json.loads((folder / names.record).read_text(encoding="utf-8"))
+        record = json_of(folder / names.record)
         if record.get("schema") != RECORD:
             return "its record is of another format"
         files, recorded = dict(record["files"]), facts_in(record["provenance"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return "it was not finished"
     there = dict(_sizes(folder, files))
     if damaged := [name for name, size in files.items() if there.get(name) != size]:

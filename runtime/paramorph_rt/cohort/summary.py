@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import CohortError
 from ..request import Options
 from ..results import outputs
+from ..system.files import read_json
 from ..system.staging import staged_file
 from .page import page
 from .row import Row
@@ -146,8 +147,8 @@ def _row(out_dir: Path, pair: Pair, outcome: Outcome | None, options: Options) -
         return Row(pair, NOT_RUN, "", (), {}, home, None)
     if outcome.status == "failed":
         return Row(pair, outcome.status, outcome.note, (), {}, home, None)
-    metrics = json.loads((folder / names.metrics).read_text(encoding="utf-8"))
-    record = json.loads((folder / names.record).read_text(encoding="utf-8"))
+    metrics = read_json(folder / names.metrics, "the metrics of a pair", CohortError)
+    record = read_json(folder / names.record, "the record of a pair", CohortError)
     numbers = dict(_numbers({k: v for k, v in metrics.items() if k != "provenance"}))
     report = folder / names.report
     link = report.relative_to(out_dir).as_posix() if report.is_file() else None

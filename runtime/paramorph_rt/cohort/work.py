@@ -109,6 +109,8 @@ def _run_pair(
             )
         if not path.is_dir():
             check_regular(path, f"a file as {role}", CohortError)
+    read = [*pair.inputs.files().values(), *options.files().values()]
+    outputs.check_outputs(folder, True, names, read)
     facts = facts_of(pair.inputs, options, register)
     wanted = [names.pictures[plain] for plain in pictures.files_of(options)]
     wanted += [names.composite] if options.itk_composite else []

@@ -33,11 +33,13 @@ class Grid:
         shape: Voxels along the array axes (i, j, k).
         affine: 4×4 float64, voxel index → world mm, RAS+.
         world_code: Which world, by NIfTI's codes: 1 scanner, 2 another image, 3 Talairach, 4 MNI.
+        doubt_mm: How far from here, at most, other readers of the file see a voxel.
     """
 
     shape: tuple[int, ...]
     affine: Float[np.ndarray, "4 4"]
     world_code: int = 1
+    doubt_mm: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))

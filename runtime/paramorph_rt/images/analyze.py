@@ -78,7 +78,7 @@ def _affine(path: Path, fields: Any, orientation: str | None) -> Float[np.ndarra
             "which cannot; pass --analyze-orientation (infer, cohort, bids; in trainings "
             "data.analyze_orientation) with where the voxels' axes point, such as LAS."
         )
-    return oriented_affine(fields, orientation)
+    return oriented_affine(fields, orientation, path.name)
 
 
 def _voxels(path: Path, shape: tuple[int, ...], itemsize: int, offset: int) -> bytes:
@@ -103,20 +103,25 @@ def _voxels(path: Path, shape: tuple[int, ...], itemsize: int, offset: int) -> b
     return content
 
 
-def oriented_affine(image: Any, orientation: str) -> Float[np.ndarray, "4 4"]:
+def oriented_affine(image: Any, orientation: str, name: str) -> Float[np.ndarray, "4 4"]:
     """Voxel index → world mm of axes that point where `orientation` says, centred at the origin.
 
     Args:
         image: nibabel's image or header, which has shape and spacing.
         orientation: Such as "LAS".
+        name: What messages call the image.
 
     Raises:
-        VolumeError: The orientation is none.
+        VolumeError: The orientation is none, or voxels have no size.
     """
     check_orientation(orientation)
     header = getattr(image, "header", image)
     shape = header.get_data_shape()[:3]
     spacing = np.abs(np.array(header.get_zooms()[:3], dtype=np.float64))
+    if not (np.isfinite(spacing).all() and spacing.all()):
+        raise VolumeError(
+            f"{name}: expected voxels of some size, got {spacing.tolist()} mm; repair the header."
+        )
     affine = np.eye(4)
     for axis, letter in enumerate(orientation):
         world = next(n for n, pair in enumerate(DIRECTIONS) if letter in pair)

@@ -42,6 +42,11 @@ _BYTES = {
 }
 
 
+# Of NRRD's encodings, those that ITK reads.
+_PACKING = {"raw": "none", "gz": "gzip", "gzip": "gzip"}
+_PACKING |= dict.fromkeys(("txt", "text", "ascii", "hex"), "text")
+
+
 @dataclass(frozen=True)
 class _Announced:
     """What a header says of the voxels.
@@ -49,7 +54,7 @@ class _Announced:
     Attributes:
         sizes: Of every axis, that of the components among them.
         type: Of a number, a key of `_BYTES`.
-        packing: "none", "gzip", "bzip2" or "text".
+        packing: "none", "gzip" or "text".
         files: With the voxels; the header's own if empty.
         offset: Where they begin in the header's own file.
     """
@@ -88,7 +93,7 @@ def check_header(path: Path) -> None:
     promised = int(np.prod(announced.sizes, dtype=object)) * _BYTES[announced.type]
     if announced.packing == "text":  # a digit and a blank for each number, at least
         promised = 2 * promised // _BYTES[announced.type] - 1
-    if announced.packing != "bzip2" and promised > most_bytes(there, announced.packing == "gzip"):
+    if promised > most_bytes(there, announced.packing == "gzip"):
         raise VolumeError(
             f"{path.name}: expected a complete image, got damaged or truncated data (a header of "
             f"shape {tuple(announced.sizes)} for {there} bytes); copy it again."
@@ -107,7 +112,9 @@ def _of_nrrd(path: Path, content: bytes) -> _Announced:
     sizes = _sizes(fields["sizes"], int(fields["dimension"]))
     fields["space directions"]  # without, ITK makes a world up
     data = fields.get("data file", fields.get("datafile"))
-    packing = {"raw": "none", "gz": "gzip", "gzip": "gzip", "bz2": "bzip2", "bzip2": "bzip2"}
+    encoding = fields["encoding"].lower()
+    if encoding not in _PACKING:  # bzip2 is one, which ITK allocates for and then lacks
+        raise ValueError(f"encoding {encoding}")
     named: list[str] = []
     if data is not None and data.upper().startswith("LIST"):
         start = next(
@@ -119,7 +126,7 @@ def _of_nrrd(path: Path, content: bytes) -> _Announced:
     return _Announced(
         sizes,
         _known(fields["type"]),
-        packing.get(fields["encoding"].lower(), "text"),
+        _PACKING[encoding],
         [path.parent / name for name in named],
         offset,
     )

@@ -144,7 +144,7 @@ def _from_slicer(text: str, name: str) -> _Table:
         raise ValueError(f"no position for {missing[0]}")
     return _Table(
         [point["position"] for point in points],
-        [point.get("label", "") for point in points],
+        [str(point.get("label", "")) for point in points],
         _SLICER_SPACES[markup["coordinateSystem"]],
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from ..errors import VolumeError
 from ..geometry.spaces import Grid
@@ -207,12 +209,35 @@ def grid_of(path: Path, image: nib.Nifti1Image | ItkFile, orientation: str | Non
         code = 1  # `read_analyze` requires it
     elif not code:
         affine = _said_affine(path, image, orientation)
-    affine[:3] *= UNITS_MM[int(header["xyzt_units"]) & 7]
+    unit_mm = UNITS_MM[int(header["xyzt_units"]) & 7]
+    affine[:3] *= unit_mm
     if not np.isfinite(affine).all():
         raise VolumeError(
             f"{path.name}: expected a finite affine, got {affine.tolist()}; repair the header."
         )
-    return Grid(image.shape[:3], affine, code if code in WORLD_CODES else 1)
+    return Grid(
+        image.shape[:3],
+        affine,
+        code if code in WORLD_CODES else 1,
+        unit_mm * _forms_apart(header),
+    )
+
+
+def _forms_apart(header: nib.Nifti1Header) -> float:
+    """How far apart sform and qform place a voxel, at most, where readers differ in which is taken.
+
+    The sform is, by nibabel and here; by ITK only if its code is 1 or the qform has none.
+    """
+    if int(header["sform_code"]) in (0, 1) or not int(header["qform_code"]):
+        return 0.0
+    try:
+        between = header.get_sform() - header.get_qform()
+    except HeaderDataError:  # a qform that nobody can take
+        return 0.0
+    last = np.array(header.get_data_shape()[:3]) - 1
+    corners = np.array(list(product(*((0, n) for n in last))))
+    distances = np.linalg.norm(corners @ between[:3, :3].T + between[:3, 3], axis=1)
+    return float(distances.max()) if np.isfinite(distances).all() else 0.0
 
 
 def _said_affine(
@@ -229,7 +254,7 @@ def _said_affine(
     log.warning(
         "%s: no orientation codes in it; taken for %s, as requested", path.name, orientation
     )
-    return oriented_affine(image, orientation)
+    return oriented_affine(image, orientation, path.name)
 
 
 def is_analyze(path: Path) -> bool:

@@ -29,6 +29,9 @@ MOST_COMMON = 0.3
 LEAST_SMOOTH = 0.3
 #: Moving size to fixed size, or the other way round: newborn to adult is 0.6.
 LEAST_SIZE_RATIO = 0.5
+#: Of a voxel's side: of 943 files, 4 have both forms and a code with which ITK takes the other one,
+#: and they differ by 0.00003.
+MOST_DOUBT = 0.5
 #: Two maps have to be that much alike in one way at least, before one of them is taken for turned.
 LEAST_LIKENESS_OF_TURNED = 0.5
 
@@ -101,6 +104,21 @@ def of_pair(moving: Look, fixed: Look, *, poses: bool = True) -> Iterator[Flag]:
             "both headers.",
             gain,
             TURNED_GAIN,
+        )
+
+
+def placed(volume: Volume, which: str) -> Iterator[Flag]:
+    """Whether all readers of a file see it in the same place."""
+    doubt = volume.grid.doubt_mm / volume.grid.spacing.min()
+    if doubt > MOST_DOUBT:
+        yield Flag(
+            "placed",
+            which,
+            f"{volume.name}: expected sform and qform to say the same, got "
+            f"{volume.grid.doubt_mm:.1f} mm between them; the sform is taken here, and the qform "
+            "by ITK and ANTs: repair the header.",
+            doubt,
+            MOST_DOUBT,
         )
 
 

@@ -5,6 +5,7 @@ They show what the registration found and measure nothing of their own.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,10 @@ def require_packages(*, figures: bool = False) -> None:
     Raises:
         MissingDependencyError: The extra "report" is not installed.
     """
+    if figures:
+        os.environ.pop(
+            "MPLBACKEND", None
+        )  # of windows, which there are none; others stop matplotlib
     for module, package in (_PAGE | _FIGURES if figures else _PAGE).items():
         import_optional(module, "report", f"reports and figures need {package}")
 

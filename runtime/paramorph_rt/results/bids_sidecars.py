@@ -5,13 +5,13 @@ Source: BIDS 1.11, common derived data types.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ..system.files import json_of
 from .bids_entities import BidsName, label
 from .outputs import LINKS
 
@@ -82,9 +82,9 @@ def root_of(path: Path) -> Path:
 
 def _links_in(description: Path) -> dict[str, str]:
     try:
-        links = json.loads(description.read_text(encoding="utf-8"))[LINKS]
+        links = json_of(description)[LINKS]
         return {str(name): str(target) for name, target in links.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return {}  # none there, or one of somebody else
 
 
@@ -115,8 +115,8 @@ def is_skull_stripped(image: Path) -> bool:
     """As the image's own sidecar says, or else its name; raw images are not."""
     sidecar = image.with_name(f"{BidsName.of(image).stem}.json")
     try:
-        return bool(json.loads(sidecar.read_text(encoding="utf-8"))["SkullStripped"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(json_of(sidecar)["SkullStripped"])
+    except (KeyError, TypeError):
         return BidsName.of(image).entities.get("desc") == "brain"
 
 

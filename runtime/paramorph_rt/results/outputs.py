@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError
 from ..images.volume import nifti_name
+from ..system.files import json_of
 from ..system.interrupts import held
 from ..system.staging import flush, locked, replace_together, staged_file, staging_folder, sweep
 
@@ -147,8 +148,12 @@ def write_shared(folder: Path, names: Names) -> None:
 
 def _add_links(path: Path, content: Any) -> None:
     """Give a description that is there already the links to other datasets that it lacks."""
-    with suppress(OSError, ValueError, TypeError, AttributeError):  # not JSON, or not such
-        there, wanted = json.loads(path.read_text(encoding="utf-8")), content[LINKS]
+    with suppress(
+        OSError, ValueError, TypeError, AttributeError, KeyError
+    ):  # not JSON, or not such
+        there, wanted = json_of(path), content[LINKS]
+        if there["DatasetType"] != content["DatasetType"]:  # a raw one is nothing of ours
+            return
         links = {**wanted, **there.get(LINKS, {})}
         if links != there.get(LINKS):
             with staged_file(path) as staging:
@@ -177,11 +182,20 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def check_outputs(folder: Path, force: bool, names: Names = PLAIN) -> None:
+def check_outputs(
+    folder: Path, force: bool, names: Names = PLAIN, inputs: Iterable[Path] = ()
+) -> None:
     """Refuse a folder that cannot take the results, before any work is done for them.
 
+    Args:
+        folder: Of the results.
+        force: Replace those of an earlier run.
+        names: Of the results.
+        inputs: Files that the results are made of.
+
     Raises:
-        OutputError: It is a file, cannot be written, or holds results and `force` is not set.
+        OutputError: It is a file, cannot be written, holds results and `force` is not set, or one
+            of the results would replace an input.
     """
     if os.path.lexists(folder) and not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder, got a file; choose another --out-dir.")
@@ -193,6 +207,7 @@ def check_outputs(folder: Path, force: bool, names: Names = PLAIN) -> None:
                 f"{folder / name}: expected a folder, got a link or a file; move it away, or "
                 "choose another --out-dir."
             )
+    check_apart([folder / name for name in (*names.own, *_earlier(folder, names))], inputs)
     existing = [name for name in names.own if (folder / name).exists()]
     if existing and not force:
         raise OutputError(
@@ -207,16 +222,46 @@ def check_outputs(folder: Path, force: bool, names: Names = PLAIN) -> None:
         )
 
 
-def check_file(path: Path, force: bool, suffixes: tuple[str, ...] = ("",)) -> None:
+def check_apart(results: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse results in the place of what they are made of.
+
+    Raises:
+        OutputError: One of them is an input, by whatever path.
+    """
+    places = {_place(path) for path in results}
+    for path in inputs:
+        if places & {_place(path), os.path.realpath(path)}:
+            raise OutputError(
+                f"{path}: expected results beside what they are made of, got one in its place; "
+                "choose another name for them, or move the input away."
+            )
+
+
+def _place(path: Path) -> str:
+    """Where a file is replaced: a link itself, not what it points to."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
+
+
+def _is_system(path: Path) -> bool:
+    """Whether it stands for a stream of the process, such as /dev/stdout, a link to anything."""
+    home = os.path.dirname(_place(path))
+    return home == "/dev" or home.startswith("/proc/")
+
+
+def check_file(
+    path: Path, force: bool, suffixes: tuple[str, ...] = ("",), inputs: Iterable[Path] = ()
+) -> None:
     """Refuse a file that cannot take a result, before any work is done for it.
 
     Args:
         path: Result; its folder must exist.
         force: Replace an existing file.
         suffixes: What the name may end in.
+        inputs: Files that the result is made of.
 
     Raises:
-        OutputError: It exists and `force` is not set, cannot be written, or has another suffix.
+        OutputError: It exists and `force` is not set, is no regular file, cannot be written, has
+            another suffix, or is one of the inputs.
     """
     if not path.name.endswith(suffixes):
         raise OutputError(
@@ -225,6 +270,12 @@ def check_file(path: Path, force: bool, suffixes: tuple[str, ...] = ("",)) -> No
         )
     if path.is_dir():
         raise OutputError(f"{path}: expected a file, got a folder; choose another file name.")
+    if path.exists() and (not path.is_file() or _is_system(path)):
+        raise OutputError(
+            f"{path}: expected a regular file to replace, got a device or a pipe; choose another "
+            "file name, or leave it out for stdout."
+        )
+    check_apart([path], inputs)
     if path.exists() and not force:
         raise OutputError(
             f"{path}: expected no earlier result, got one; pass --force to replace it, or choose "
@@ -306,11 +357,11 @@ def _earlier(folder: Path, names: Names) -> Iterator[str]:
 def _warped_along(metrics: Path) -> list[str]:
     """Names in `also_warped`, as the metrics of the run that wrote them tell."""
     try:
-        inputs = json.loads(metrics.read_text(encoding="utf-8"))["provenance"]["inputs"]
+        inputs = json_of(metrics)["provenance"]["inputs"]
         return [
             nifti_name(Path(entry["path"]).name)
             for role, entry in inputs.items()
             if role.startswith("also")
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (KeyError, TypeError, AttributeError):
         return []

@@ -46,6 +46,8 @@ class Start:
         """What looks wrong before the pair is registered."""
         return [
             *(self.alignment.flags if self.alignment else ()),
+            *checks.placed(images.moving, "moving"),
+            *checks.placed(images.fixed, "fixed"),
             *checks.content(self.moving, "moving"),
             *checks.content(self.fixed, "fixed"),
             *checks.of_pair(self.moving, self.fixed, poses=self.as_scanned),

@@ -11,10 +11,9 @@ import os
 import stat
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-if TYPE_CHECKING:
-    from ..errors import ParamorphError
+from ..errors import ParamorphError
 
 # No table, transform in text, manifest or header is as large.
 MOST_TEXT_BYTES = 2**26
@@ -102,6 +101,14 @@ def read_json(path: Path, what: str, error: type[ParamorphError]) -> Any:
         ParamorphError: As `read_text`, or it is no JSON, or nested too deeply.
     """
     return parse_json(read_text(path, what, error), str(path), error)
+
+
+def json_of(path: Path) -> Any:
+    """What a JSON file holds that may be missing or anybody's; None if it cannot be read."""
+    try:
+        return read_json(path, "JSON", ParamorphError)
+    except ParamorphError:
+        return None
 
 
 def parse_json(text: str, name: str, error: type[ParamorphError]) -> Any:

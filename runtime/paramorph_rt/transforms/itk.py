@@ -5,6 +5,8 @@ ITK's world is LPS; all of these files map a point of the fixed image to the mov
 
 from __future__ import annotations
 
+import mmap
+import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
 FIELD_SUFFIXES = (".nii", ".nii.gz", ".h5")
 AFFINE_SUFFIXES = (".tfm", ".txt", ".mat", ".h5")
 VECTOR_INTENT = 1007
+# A kind of transform that is refused, and whose parameters can make ITK abort before.
+_UNREAD = b"BSplineTransform_"
+# Head of a variable: kind of numbers, rows, columns, whether complex, length of its name.
+_VARIABLE = "5i"
+_VARIABLE_BYTES = 20
 # At most, of an HDF5 file besides its parameters.
 _HDF5_BYTES = 100_000
 
@@ -142,8 +149,9 @@ def read_itk(path: Path) -> sitk.Transform:
     Raises:
         TransformError: ITK cannot, or it is not for three dimensions.
     """
-    check_regular(path, "a transform", TransformError)
+    size = check_regular(path, "a transform", TransformError)
     name = check_utf8(path, TransformError)
+    _check_content(path, size)
     try:
         transform = sitk.ReadTransform(name)
     except RuntimeError as err:
@@ -159,6 +167,58 @@ def read_itk(path: Path) -> sitk.Transform:
     return transform
 
 
+def _check_content(path: Path, size: int) -> None:
+    """Refuse what ITK believes until it aborts or has filled the memory.
+
+    Raises:
+        TransformError: A kind of transform that is not read anyway, or a MATLAB file that announces
+            more than it holds.
+    """
+    if not size:
+        return  # ITK says so, and nothing can be mapped
+    with (
+        path.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        if content.find(_UNREAD) >= 0:
+            raise _not_linear(path, "a B-spline")
+        if path.name.endswith(".mat") and not _is_matlab(content):
+            raise TransformError(
+                f"{path.name}: expected an ITK transform, got a MATLAB file that announces more "
+                "than it holds; write it again, or say with --from what it is."
+            )
+
+
+def _is_matlab(content: mmap.mmap) -> bool:
+    """Whether every variable of a MATLAB file (level 4) ends within it.
+
+    Source:
+        https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf
+    """
+    start = 0
+    while start < len(content):
+        head = content[start : start + _VARIABLE_BYTES]
+        if len(head) < _VARIABLE_BYTES:
+            return False
+        # Read in the other byte order, the kind is a large number.
+        kind, rows, columns, is_complex, name = min(
+            (struct.unpack(f"{order}{_VARIABLE}", head) for order in "<>"),
+            key=lambda fields: abs(fields[0]),
+        )
+        if min(rows, columns, name) < 0 or is_complex:
+            return False
+        number = 4 if kind // 10 % 10 == 1 else 8
+        start += _VARIABLE_BYTES + name + rows * columns * number
+    return start == len(content)
+
+
+def _not_linear(path: Path, got: str) -> TransformError:
+    return TransformError(
+        f"{path.name}: expected displacement fields and linear transforms, got {got}; turn it into "
+        "a displacement field with its own software."
+    )
+
+
 def _parts(transform: sitk.Transform, path: Path) -> list[Transform]:
     """The transforms that a point of the fixed image passes, in that order."""
     if transform.GetTransformEnum() == sitk.sitkComposite:
@@ -170,10 +230,7 @@ def _parts(transform: sitk.Transform, path: Path) -> list[Transform]:
         vectors, grid = from_sitk(image)
         return [DisplacementField(grid, vectors.astype(np.float32))]
     if not transform.IsLinear():
-        raise TransformError(
-            f"{path.name}: expected displacement fields and linear transforms, got "
-            f"{transform.GetName()}; turn it into a displacement field with its own software."
-        )
+        raise _not_linear(path, transform.GetName())
     return [affine_from_itk(transform)]
 
 
