@@ -21,9 +21,9 @@ from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL, default_bundle_path, load_bundle
 from paramorph_rt.errors import ParamorphError
 from paramorph_rt.model import Model
+from paramorph_rt.quality import score
 from paramorph_rt.quality.choice import choose
 from paramorph_rt.quality.looks import look_of
-from paramorph_rt.quality.score import DOUBTS
 from paramorph_rt.steps.foreground import masked
 from planted import Planted
 from quality_fit import fitted
@@ -59,7 +59,7 @@ def measure(register: Registration, task: Planted, limit: float, models: Sequenc
         seen = masked(task.moving, task.options.get("moving_mask"))
         choice = choose(models, look_of(seen), look_of(task.fixed), is_free=True)
         flags += [f"{flag.name} ({flag.of})" for flag in choice.flags]
-        evidence |= {"doubts": len(DOUBTS & {flag.partition(" ")[0] for flag in flags})}
+        evidence |= {"doubts": len(score.DOUBTS & {flag.partition(" ")[0] for flag in flags})}
     return row | {
         "ncc_affine": metrics["ncc"]["affine"],
         "accepted": not task.doomed and row.get("dice_after", 0.0) >= limit,
@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
             rows.note(keys | measure(register, task, kind.limit, auto.models))
     if args.fit:
         SCORE_FILE.write_text(json.dumps(fitted(rows), indent=1) + "\n", encoding="utf-8")
+        score.coefficients.cache_clear()  # the page is of these
     yield rows.write(looks=list(looks(args.data)))
 
 

@@ -130,8 +130,13 @@ def _kinds(rows: Sequence[Row]) -> Iterator[Row]:
             "least": min(scores, default=None),
             "most": max(scores, default=None),
             "rejected": sum(_rejected(row, "score or warning") for row in each),
-            "flags": ", ".join(dict.fromkeys(f for row in each for f in row.get("flags", ()))),
+            "flags": ", ".join(dict.fromkeys(f for row in each for f in _other_flags(row))),
         }
+
+
+def _other_flags(row: Row) -> list[str]:
+    """Without that of the score, which the columns beside show."""
+    return [flag for flag in row.get("flags", ()) if not flag.startswith("score ")]
 
 
 def _choices(rows: Sequence[Row]) -> Iterator[Row]:

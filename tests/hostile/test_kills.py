@@ -95,7 +95,8 @@ def test_killed_at_random_moments(how, program, good, place):
             *infer(good, out, "--quiet", "--model", "none", "--refine", "2"),
             "--itk-composite",
         )
-        outcome = program(*words, cwd=place, signals=[(after, int(how))])
+        impatient = [(after + wait, int(how)) for wait in (0.02, 0.04)] if number % 2 else []
+        outcome = program(*words, cwd=place, signals=[(after, int(how)), *impatient])
         # Before the program has begun, a signal ends the process by itself.
         assert outcome.code in (0, -int(how), 128 + how), outcome.err
         assert "Traceback" not in outcome.err
@@ -200,3 +201,19 @@ def test_a_living_run_is_not_swept_away(open_folder, program, good, place):
     finally:
         slow.close()
     assert stop
+
+
+def test_a_cohort_that_is_ended_leaves_no_folders(program, good, place):
+    """SIGTERM drops the pairs under way, whose threads go on until the process is gone."""
+    rows = "".join(f"p{n},{good}/moving.nii.gz,{good}/fixed.nii.gz\n" for n in range(6))
+    (place / "pairs.csv").write_text("name,moving,fixed\n" + rows, encoding="utf-8")
+    words = ("cohort", "pairs.csv", "--at-once", "3", *QUICK, "--out-dir")
+    how, codes = signal.SIGTERM, set()
+    for number in range(3, 15, 2):
+        out = place / f"OUT{number}"
+        outcome = program(*words, out, cwd=place, kill_at=number, kill_signal=int(how))
+        codes.add(outcome.code)
+        assert outcome.code in (0, 128 + how), outcome.err
+        assert "Traceback" not in outcome.err
+        assert not [name for name in snapshot(place) if ".paramorph" in name]
+    assert 128 + how in codes

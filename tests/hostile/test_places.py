@@ -421,11 +421,11 @@ def test_a_working_folder_that_is_gone(good, place):
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
-@pytest.mark.parametrize("address_mb", [300, 400, 700, 1100, 1500])
+@pytest.mark.parametrize("address_mb", [300, 700, 1100, 1500, 1900])
 def test_little_memory(program, good, place, address_mb):
     outcome = program(*infer(good, "OUT", *QUICK), cwd=place, address_mb=address_mb)
     check_bounded(outcome)
-    if address_mb < 1024:
+    if address_mb < 1536:
         assert "of address space" in outcome.err
     assert outcome.code in (0, 1)
     assert len(outcome.err.splitlines()) <= 1

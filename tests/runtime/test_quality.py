@@ -20,7 +20,7 @@ from paramorph_rt.quality import checks
 from paramorph_rt.quality.choice import choose
 from paramorph_rt.quality.domain import Domain, domain_of, map_from_stored, misfits, stored_map
 from paramorph_rt.quality.looks import likeness, look_of
-from paramorph_rt.quality.score import _model, score_of
+from paramorph_rt.quality.score import coefficients, score_of
 from paramorph_rt.report.tables import verdict
 
 from .phantoms import (
@@ -395,7 +395,7 @@ def test_the_score_falls_with_each_sign_of_failure():
     bad["doubts"] = 3
     assert score_of(good) > 0.8
     assert score_of(bad) < 0.2
-    for name in _model()["parts"]:
+    for name in coefficients()["parts"]:
         assert score_of(good | {name: bad[name]}) < score_of(good)
         assert score_of(good | {name: None}) <= score_of(good | {name: bad[name]})
 
@@ -410,7 +410,7 @@ def test_the_shipped_coefficients_have_the_signs_that_they_must_have():
         "reach": -1,
         "doubts": -1,
     }
-    parts = _model()["parts"]
+    parts = coefficients()["parts"]
     assert parts
     for name, part in parts.items():
         assert part["weight"] * signs[name] > 0

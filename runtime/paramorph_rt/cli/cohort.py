@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..fields import whole
 from ..request import Options
+from ..system.interrupts import number_of
 from . import sign
 from .arguments import add_fields, options_of
-from .messages import DOUBTFUL, INTERRUPTED
+from .messages import DOUBTFUL, STOPPED
 
 if TYPE_CHECKING:
     from ..cohort.pairs import Pair
@@ -138,9 +139,10 @@ def register_all(args: argparse.Namespace, options: Options, pairs: list[Pair]) 
     from ..cohort.summary import HTML, write_summary
     from ..errors import CohortError
     from ..results.outputs import json_text
+    from ..system.staging import abandon
 
     outcomes: dict[str, Outcome] = {}
-    start = time.monotonic()
+    start, number = time.monotonic(), signal.SIGINT
     with _progress(len(pairs), args.quiet) as show, _first_ctrl_c(args.scheduler is None) as stop:
         running = run_cohort(
             pairs,
@@ -156,7 +158,8 @@ def register_all(args: argparse.Namespace, options: Options, pairs: list[Pair]) 
                 for outcome in running:
                     outcomes[outcome.name] = outcome
                     show(outcome)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
+            number = signal.Signals(number_of(interrupt))
             stop.set()
     summary = write_summary(args.out_dir, pairs, outcomes, time.monotonic() - start, options)
     page = args.out_dir / HTML
@@ -164,7 +167,8 @@ def register_all(args: argparse.Namespace, options: Options, pairs: list[Pair]) 
     if stop.is_set() and summary["not_run"]:
         left = summary["not_run"]
         print(f"paramorph-rt: stopped with {left} pairs left; run it again", file=sys.stderr)
-        return INTERRUPTED
+        abandon()
+        return STOPPED + number
     if failed := [outcome.name for outcome in outcomes.values() if outcome.status == "failed"]:
         some = ", ".join(failed[:3]) + (", …" if len(failed) > 3 else "")
         raise CohortError(

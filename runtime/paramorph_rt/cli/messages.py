@@ -6,21 +6,19 @@ import argparse
 import io
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from ..errors import explained, one_line
-from ..system.interrupts import number_of
+from ..system.interrupts import asked, number_of
 from ..system.memory import check_address_space
 
 ERROR = 1
 DOUBTFUL = 3  # results are written, and one of them has a warning
 DEFECT = 70  # EX_SOFTWARE of BSD's sysexits.h
 STOPPED = 128  # + the number of the signal, as shells have it
-INTERRUPTED = STOPPED + signal.SIGINT
 NO_READER = 141  # 128 + SIGPIPE
 
 ALL_MESSAGES = "paramorph_rt"
@@ -61,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         except BrokenPipeError:  # as by `| head`
             return NO_READER
         except Exception as err:
+            if (number := asked()) is not None:  # in the middle of a lock, Python says other things
+                return _end(STOPPED + number, "interrupted")
             sentence = explained(err)
             if sentence is not None:
                 return _end(ERROR, one_line(sentence))

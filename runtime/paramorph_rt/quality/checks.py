@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from ..images.volume import Volume
     from .looks import Look
 
-#: Of neighbouring voxels exactly alike: 8-bit scans reach 0.12, label maps start at 0.8.
-MOST_FLAT = 0.5
+#: Of neighbouring voxels exactly alike: of 70 scans the most is 0.12 (one in 8 bits); of 59 label
+#: maps the least is 0.40.
+MOST_FLAT = 0.3
 #: Of the foreground that has one intensity: scans reach 0.03; a background that is not the darkest
 #: thing in an image takes 0.8.
 MOST_COMMON = 0.3

@@ -75,7 +75,7 @@ def score_of(evidence: Mapping[str, float | None]) -> float:
     The coefficients are those of score.json, which `benchmarks/quality.py` writes; a part that
     could not be measured counts as its worst.
     """
-    model = _model()
+    model = coefficients()
     total = model["intercept"]
     for name, part in model["parts"].items():
         value = evidence.get(name)
@@ -86,6 +86,7 @@ def score_of(evidence: Mapping[str, float | None]) -> float:
 
 
 @lru_cache(maxsize=1)
-def _model() -> dict[str, Any]:
+def coefficients() -> dict[str, Any]:
+    """Content of score.json."""
     text = files(__package__).joinpath("score.json").read_text(encoding="utf-8")
     return dict(json.loads(text))

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 
 _mine = threading.local()  # folders that a thread has locked
 _live: set[str] = set()  # staging folders of this process, in which nobody else writes
+_dropped: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # that may make no more of them
+_gate = threading.Lock()  # to both
 
 
 @contextmanager
@@ -79,11 +82,13 @@ def staging_folder(home: Path) -> Iterator[Path]:
     home.mkdir(parents=True, exist_ok=True)
     sweep(home)
     path = home / f"{PREFIX}{_host()}-{uuid.uuid4().hex}"
-    with locked(home):
+    key = os.path.realpath(path)
+    with locked(home), _gate:
+        if threading.current_thread() in _dropped:
+            raise OSError(errno.ECANCELED, "the program ends")
         path.mkdir()
         lock = _lock(path)
-    key = os.path.realpath(path)
-    _live.add(key)
+        _live.add(key)
     try:
         yield path
     finally:
@@ -96,6 +101,23 @@ def staging_folder(home: Path) -> Iterator[Path]:
             for folder in made:
                 with suppress(OSError):  # there is something in it now
                     folder.rmdir()
+
+
+def abandon() -> None:
+    """Remove what other threads have staged: the process ends before they can put it in its place.
+
+    What a thread is putting there at this moment is left to the next run, which finishes it.
+    """
+    with _gate:
+        _dropped.update(set(threading.enumerate()) - {threading.current_thread()})
+    for path in map(Path, sorted(_live)):  # a folder before those in it
+        if (path / _PLAN).exists():
+            continue
+        # Under another name, so that no thread moves a folder that is half removed.
+        dropped = path.with_name(f"{PREFIX}{_host()}-{uuid.uuid4().hex}")
+        with suppress(OSError):
+            path.rename(dropped)
+            shutil.rmtree(dropped, ignore_errors=True)
 
 
 def flush(folder: Path) -> None:
