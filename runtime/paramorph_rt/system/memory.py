@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..errors import ParamorphError
 
-# Threads, linear algebra and ITK, before any image; with 1.2 GiB a cohort of small ones crashed in 3
-# of 8 runs, with 1.25 GiB and more in none of 10.
+# Threads, linear algebra and ITK, before any image: with less than 1250 MB a cohort of small images
+# crashed in 4 of 9 runs; with more, in none of 10.
 LEAST_BYTES = 3 * 2**29
 
 
