@@ -198,13 +198,11 @@ def test_a_description_that_is_there_gets_the_links_that_it_lacks(zero_bundle_pa
     result = Registration(zero_bundle_path)(image, image, affine=False)
     out = tmp_path / "out"
     out.mkdir()
-    mine = {"Name": "mine", "DatasetLinks": {"atlas": "doi:1"}}
+    mine = {"Name": "mine", "DatasetType": "derivative", "DatasetLinks": {"atlas": "doi:1"}}
     (out / DATASET).write_text(json.dumps(mine), encoding="utf-8")
     inputs = Inputs(tmp_path / "s/sub-1/anat/sub-1_T1w.nii.gz", tmp_path / TEMPLATE)
     names = bids_names(inputs, OPTIONS, out)
     result.save(out, names=names)
     found = json.loads((out / DATASET).read_text(encoding="utf-8"))
-    assert found == {"Name": "mine", "DatasetLinks": {"atlas": "doi:1", "s": "../s"}} | {
-        "DatasetLinks": names.shared[DATASET]["DatasetLinks"]
-    }
+    assert found == mine | {"DatasetLinks": names.shared[DATASET]["DatasetLinks"]}
     assert set(found["DatasetLinks"].values()) == {"doi:1", "../s", ".."}
