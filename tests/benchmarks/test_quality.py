@@ -47,7 +47,7 @@ def test_the_fit_parts_good_from_bad_with_the_signs_that_are_known(monkeypatch):
         > model["parts"]["roughness"]["weight"]
     )
     assert "ncc" not in model["parts"]
-    monkeypatch.setattr(score, "_model", lambda: model)
+    monkeypatch.setattr(score, "coefficients", lambda: model)
     for one in rows:
         assert (score.score_of(one["evidence"]) > 0.5) == one["accepted"]
 
