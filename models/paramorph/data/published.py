@@ -20,8 +20,8 @@ LPBA40_LABELS = (
     *range(41, 51),  # parietal lobe
     *range(61, 69),  # occipital lobe
     *range(81, 93),  # temporal lobe
-    *(101, 102),  # insula
-    *(121, 122),  # cingulate gyrus
+    *range(101, 103),  # insula
+    *range(121, 123),  # cingulate gyrus
     *range(161, 167),  # caudate, putamen, hippocampus
 )
 _LPBA40_IMAGE = re.compile(r"S(\d\d)\.delineation\.skullstripped")
