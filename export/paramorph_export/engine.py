@@ -163,7 +163,7 @@ def _capability(target: str) -> str:
     return f"{target[2:-1]}.{target[-1]}"
 
 
-def _build(
+def _build(  # what is built, for what, and where
     bundle: Bundle,
     network: NetworkEntry,
     flavour: str,
@@ -173,8 +173,7 @@ def _build(
     staging: Path,
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """One engine in `staging`: its entry, and the files that belong to it by their final names."""
-    shape = "x".join(map(str, network.shape))
-    stem = f"{flavour}-{target}-{network.precision}-{shape}"
+    stem = "-".join((flavour, target, network.precision, "x".join(map(str, network.shape))))
     engine, log, answer = (staging / f"{stem}.{suffix}" for suffix in ("engine", "log", "json"))
     job = Job(
         LIBRARIES[flavour],
@@ -185,17 +184,13 @@ def _build(
         str(answer),
         os.getpid(),
     )
-    started = time.perf_counter()
-    _run_child([sys.executable, str(CHILD), json.dumps(asdict(job))], log, time_limit_s, stem)
-    seconds = time.perf_counter() - started
-    built = json.loads(answer.read_text(encoding="utf-8"))
+    built, seconds = _run_job(job, log, time_limit_s, stem)
     # Part of the name, so that a rebuilt engine never stands under the hash of the one before.
     sha256 = sha256_of(engine)
     final = f"{FOLDER}/{stem}-{sha256[:8]}"
     files, own_plugin = {f"{final}.engine": engine, f"{final}.log": log}, None
     if built["needs_plugin"] and plugin is not None:
-        copy = staging / plugin.name
-        shutil.copyfile(plugin, copy)
+        copy = Path(shutil.copyfile(plugin, staging / plugin.name))
         own_plugin = f"{FOLDER}/{plugin.stem}-{sha256_of(copy)[:8]}{plugin.suffix}"
         files[own_plugin] = copy
     entry = EngineEntry(
@@ -218,6 +213,14 @@ def _build(
         weights_bytes=built["weights_bytes"],
     )
     return recorded, files
+
+
+def _run_job(job: Job, log: Path, time_limit_s: float, what: str) -> tuple[dict[str, Any], float]:
+    """What the child says of the engine that it built, and how many seconds it took."""
+    started = time.perf_counter()
+    _run_child([sys.executable, str(CHILD), json.dumps(asdict(job))], log, time_limit_s, what)
+    seconds = time.perf_counter() - started
+    return json.loads(Path(job.answer).read_text(encoding="utf-8")), seconds
 
 
 def _network_file(bundle: Bundle, network: NetworkEntry, staging: Path) -> Path:
