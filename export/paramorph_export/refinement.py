@@ -8,13 +8,17 @@ runtime, and goes into every bundle, so that whoever runs a bundle's network can
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import onnx
-from onnx import checker, parser
+from onnx import checker, numpy_helper, parser
 
 from paramorph_export.grid_sample import DOMAIN, DOMAIN_VERSION, STANDARD_OPSET, function_definition
 from paramorph_rt.refinement.forces import LEAST_FORCE, LEAST_PRODUCT, LEAST_VARIANCE, RADIUS
-from paramorph_rt.refinement.graph import FILES
+from paramorph_rt.refinement.graph import FILES, numbers_of
+
+if TYPE_CHECKING:
+    from paramorph_rt.refinement.settings import Level
 
 _IR_VERSION = 10
 _AXES = {"d": 2, "h": 3, "w": 4}
@@ -33,6 +37,38 @@ def refinement_graph(features: bool) -> onnx.ModelProto:
     """
     model = parser.parse_model(_text(features))
     model.functions.append(function_definition())
+    checker.check_model(model, full_check=True)
+    return model
+
+
+def level_graph(
+    level: Level,
+    spacing_mm: tuple[float, float, float],
+    shape: tuple[int, int, int],
+    channels: int | None = None,
+) -> onnx.ModelProto:
+    """The graph of one level on one grid, which reads images and fields alone.
+
+    It computes the same, and TensorRT builds it: which takes no kernel that comes as an input, and
+    lays out memory for one size.
+
+    Args:
+        level: Of a refinement.
+        spacing_mm: Of the grid's voxels.
+        shape: Of the grid (d, h, w).
+        channels: Of the features; None refines by intensities alone.
+    """
+    model = refinement_graph(channels is not None)
+    numbers = numbers_of(level, spacing_mm, channels is not None)
+    graph = model.graph
+    for value in [value for value in graph.input if value.name in numbers]:
+        graph.input.remove(value)
+        graph.initializer.append(numpy_helper.from_array(numbers[value.name], value.name))
+    sizes = dict(zip(_AXES, shape, strict=True)) | {"c": channels}
+    for value in (*graph.input, *graph.output):
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_param:
+                side.dim_value = sizes[side.dim_param]
     checker.check_model(model, full_check=True)
     return model
 

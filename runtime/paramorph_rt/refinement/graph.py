@@ -13,7 +13,9 @@ from ..system.optional import import_optional
 from .forces import gaussian_taps
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from collections.abc import Sequence
+
+    from jaxtyping import Float, Shaped
 
     from .images import LevelImages
     from .settings import Level
@@ -44,27 +46,38 @@ def iterate(
 def inputs_of(images: LevelImages, level: Level, displacement_vox: Field) -> dict[str, Any]:
     """What the graph reads, by name."""
     features = images.features if level.features else None
-    relative = (images.grid.spacing / level.spacing_mm).astype(np.float32)
     counts = np.ones_like(images.fixed) if images.counts is None else images.counts
     feeds: dict[str, Any] = {
         "moving": images.moving[None, None],
         "fixed": images.fixed[None, None],
         "counts": counts[None, None],
         "displacement": np.asarray(displacement_vox, np.float32)[None],
+        **numbers_of(level, images.grid.spacing, features is not None),
+    }
+    if features is not None:
+        feeds |= {
+            "moving_features": features.moving[None],
+            "fixed_features": features.fixed[None],
+        }
+    return feeds
+
+
+def numbers_of(
+    level: Level, spacing_mm: Sequence[float], features: bool
+) -> dict[str, Shaped[np.ndarray, ...]]:
+    """What the graph reads that is no image, on a grid of this spacing."""
+    relative = (np.asarray(spacing_mm) / level.spacing_mm).astype(np.float32)
+    numbers = {
         "iterations": np.array(level.iterations, np.int64),
         "step": np.array(level.step, np.float32),
         "relative": relative,
     }
     for kind, sigma in (("force", level.force_sigma), ("field", level.field_sigma)):
         for axis, size in zip("dhw", relative, strict=True):
-            feeds[f"{kind}_taps_{axis}"] = gaussian_taps(sigma / float(size))
-    if features is not None:
-        feeds |= {
-            "moving_features": features.moving[None],
-            "fixed_features": features.fixed[None],
-            "feature_weight": np.array(level.features, np.float32),
-        }
-    return feeds
+            numbers[f"{kind}_taps_{axis}"] = gaussian_taps(sigma / float(size))
+    if features:
+        numbers["feature_weight"] = np.array(level.features, np.float32)
+    return numbers
 
 
 @cache
