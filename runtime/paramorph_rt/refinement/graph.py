@@ -63,7 +63,7 @@ def inputs_of(images: LevelImages, level: Level, displacement_vox: Field) -> dic
 
 
 def numbers_of(
-    level: Level, spacing_mm: Sequence[float] | Float[np.ndarray, "3"], features: bool
+    level: Level, spacing_mm: Sequence[float] | Float[np.ndarray, " 3"], features: bool
 ) -> dict[str, Shaped[np.ndarray, ...]]:
     """What the graph reads that is no image, on a grid of this spacing."""
     relative = (np.asarray(spacing_mm) / level.spacing_mm).astype(np.float32)
