@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .images.volume import Volume, save_labels, save_volume
 from .results import outputs
+from .results.json_files import write_json
 from .system.stopwatch import Stopwatch
 from .system.threads import in_parallel, itk_threads
 from .transforms.itk import write_affine, write_displacement
@@ -77,7 +78,7 @@ class RegistrationResult:
             for stage, write in extras.items():
                 with seconds(stage):
                     write(folder)
-            outputs.write_json(folder / names.metrics, self.metrics)
+            write_json(folder / names.metrics, self.metrics)
             outputs.finish_names(folder, names)
 
     def _writers(self, folder: Path, names: outputs.Names) -> Iterator[Callable[[], None]]:

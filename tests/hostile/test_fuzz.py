@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from paramorph_rt.errors import ParamorphError, VolumeError, explained, one_line
 from paramorph_rt.images.landmarks import load_landmarks
 from paramorph_rt.images.volume import load_labels, load_volume
-from paramorph_rt.results.outputs import json_text
+from paramorph_rt.results.json_files import json_text
 from paramorph_rt.system import files, staging
 from paramorph_rt.transforms.formats import read_transform
 

@@ -107,7 +107,7 @@ def _summarise(args: argparse.Namespace, options: Options, pairs: list[Pair]) ->
     from ..cohort.dataset import finished
     from ..cohort.summary import HTML, write_summary
     from ..errors import CohortError
-    from ..results.outputs import json_text
+    from ..results.json_files import json_text
 
     outcomes = finished(pairs, options, args.out_dir)
     if not outcomes:

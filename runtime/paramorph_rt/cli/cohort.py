@@ -138,7 +138,7 @@ def register_all(args: argparse.Namespace, options: Options, pairs: list[Pair]) 
     from ..cohort.run import run_cohort
     from ..cohort.summary import HTML, write_summary
     from ..errors import CohortError
-    from ..results.outputs import json_text
+    from ..results.json_files import json_text
     from ..system.staging import abandon
 
     outcomes: dict[str, Outcome] = {}

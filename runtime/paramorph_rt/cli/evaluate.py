@@ -119,7 +119,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write, print."""
     from ..errors import EvaluationError
     from ..evaluation import label_table
-    from ..results.outputs import check_file, json_text
+    from ..results.json_files import json_text
+    from ..results.outputs import check_file
     from ..system.staging import staged_file
     from ..system.threads import itk_threads
 

@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     """Register, save, print."""
     from ..loaded import loaded
     from ..pair import check, names_of, register_pair
-    from ..results.outputs import check_file, check_outputs, json_text
+    from ..results.json_files import json_text
+    from ..results.outputs import check_file, check_outputs
     from ..system.staging import staged_file
 
     inputs, options = inputs_of(args), options_of(args)

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..results import outputs
+from ..results.json_files import write_json
 from ..results.provenance import facts_in
 from ..results.schemas import RECORD
 from ..system.files import json_of
@@ -79,7 +80,7 @@ def write_record(
         "process": os.getpid(),
         "files": dict(_sizes(folder, files)),
     }
-    outputs.write_json(folder / names.record, record)
+    write_json(folder / names.record, record)
 
 
 def _sizes(folder: Path, names: Any) -> Iterator[tuple[str, int]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import CohortError
 from ..request import Options
-from ..results import outputs
+from ..results.json_files import json_text
 from ..system.files import read_json
 from ..system.staging import staged_file
 from .page import page
@@ -73,7 +73,7 @@ def write_summary(
     with staged_file(out_dir / CSV) as path:
         _write_csv(path, rows, names)
     with staged_file(out_dir / JSON) as path:
-        path.write_text(outputs.json_text(summary, 1), encoding="utf-8")
+        path.write_text(json_text(summary, 1), encoding="utf-8")
     with staged_file(out_dir / HTML) as path:
         path.write_text(page(rows, summary), encoding="utf-8", errors="backslashreplace")
     return summary

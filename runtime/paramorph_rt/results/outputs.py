@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
-import math
 import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from ..images.volume import nifti_name
 from ..system.files import json_of
 from ..system.interrupts import held
 from ..system.staging import flush, locked, replace_together, staged_file, staging_folder, sweep
+from .json_files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -158,28 +157,6 @@ def _add_links(path: Path, content: Any) -> None:
         if links != there.get(LINKS):
             with staged_file(path) as staging:
                 write_json(staging, {**there, LINKS: links})
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file for people, too."""
-    path.write_text(json_text(content), encoding="utf-8")
-
-
-def json_text(content: Mapping[str, Any], indent: int | None = 2) -> str:
-    """JSON as every reader takes it: what is no finite number is null."""
-    try:
-        text = json.dumps(content, indent=indent, allow_nan=False)
-    except ValueError:
-        text = json.dumps(_finite(content), indent=indent, allow_nan=False)
-    return f"{text}\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_outputs(
