@@ -121,6 +121,10 @@ def means_of_masks(result: Result) -> str:
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "accuracy-brain-t1-validation": ("accuracy-brain-t1-validation", accuracy),
     "accuracy-hippocampus": ("accuracy-hippocampus", accuracy),
+    "accuracy-newborns-t1": ("accuracy-newborns-t1", accuracy),
+    "accuracy-newborns-t1-t2": ("accuracy-newborns-t1-t2", accuracy),
+    "accuracy-contrasts-t1-t2": ("accuracy-contrasts-t1-t2", accuracy),
+    "accuracy-contrasts-t1-flair": ("accuracy-contrasts-t1-flair", accuracy),
     "latency-brain-t1-small": ("latency-brain-t1-small", network_seconds),
     "latency-paramorph": ("latency-paramorph", network_seconds),
     "end-to-end": ("end-to-end", whole_job),

@@ -115,6 +115,7 @@ JOBS: dict[str, Job] = {
     "no-network": Job("ParaMorph, no network", model="none"),
     "unrefined": Job("ParaMorph, not refined", refine="off"),
     "thorough": Job("ParaMorph, 16 iterations", refine="16"),
+    "auto": Job("ParaMorph, --model auto", model="auto"),
     "forced": Job("ParaMorph, brain-t1-small", model="brain-t1-small"),
     "onnxruntime": Job("ParaMorph, ONNX Runtime", engine="onnxruntime:fp32"),
     "openvino": Job("ParaMorph, OpenVINO", engine="openvino:fp32"),

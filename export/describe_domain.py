@@ -24,6 +24,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="R",
         help="least correlation of an image's map of ranks with their mean map (default: 0.5)",
     )
+    p.add_argument(
+        "--volume-ml",
+        type=float,
+        nargs=2,
+        metavar=("LEAST", "MOST"),
+        help="of the foreground, where a model was trained on more sizes than the images have",
+    )
     p.add_argument("--any-contrast", action="store_true", help="no map: contrasts are not compared")
     return p
 
@@ -33,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from paramorph_export.domain import add_domain, describe
 
     least = None if args.any_contrast else args.least_likeness
-    entry, ranks = describe(args.images, args.of, least)
+    entry, ranks = describe(args.images, args.of, least, args.volume_ml)
     add_domain(args.bundle, entry, ranks)
     print(f"{args.bundle}: {', '.join(f'{key} {value}' for key, value in entry.items())}")
 

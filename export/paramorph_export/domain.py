@@ -30,7 +30,10 @@ BORDER = 0.2
 
 
 def describe(
-    images: Sequence[Path], of: str, least_likeness: float | None
+    images: Sequence[Path],
+    of: str,
+    least_likeness: float | None,
+    volume_ml: Sequence[float] | None = None,
 ) -> tuple[dict[str, Any], Float[np.ndarray, "20 24 20"] | None]:
     """The entry ``domain`` of a manifest, and the map that goes with it.
 
@@ -38,6 +41,7 @@ def describe(
         images: Like those of the training; skull-stripped where those were.
         of: What they are, in words.
         least_likeness: With the map, such as 0.5; None is no map, for models of any contrast.
+        volume_ml: Least and most of the foreground; None is of the images, with a margin.
 
     Raises:
         ExportError: No images.
@@ -50,7 +54,7 @@ def describe(
     entry: dict[str, Any] = {
         "of": of,
         "images": len(looks),
-        "volume_ml": [round(SMALLER * min(volumes)), round(LARGER * max(volumes))],
+        "volume_ml": [*map(round, volume_ml or (SMALLER * min(volumes), LARGER * max(volumes)))],
         "spacing_mm": round(COARSER * max(look.spacing_mm[1] for look in looks), 3),
         "at_border": [
             round(max(0.0, min(borders) - BORDER), 3),

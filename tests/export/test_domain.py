@@ -70,6 +70,8 @@ def test_models_of_any_contrast_have_no_map(weights, images, describe_domain, tm
     options = ["--bundle", str(folder), "--of", "x", "--any-contrast", "--images", *images]
     assert describe_domain.main(options) == 0
     assert domain_of(load_bundle(folder)).ranks is None
+    assert describe_domain.main([*options, "--volume-ml", "300", "2600"]) == 0
+    assert domain_of(load_bundle(folder)).volume_ml == (300, 2600)
     missing = [*options, str(tmp_path / "none.nii.gz")]
     assert describe_domain.main(missing) == 1
     assert domain_of(load_bundle(folder)).of == "x"

@@ -15,7 +15,11 @@ def test_the_default_comes_first(capsys):
     models = json.loads(capsys.readouterr().out)
     assert models[0]["name"] == DEFAULT_NAME
     assert models[0]["networks"] == ["registration", "features"]
-    assert {model["name"] for model in models} >= {DEFAULT_NAME, "hippocampus-small"}
+    assert {model["name"] for model in models} >= {
+        DEFAULT_NAME,
+        "brain-any-small",
+        "hippocampus-small",
+    }
 
 
 @pytest.mark.parametrize("path", candidates(), ids=lambda path: path.name)
