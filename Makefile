@@ -18,8 +18,9 @@ $(VENV)/demo-ready: setup.cfg pyproject.toml
 	[ -e $(VENV)/ready ] || $(BIN)/python -m pip install --quiet '.[openvino,report,demo]'
 	touch $@
 
+# A process per core, each with whole files of tests.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Malformed inputs, kills, full disks, races: what `make test` runs of it, with ten times as many
 # random cases. PARAMORPH_HOSTILE_PYTHON names the Python of an installed wheel to be tried instead.

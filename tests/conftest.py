@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import locale
+import os
 from contextlib import suppress
 
 import pytest
+
+# Beside other processes of the same run, a thread per core and process would only wait for one
+# another. Read when PyTorch is imported, here and in subprocesses.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
