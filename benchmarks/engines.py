@@ -124,8 +124,8 @@ def _by_group(rows: list[Row]) -> str:
         "\n\nLaunches by what they are for. A block of window attention takes nine: a norm, the "
         "product for queries, keys and values, taking heads apart, attention, joining heads, the "
         "projection, its sum with a norm, and two products. A pass of the network has 18 such "
-        "blocks: 162 launches that no graph of it saves, and 324 in two passes, without those for "
-        "the queries of blocks that look at the other volume.\n\n" + markdown_table(told, columns)
+        "blocks: 162 launches in one pass and 324 in two, without those for the queries of blocks "
+        "that look at the other volume.\n\n" + markdown_table(told, columns)
     )
 
 
