@@ -228,6 +228,13 @@ def zeros_of_1024_cubed(folder: Path) -> Path:
 
 
 @refused
+def zeros_of_1000_cubed_in_a_megabyte(folder: Path) -> Path:
+    """Of one byte each, they are as many as a mask may be empty; as floats they are not."""
+    header = patched(42, "3h", 1000, 1000, 1000, content=patched(70, "2h", 2, 8))
+    return _bomb(folder / "bad.nii.gz", header[:HEADER_BYTES], 954)
+
+
+@refused
 def much_more_than_announced(folder: Path) -> Path:
     """The header says 16 × 18 × 14; what follows the voxels is nothing that anybody reads."""
     return _bomb(folder / "bad.nii.gz", patched(70, "h", 9999), 1024)

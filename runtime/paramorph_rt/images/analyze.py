@@ -15,7 +15,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
 from ..errors import VolumeError
-from ..system.files import MOST_TEXT_BYTES, check_regular, most_bytes
+from ..system.files import MOST_TEXT_BYTES, check_regular, may_hold
 from .gzip_files import GZIP_ERRORS, reading
 from .nifti import MAX_VOXELS, check_fields, check_voxels, first_line
 
@@ -90,7 +90,9 @@ def _voxels(path: Path, shape: tuple[int, ...], itemsize: int, offset: int) -> b
     count = int(np.prod(shape, dtype=object))
     promised = count * itemsize + offset
     there = check_regular(path, "the voxels", VolumeError)
-    is_possible = count <= MAX_VOXELS and promised <= most_bytes(there, path.name.endswith(".gz"))
+    is_possible = count <= MAX_VOXELS and may_hold(
+        there, promised, count, path.name.endswith(".gz")
+    )
     try:
         content = _content(path, promised) if is_possible else b""
     except GZIP_ERRORS as err:

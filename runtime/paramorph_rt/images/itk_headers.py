@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import VolumeError
-from ..system.files import check_regular, most_bytes
+from ..system.files import check_regular, may_hold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,7 +93,8 @@ def check_header(path: Path) -> None:
     promised = int(np.prod(announced.sizes, dtype=object)) * _BYTES[announced.type]
     if announced.packing == "text":  # a digit and a blank for each number, at least
         promised = 2 * promised // _BYTES[announced.type] - 1
-    if promised > most_bytes(there, announced.packing == "gzip"):
+    voxels = int(np.prod(announced.sizes, dtype=object))
+    if not may_hold(there, promised, voxels, announced.packing == "gzip"):
         raise VolumeError(
             f"{path.name}: expected a complete image, got damaged or truncated data (a header of "
             f"shape {tuple(announced.sizes)} for {there} bytes); copy it again."

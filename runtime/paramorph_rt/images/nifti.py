@@ -15,7 +15,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
 from ..errors import VolumeError
-from ..system.files import check_regular, most_bytes
+from ..system.files import check_regular, may_hold
 from .gzip_files import GZIP_ERRORS, is_no_gzip, reading, writing
 
 if TYPE_CHECKING:
@@ -266,7 +266,8 @@ def check_voxels(path: Path, image: Any) -> None:
 def _check_size(path: Path, image: nib.Nifti1Image, compressed: bool) -> None:
     voxels = int(np.prod([int(n) for n in image.shape], dtype=object))
     size = path.stat().st_size
-    if voxels > MAX_VOXELS or _promised_bytes(image) > most_bytes(size, compressed):
+    is_possible = may_hold(size, _promised_bytes(image), voxels, compressed)
+    if voxels > MAX_VOXELS or not is_possible:
         raise VolumeError(
             f"{path.name}: expected voxels that fit the file, got a header of shape {image.shape} "
             f"in {size} bytes: it is truncated or absurd; check the file."

@@ -20,7 +20,7 @@ MOST_TEXT_BYTES = 2**26
 # Deflate cannot compress better than 1032 : 1, so a compressed file bounds what it may promise.
 MAX_DEFLATE_RATIO = 1032
 # Images are not as empty as that where they are large; masks and label maps may be where small.
-LARGE_BYTES, MAX_LARGE_RATIO = 2**30, 100
+LARGE_BYTES, MAX_LARGE_RATIO, MOST_EMPTY_VOXELS = 2**30, 100, 2**27
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -142,6 +142,20 @@ def most_bytes(size: int, is_compressed: bool = True) -> int:
     if not is_compressed:
         return size
     return min(MAX_DEFLATE_RATIO * size, max(LARGE_BYTES, MAX_LARGE_RATIO * size))
+
+
+def may_hold(size: int, content: int, voxels: int, is_compressed: bool = True) -> bool:
+    """Whether an image may be in a file.
+
+    Args:
+        size: Of the file, in bytes.
+        content: Of its voxels and what is before them, in bytes.
+        voxels: Their number; each takes many more bytes in memory.
+        is_compressed: By deflate.
+    """
+    if content > most_bytes(size, is_compressed):
+        return False
+    return voxels <= MOST_EMPTY_VOXELS or not is_compressed or content <= MAX_LARGE_RATIO * size
 
 
 def sha256_of(path: str | Path) -> str:
