@@ -23,6 +23,7 @@ from paramorph_rt.quality.looks import likeness, look_of
 from paramorph_rt.quality.score import coefficients, score_of
 from paramorph_rt.report.tables import verdict
 
+from .conftest import SHARED_DATA
 from .phantoms import (
     centred_grid,
     head,
@@ -302,6 +303,17 @@ def test_colin_is_what_the_shipped_model_was_made_for():
     turned = np.ascontiguousarray(colin.data[:, :, ::-1])
     assert names(misfits(look_of(replace(colin, data=inverted)), "fixed", found)) == ["contrast"]
     assert names(misfits(look_of(replace(colin, data=turned)), "fixed", found)) == ["orientation"]
+
+
+@pytest.mark.parametrize(("contrast", "is_told"), [("t1", False), ("t2", True), ("flair", True)])
+def test_other_contrasts_of_a_brain_are_told(contrast, is_told):
+    path = SHARED_DATA / f"contrasts/07/{contrast}.nii.gz"
+    if not path.exists():
+        pytest.skip("needs the real volumes of ../shared/data")
+    found = misfits(
+        look_of(load_volume(path)), "fixed", domain_of(load_bundle(default_bundle_path()))
+    )
+    assert names(found) == (["contrast"] if is_told else [])
 
 
 # --- registrations
