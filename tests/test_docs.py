@@ -207,7 +207,7 @@ def volumes(tmp_path_factory) -> Path:
 
 
 # An index and a reference; test_tutorial, test_signatures and test_reproducible do what others say.
-NOTHING_RUNS = ("index", "cli", "tutorial", "signed-models", "reproducibility")
+NOTHING_RUNS = ("index", "cli", "tutorial", "signed-models", "reproducibility", "refused")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
