@@ -60,7 +60,7 @@ def body(result: Result) -> str:
     ]
     limits = ", ".join(f"{n} {s.limit:g}" for n, s in SETS.items() if "training" not in n)
     text = (
-        f"{result['model']} or none, as by default.\n\n"
+        "By the models of the package or none, as `--model auto` chooses.\n\n"
         "A rater *would accept* a result whose mean Dice reaches a limit that is about midway "
         f"between what the affine and what a good registration reach in that set ({limits}); "
         "failures by construction (half of the image gone, noise, another organ, …) never. A "
