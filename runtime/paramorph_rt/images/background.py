@@ -25,6 +25,9 @@ def background_of(data: Float[np.ndarray, "i j k"]) -> float:
     Images that were resampled by B-splines or windowed sinc fall a little below their background
     of 0 at bright edges; without this, all of that background would be foreground. Where much is
     darker, as around a CT that was masked with 0, the lowest intensity is the answer all the same.
+
+    Args:
+        data: Intensities in any unit, all finite.
     """
     lowest = float(data.min())
     faces = [np.take(data, end, axis).ravel() for axis in range(3) for end in (0, -1)]
