@@ -22,9 +22,8 @@ from paramorph.checkpoint import FeatureInfo, load_feature_weights, save_weights
 from paramorph.feature_network import FeatureNetwork
 from paramorph.label_codes import label_codes, nearness
 from paramorph.options import OptionError, option
-from paramorph.run_folder import RunFolder
-from paramorph.training import TrainingError, scheduled
-from paramorph_rt.system.staging import staged_file
+from paramorph.run_folder import RunFolder, TrainingError
+from paramorph.training import scheduled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +33,9 @@ if TYPE_CHECKING:
 
     from paramorph.examples import Examples, Source
 
+FREE_ON_RESUME = frozenset(
+    f"training.{name}" for name in ("steps", "validate_every", "checkpoint_every")
+)
 _CODED_BY = 4  # subjects from whose maps the labels' codes are made
 
 
@@ -155,14 +157,9 @@ class FeatureTrainer:
         Raises:
             TrainingError: It is that of a training with other settings.
         """
-        if not self.folder.checkpoint.exists():
+        state = self.folder.read_checkpoint(self._settings(), FREE_ON_RESUME)
+        if state is None:
             return False
-        state = torch.load(self.folder.checkpoint, weights_only=True)
-        if not _same_but_for_steps(state["settings"], self._settings()):
-            raise TrainingError(
-                f"{self.folder.checkpoint}: expected a training with these settings, got others; "
-                "choose another --out, or the configuration that it was started with."
-            )
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -238,17 +235,15 @@ class FeatureTrainer:
             save_weights(self.folder.weights, state, info, torch.float16)
 
     def _save_checkpoint(self) -> None:
-        state = {
-            "settings": self._settings(),
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "best": self.best,
-            "schedule": self.schedule,
-        }
-        with staged_file(self.folder.checkpoint) as staging:
-            torch.save(state, staging)
+        self.folder.save_checkpoint(
+            self._settings(),
+            model=self.model.state_dict(),
+            averaged=self.averaged.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            step=self.step,
+            best=self.best,
+            schedule=self.schedule,
+        )
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -262,12 +257,6 @@ class FeatureTrainer:
     @staticmethod
     def _autocast() -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16)
-
-
-def _same_but_for_steps(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    free = dict.fromkeys(("steps", "validate_every", "checkpoint_every"))
-    without = [{**s, "training": {**s["training"], **free}} for s in (ours, theirs)]
-    return without[0] == without[1]
 
 
 def _drawn(

@@ -20,10 +20,8 @@ from paramorph.losses import LossConfig, total
 from paramorph.network import ParaMorph
 from paramorph.options import option
 from paramorph.pair_loss import PairLoss
-from paramorph.run_folder import RunFolder
+from paramorph.run_folder import RunFolder, TrainingError
 from paramorph.validation import Validation, validate_pair
-from paramorph_rt.errors import ParamorphError
-from paramorph_rt.system.staging import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,10 +36,6 @@ FREE_ON_RESUME = frozenset(
     f"training.{name}" for name in ("steps", "validate_every", "checkpoint_every", "patience")
 )
 PRECISIONS = {"bf16": "bf16-mixed", "float32": "32-true"}
-
-
-class TrainingError(ParamorphError, RuntimeError):
-    """Training that cannot start, go on, or resume."""
 
 
 @dataclass(frozen=True)
@@ -169,22 +163,14 @@ class Trainer:
         Raises:
             TrainingError: The checkpoint is of a training with other settings, or has more steps.
         """
-        path = self.folder.checkpoint
-        if not path.exists():
+        state = self.folder.read_checkpoint(self.settings(), FREE_ON_RESUME, self.fabric.device)
+        if state is None:
             return False
-        state = torch.load(path, map_location=self.fabric.device, weights_only=True)
-        ours, theirs = _flat(self.settings()), _flat(state["settings"])
-        differing = {k for k in ours | theirs if ours.get(k) != theirs.get(k)} - FREE_ON_RESUME
-        differing = sorted(differing)
         if self.config.steps < state["step"]:
             raise TrainingError(
-                f"{path}: expected training.steps from the {state['step']} that are done, got "
-                f"{self.config.steps}; set more to prolong it, or choose another --out."
-            )
-        if differing:
-            raise TrainingError(
-                f"{path}: expected a checkpoint of these settings, got one that differs in "
-                f"{', '.join(differing)}; resume with the same options or choose another --out."
+                f"{self.folder.checkpoint}: expected training.steps from the {state['step']} that "
+                f"are done, got {self.config.steps}; set more to prolong it, or choose another "
+                "--out."
             )
         self.network.module.load_state_dict(state["network"])
         if self.averaged:
@@ -339,28 +325,18 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         if self.fabric.is_global_zero:
-            state = {
-                "settings": self.settings(),
-                "network": self.network.module.state_dict(),
-                "averaged": self.averaged.state_dict() if self.averaged else None,
-                "optimizer": self.optimizer.state_dict(),
-                "step": self.step,
-                "best": self.best,
-                "not_better": self.not_better,
-            }
-            with staged_file(self.folder.checkpoint) as staging:
-                torch.save(state, staging)
+            self.folder.save_checkpoint(
+                self.settings(),
+                network=self.network.module.state_dict(),
+                averaged=self.averaged.state_dict() if self.averaged else None,
+                optimizer=self.optimizer.state_dict(),
+                step=self.step,
+                best=self.best,
+                not_better=self.not_better,
+            )
         self.fabric.barrier()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
             self.fabric.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         )
-
-
-def _flat(settings: Any, name: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, by dotted names; lists and tuples are the same."""
-    if isinstance(settings, dict):
-        parts = [_flat(v, f"{name}.{k}" if name else k) for k, v in settings.items()]
-        return {k: v for part in parts for k, v in part.items()}
-    return {name: list(settings) if isinstance(settings, tuple) else settings}
