@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmark import LABELLED, MODEL, PAIRS, RESUME, THREADS, Benchmark, option
+from benchmark import FIRST, LABELLED, MODEL, RESUME, THREADS, Benchmark, option
 from bundles import named_bundles
 from charts import accuracy_plot
-from evaluation import LabelledPair, errors_mm, evaluate, load_pair, mean_dice
 from jobs import (
     FIELD,
     JOBS,
@@ -29,7 +28,8 @@ from jobs import (
     of_registration,
     packages_of,
 )
-from pairs import labelled_pairs
+from pairs import LabelledPair, errors_mm, evaluate, load_pair, mean_dice
+from paramorph.data import labelled_pairs
 from paramorph_rt.errors import ParamorphError
 from paramorph_rt.images.volume import load_labels
 from paramorph_rt.transforms.itk import read_displacement
@@ -79,7 +79,7 @@ def measure(
             return row | done
         stages = done["stages"]
         row |= {"seconds": of_registration(stages), "network_seconds": of_network(stages)}
-        row |= {"job_seconds": done["seconds"], "peak_mb": done["peak_mb"], "stages": stages}
+        row |= {"job_seconds": done.pop("seconds"), **done}
         try:
             field = read_displacement(folder / FIELD)
             row |= evaluate(field, pair)
@@ -123,7 +123,7 @@ def measure_set(args: argparse.Namespace, name: str, chosen: PairSet | None, scr
     bundles = named_bundles(args.model)
     jobs = jobs_named(args.methods, bundles)
     if chosen is None:
-        cases = [Case(*pair) for pair in labelled_pairs(args.folder, args.pairs)]
+        cases = [Case(*pair) for pair in labelled_pairs(args.folder)]
     else:
         cases = chosen.cases(args.folder, scratch)
     affine = args.affine or (chosen.affine if chosen else "affine")
@@ -189,8 +189,7 @@ def headline(result: Result) -> dict[str, float]:
 OPTIONS = (
     option("folder", type=Path, help=f"{LABELLED}; with --set, the folder of all sets"),
     option("--set", action="append", metavar="NAME", help=f"{', '.join(SETS)}; repeatable"),
-    PAIRS,
-    option("--first", type=int, metavar="N", help="pairs of each set alone (default: all)"),
+    FIRST,
     option("--methods", default=DEFAULT_METHODS, help=f"of {', '.join(JOBS)}"),
     option("--affine", choices=("affine", "rigid"), help="before it (default: the set's)"),
     MODEL,

@@ -21,15 +21,15 @@ import numpy as np
 from nibabel.affines import from_matvec
 from scipy.spatial.transform import Rotation
 
-from benchmark import FOLDER, PAIRS, THREADS, Benchmark, option
+from benchmark import FOLDER, THREADS, Benchmark, option
 from costs import timed
-from evaluation import LabelledPair, load_pair
-from pairs import labelled_pairs
+from pairs import LabelledPair, load_pair
+from paramorph.data import labelled_pairs
 from paramorph_rt.errors import ParamorphError
 from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, save_volume
-from paramorph_rt.metrics.overlap import dice, mean_over, present_labels
+from paramorph_rt.metrics.overlap import mean_dice
 from paramorph_rt.steps.affine import align_affine
 from paramorph_rt.steps.foreground import foreground_box, foreground_threshold
 from paramorph_rt.system.threads import itk_threads
@@ -123,8 +123,7 @@ def dice_of(affine: np.ndarray, pose: np.ndarray, pair: LabelledPair) -> float |
     target = pair.fixed_labels.data[::2, ::2, ::2]
     coarse = Grid(target.shape, pair.fixed.grid.affine @ np.diag([2, 2, 2, 1]))
     warped = resample_to_grid(posed(pair.moving_labels, pose), coarse, affine, "nearest")
-    common = present_labels(target) & present_labels(pair.moving_labels.data)
-    return mean_over(dice(target, warped), common)
+    return mean_dice(target, warped, pair.moving_labels.data)
 
 
 def measure(pair: LabelledPair, poses: int, peer_poses: int, seed: int) -> Iterator[Row]:
@@ -196,7 +195,7 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(args.threads)
     rows = Rows(args.name, {"threads": args.threads, "margin": MARGIN}, ["antspyx"])
     with itk_threads(args.threads):
-        for number, (moving, fixed) in enumerate(labelled_pairs(args.folder, args.pairs)):
+        for number, (moving, fixed) in enumerate(labelled_pairs(args.folder)):
             for row in measure(load_pair(moving, fixed), args.poses, args.ants, number):
                 rows.note(row)
     judge(rows)
@@ -216,7 +215,6 @@ def body(result: Result) -> str:
 
 OPTIONS = (
     FOLDER,
-    PAIRS,
     option("--poses", type=int, default=20, help="random poses per pair"),
     option("--ants", type=int, default=2, help="the first so many for ANTs, too"),
     THREADS,

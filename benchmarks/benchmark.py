@@ -1,7 +1,7 @@
 """What every benchmark has: a command line, a result file, a page and perhaps a plot.
 
 A benchmark is a module with a function that measures and one that writes the page's text, declared
-as its `BENCHMARK`; `doc_tables.py` knows all of them.
+as its `BENCHMARK`; `doc_tables.py` finds all of them.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ CORES = len(os.sched_getaffinity(0))
 LABELLED = "NAME_*.nii.gz with NAME_labels.nii.gz"
 FOLDER = option("folder", type=Path, help=LABELLED)
 OPTIONAL_FOLDER = option("--folder", type=Path, help=f"{LABELLED} (default: Colin27, deformed)")
-PAIRS = option(
-    "--pairs", type=Path, metavar="CSV", help="columns moving,fixed (default: each to the next)"
-)
+FIRST = option("--first", type=int, metavar="N", help="pairs of a folder or set (default: all)")
 MODEL = option("--model", action="append", metavar="BUNDLE[:LABEL]", help="default: as shipped")
 ENGINES = option(
     "--engines", default="onnxruntime:fp32,openvino:fp32,openvino:bf16", help="backend:precision,…"

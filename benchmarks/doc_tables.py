@@ -1,8 +1,8 @@
 """Tables of the documentation, and the pages of results: `python benchmarks/doc_tables.py`.
 
 Whatever stands between `<!-- table: NAME -->` and `<!-- end -->` in a Markdown file is replaced by
-what `TABLES` makes of a result; each result of a benchmark has a page that its benchmark writes.
-`--check` only says whether all are as they should be.
+what `TABLES` makes of the result NAME; each result has a page that its benchmark writes. `--check`
+only says whether all are as they should be.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -23,29 +24,8 @@ from record import BenchmarkError, Result, read_result
 from reproducibility import COLUMNS as DIFFERENCES
 from tables import markdown_table, measured
 
-#: All benchmarks; each declares its `BENCHMARK`.
-BENCHMARKS = (
-    "accuracy",
-    "affine",
-    "cohort",
-    "end_to_end",
-    "engines",
-    "gpu",
-    "inverse",
-    "latency",
-    "masks",
-    "metrics",
-    "pictures",
-    "plugin_kernel",
-    "precision",
-    "quality",
-    "reproducibility",
-    "robustness",
-    "scaling",
-    "startup",
-    "training_step",
-)
-ROOT = Path(__file__).parents[1]
+HOME = Path(__file__).parent
+ROOT = HOME.parent
 PLACES = ("*.md", "docs/**/*.md", "models/**/*.md", "benchmarks/*.md")
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -118,19 +98,22 @@ def means_of_masks(result: Result) -> str:
     return markdown_table([row for row in result["rows"] if row["pair"] == "mean"], columns)
 
 
-TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
-    "accuracy-brain-t1-validation": ("accuracy-brain-t1-validation", accuracy),
-    "accuracy-hippocampus": ("accuracy-hippocampus", accuracy),
-    "accuracy-newborns-t1": ("accuracy-newborns-t1", accuracy),
-    "accuracy-newborns-t1-t2": ("accuracy-newborns-t1-t2", accuracy),
-    "accuracy-contrasts-t1-t2": ("accuracy-contrasts-t1-t2", accuracy),
-    "accuracy-contrasts-t1-flair": ("accuracy-contrasts-t1-flair", accuracy),
-    "latency-brain-t1-small": ("latency-brain-t1-small", network_seconds),
-    "latency-paramorph": ("latency-paramorph", network_seconds),
-    "end-to-end": ("end-to-end", whole_job),
-    "masks": ("masks", means_of_masks),
-    "reproducibility": ("reproducibility", lambda r: markdown_table(r["rows"], DIFFERENCES)),
+#: By the benchmark that wrote the result.
+TABLES: dict[str, Callable[[Result], str]] = {
+    "accuracy": accuracy,
+    "latency": network_seconds,
+    "end-to-end": whole_job,
+    "masks": means_of_masks,
+    "reproducibility": lambda result: markdown_table(result["rows"], DIFFERENCES),
 }
+
+
+@cache
+def all_benchmarks() -> list[Benchmark]:
+    """Those of the modules here that declare a `BENCHMARK`."""
+    scripts = sorted(HOME.glob("*.py"))
+    measuring = [s.stem for s in scripts if "\nBENCHMARK = " in s.read_text(encoding="utf-8")]
+    return [import_module(name).BENCHMARK for name in measuring]
 
 
 def benchmark_of(name: str) -> Benchmark:
@@ -139,30 +122,28 @@ def benchmark_of(name: str) -> Benchmark:
     Raises:
         BenchmarkError: None of them.
     """
-    for module in BENCHMARKS:
-        benchmark: Benchmark = import_module(module).BENCHMARK
+    for benchmark in all_benchmarks():
         if re.fullmatch(rf"{benchmark.stem}(-.+)?", name):
             return benchmark
     raise BenchmarkError(
-        f"{name}: expected the result of one of {', '.join(BENCHMARKS)}, got another; move it to "
-        "results/settled, or add its benchmark."
+        f"{name}: expected the result of one of {', '.join(b.stem for b in all_benchmarks())}, got "
+        "another; move it to results/settled, add its benchmark, or correct the mark."
     )
 
 
 def table(name: str) -> str:
-    """The Markdown that belongs between the marks of a table.
+    """The Markdown that belongs between the marks of a table, which is named like its result.
 
     Raises:
-        BenchmarkError: No such table, or no result to make it from.
+        BenchmarkError: No such result, or not one that documents have a table of.
     """
-    if name not in TABLES:
+    path = record.RESULTS / f"{name}.json"
+    make = TABLES.get(benchmark_of(name).stem)
+    if make is None or not path.is_file():
         raise BenchmarkError(
-            f"{name}: expected one of the tables {', '.join(TABLES)}; correct the mark."
+            f"{name}: expected a result of {', '.join(TABLES)} at {path}, found none; measure it "
+            "first, or correct the mark."
         )
-    source, make = TABLES[name]
-    path = record.RESULTS / f"{source}.json"
-    if not path.is_file():
-        raise BenchmarkError(f"{name}: expected the result {path}, found none; measure it first.")
     return make(read_result(path))
 
 

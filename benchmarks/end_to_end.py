@@ -1,8 +1,9 @@
 """The whole job as a user runs it, beside peers who do the same, each in its own process.
 
 Each job reads two volumes and their labels, aligns them affinely, registers them, warps image and
-labels, takes the mean Dice of all labels and writes everything. Pairs are done in turns, one job
-after the other, and jobs are compared within the same pair and turn.
+labels, takes the mean Dice of all labels and writes everything; what it wrote is judged as in
+accuracy.py. Pairs are done in turns, one job after the other, and jobs are compared within the same
+pair and turn.
 """
 
 from __future__ import annotations
@@ -12,28 +13,22 @@ import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
+from accuracy import measure
 from benchmark import MODEL, OPTIONAL_FOLDER, THREADS, Benchmark, option, runs
 from bundles import named_bundles
 from charts import stages_of, stages_plot
 from colin import SIDE_MM, write_colin_pair
-from evaluation import load_pair, mean_dice
 from isolated import empty_cache
-from jobs import FIELD, JOBS, YARDSTICKS, Job, Task, jobs_named, packages_of
-from pairs import labelled_pairs
-from paramorph_rt.geometry.warp import warp_volume
-from paramorph_rt.transforms.itk import read_displacement
+from jobs import JOBS, YARDSTICKS, Job, jobs_named, packages_of
+from pairs import load_pair
+from paramorph.data import labelled_pairs
 from record import Result, Row, Rows, weights_sha256
+from sets import Case
 from tables import failures, grouped, markdown_table, measured
-
-if TYPE_CHECKING:
-    from paramorph.data import SubjectFiles
 
 DEFAULT_METHODS = "default,no-network,unrefined,syn,greedy"
 WARM_UP_SIZE = 48
-# A peer's mean may count another label than ours; a field misread changes all of them.
-DICE_TOLERANCE = 0.01
 AVERAGES = ("seconds", "cpu_seconds", "peak_mb", "dice")
 COLUMNS = (
     ("job", "job", ""),
@@ -50,23 +45,11 @@ COLUMNS = (
 )
 
 
-def measure(
-    job: Job, moving: SubjectFiles, fixed: SubjectFiles, threads: int, timeout_s: float
-) -> Row:
-    """One job on one pair: its figures, or its `error`; the field it wrote is judged by us, too."""
-    row = {"job": job.title, "ours": job.peer is None, "pair": f"{moving.name} → {fixed.name}"}
-    with TemporaryDirectory() as name:
-        out = Path(name)
-        row |= job.run(Task.of(moving, fixed, out), threads, timeout_s)
-        if "error" in row:
-            return row
-        pair = load_pair(moving, fixed)
-        field = read_displacement(out / FIELD)
-        judged = mean_dice(warp_volume(pair.moving_labels, field, "nearest"), pair)
-    if not abs(judged - row["dice"]) <= DICE_TOLERANCE:  # nor NaN
-        claimed = row["dice"]
-        return row | {"error": f"claims a Dice of {claimed:.3f}, its field gives {judged:.3f}"}
-    return row | {"dice": judged}
+def whole(job: Job, case: Case, args: argparse.Namespace) -> Row:
+    """One job on one pair as `accuracy.measure` judges it; its `seconds` are the whole job's."""
+    pair = load_pair(case.moving, case.fixed)
+    row = measure(job, case, pair, args.threads, args.timeout)
+    return row | {"job": job.title, "ours": job.peer is None, "seconds": row.get("job_seconds")}
 
 
 def summarise(rows: Iterable[Row]) -> list[Row]:
@@ -129,23 +112,23 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     jobs = jobs_named(args.methods, bundles)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        small = write_colin_pair(folder / "small", WARM_UP_SIZE)
+        small = Case(*write_colin_pair(folder / "small", WARM_UP_SIZE))
         for job in jobs:  # so that packages are in memory and kernels compiled
-            measure(job, *small, args.threads, args.timeout)
+            whole(job, small, args)
         if args.folder is None:
-            pairs = [write_colin_pair(folder / "colin", args.size)]
+            cases = [Case(*write_colin_pair(folder / "colin", args.size))]
         else:
-            pairs = labelled_pairs(args.folder)[: args.pairs]
+            cases = [Case(*pair) for pair in labelled_pairs(args.folder)[: args.pairs]]
         content = {
             "threads": args.threads,
             "models": {label: weights_sha256(bundle) for label, bundle in bundles.items()},
-            "pairs": [f"{moving.name} → {fixed.name}" for moving, fixed in pairs],
+            "pairs": [case.name for case in cases],
         }
         rows = Rows(args.name, content, packages_of(jobs))
         for turn in range(args.runs):
-            for pair in pairs:
+            for case in cases:
                 for job in jobs:
-                    rows.note({"turn": turn, **measure(job, *pair, args.threads, args.timeout)})
+                    rows.note({"turn": turn, **whole(job, case, args)})
     return iter([rows.write(summary=summarise(rows))])
 
 

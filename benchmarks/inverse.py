@@ -23,8 +23,8 @@ from paramorph_rt.geometry.inverse import invert_field
 from paramorph_rt.geometry.spaces import from_sitk, to_sitk
 from paramorph_rt.steps.foreground import foreground_threshold
 from paramorph_rt.system.threads import itk_threads
-from record import Result, Row, weights_sha256
-from tables import markdown_table
+from record import Row, weights_sha256
+from tables import page_of_rows
 
 COLUMNS = (
     ("inverse", "inverse", ""),
@@ -103,23 +103,19 @@ def run(args: argparse.Namespace) -> Row:
     }
 
 
-def body(result: Result) -> str:
-    """The text of a result's page."""
-    return (
-        f"{result['moving']} → {result['fixed']} ({result['folded_percent']:.3f} % of voxels "
-        f"folded); registering took {result['registering_cpu_seconds']:.1f} s of CPU without "
-        "files. There and back of the foreground, from either side, by ITK's composition.\n\n"
-        + markdown_table(result["rows"], COLUMNS)
-    )
-
-
+BODY = page_of_rows(
+    "{moving} → {fixed} ({folded_percent:.3f} % of voxels folded); registering took "
+    "{registering_cpu_seconds:.1f} s of CPU without files. There and back of the foreground, from "
+    "either side, by ITK's composition.",
+    COLUMNS,
+)
 OPTIONS = (
     option("--moving", type=Path, required=True),
     option("--fixed", type=Path, required=True),
     MODEL,
     THREADS,
 )
-BENCHMARK = Benchmark(run, body, OPTIONS)
+BENCHMARK = Benchmark(run, BODY, OPTIONS)
 
 if __name__ == "__main__":
     BENCHMARK.exit()

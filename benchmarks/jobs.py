@@ -79,16 +79,14 @@ class Job:
         """Do it in a process of its own.
 
         Returns:
-            `seconds` from the process's start to its end, `cpu_seconds`, `peak_mb`, `stages`
-            (seconds by name) and mean `dice`; or `error`.
+            `seconds` from the process's start to its end, `cpu_seconds`, `peak_mb`, and `stages`
+            (seconds by name); or `error`.
         """
         usage = run_measured(self._command(task, threads), threads, timeout_s)
         if "error" in usage:
             return usage
-        metrics = read_result(Path(task.out) / METRICS)
-        rest = usage["seconds"] - sum(metrics["seconds"].values())
-        dice = metrics["dice"] if self.peer else metrics["dice"]["after"]["mean"]
-        return {**usage, "stages": {START_UP: rest, **metrics["seconds"]}, "dice": dice}
+        stages = read_result(Path(task.out) / METRICS)["seconds"]
+        return {**usage, "stages": {START_UP: usage["seconds"] - sum(stages.values()), **stages}}
 
     def run_many(
         self, task: Task, count: int, threads: int, timeout_s: float

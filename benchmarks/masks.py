@@ -17,12 +17,12 @@ import SimpleITK as sitk
 
 from benchmark import FOLDER, MODEL, THREADS, Benchmark
 from bundles import single_bundle
-from evaluation import LabelledPair, load_pair
-from pairs import labelled_pairs
+from pairs import LabelledPair, load_pair
+from paramorph.data import labelled_pairs
 from paramorph_rt import Registration, Volume
 from paramorph_rt.metrics.overlap import dice
-from record import Result, Row, weights_sha256
-from tables import average, grouped, markdown_table
+from record import Row, weights_sha256
+from tables import average, grouped, page_of_rows
 
 KINDS = "none", "--strip", "of the labels"
 COLUMNS = (
@@ -85,12 +85,7 @@ def run(args: argparse.Namespace) -> Row:
     return {"weights_sha256": weights_sha256(bundle), "rows": rows}
 
 
-def body(result: Result) -> str:
-    """The text of a result's page."""
-    return "Heads with skull.\n\n" + markdown_table(result["rows"], COLUMNS)
-
-
-BENCHMARK = Benchmark(run, body, (FOLDER, MODEL, THREADS))
+BENCHMARK = Benchmark(run, page_of_rows("Heads with skull.", COLUMNS), (FOLDER, MODEL, THREADS))
 
 if __name__ == "__main__":
     BENCHMARK.exit()

@@ -1,53 +1,49 @@
-"""Labelled subjects: which of them is registered to which, and how a made-up one is written."""
+"""Labelled pairs on disk and in memory, and what a displacement field between them is worth."""
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paramorph import data
+import numpy as np
+
 from paramorph.data import SubjectFiles
-from paramorph_rt.images.volume import Volume, save_labels, save_volume
+from paramorph_rt.geometry.warp import warp_volume
+from paramorph_rt.images.checks import check_same_grid
+from paramorph_rt.images.volume import Volume, load_labels, load_volume, save_labels, save_volume
+from paramorph_rt.metrics import overlap
+from paramorph_rt.metrics.deformation import regularity
+from paramorph_rt.metrics.summary import compare_images, compare_labels
 from record import BenchmarkError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from pathlib import Path
+
     from jaxtyping import Integer
 
+    from paramorph_rt.geometry.field import DisplacementField
 
-def labelled_pairs(
-    folder: Path, table: Path | None = None
-) -> list[tuple[SubjectFiles, SubjectFiles]]:
-    """Pairs (moving, fixed) of the folder's subjects that have label maps.
 
-    Args:
-        folder: `NAME_*.nii.gz` with `NAME_labels.nii.gz`.
-        table: CSV with the columns `moving` and `fixed`, subject names; None pairs each subject
-            with the next, and the last with the first.
+@dataclass(frozen=True)
+class LabelledPair:
+    """Two images and their label maps, in memory."""
 
-    Raises:
-        DataError: Fewer than two subjects with labels.
-        BenchmarkError: A table that names others.
-    """
-    pairs = data.labelled_pairs(folder)
-    if table is None:
-        return pairs
-    subjects = {moving.name: moving for moving, _ in pairs}
-    with table.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or not {"moving", "fixed"} <= rows[0].keys():
-        raise BenchmarkError(
-            f"{table}: expected a CSV with the columns moving and fixed, got none; add its first "
-            "line, moving,fixed."
-        )
-    for name in (row[side] for row in rows for side in ("moving", "fixed")):
-        if name not in subjects:
-            raise BenchmarkError(
-                f"{table}: expected subjects with labels of {folder}, got {name}; choose from "
-                f"{', '.join(subjects)}."
-            )
-    return [(subjects[row["moving"]], subjects[row["fixed"]]) for row in rows]
+    moving: Volume
+    fixed: Volume
+    moving_labels: Volume
+    fixed_labels: Volume
+
+
+def load_pair(moving: SubjectFiles, fixed: SubjectFiles) -> LabelledPair:
+    """Read two subjects that both have labels."""
+    assert moving.labels is not None
+    assert fixed.labels is not None
+    return LabelledPair(
+        load_volume(moving.image),
+        load_volume(fixed.image),
+        load_labels(moving.labels),
+        load_labels(fixed.labels),
+    )
 
 
 def write_subject(
@@ -58,3 +54,60 @@ def write_subject(
     save_volume(files.image, image)
     save_labels(files.labels, Volume(labels, image.grid, f"{name}'s labels"))
     return files
+
+
+def evaluate(field: DisplacementField, pair: LabelledPair) -> dict[str, float | None]:
+    """Overlap, distance, likeness and regularity on the fixed image's own grid.
+
+    Args:
+        field: Complete, fixed → moving, on the grid of the fixed image.
+        pair: Its labels are warped by nearest neighbour.
+
+    Returns:
+        Mean Dice, ASSD and HD95 over the labels that both maps have; NCC; regularity, folds and
+        non-diffeomorphic volume among it.
+
+    Raises:
+        BenchmarkError: The field lies on another grid.
+    """
+    if not field.grid.matches(pair.fixed.grid):
+        raise BenchmarkError(
+            f"field: expected it on the grid of {pair.fixed.name} {pair.fixed.grid.shape}, got "
+            f"another of {field.grid.shape}; correct the method."
+        )
+    warped = warp_volume(pair.moving, field)
+    labels = warp_volume(pair.moving_labels, field, "nearest")
+    tables = compare_labels(pair.fixed_labels, pair.moving_labels, {"after": labels.data})
+    return {
+        **{name: table["after"]["mean"] for name, table in tables.items()},
+        "ncc": compare_images(pair.fixed, {"after": warped.data}, ["ncc"])["ncc"]["after"],
+        **regularity(field),
+    }
+
+
+def errors_mm(
+    field: DisplacementField, truth: DisplacementField, fixed: Volume
+) -> dict[str, float]:
+    """How far a field sends the points of the brain from where they truly lie.
+
+    Args:
+        field: Complete, fixed → moving, on the grid of the fixed image.
+        truth: The same, known.
+        fixed: 0 outside the brain.
+
+    Returns:
+        Mean, 95th percentile and maximum of the distances over the brain's voxels.
+    """
+    inside = fixed.data != 0
+    distances = np.linalg.norm(field.vectors_mm[inside] - truth.vectors_mm[inside], axis=-1)
+    return {
+        "error_mean_mm": float(distances.mean(dtype=np.float64)),
+        "error_p95_mm": float(np.percentile(distances, 95)),
+        "error_max_mm": float(distances.max()),
+    }
+
+
+def mean_dice(warped_labels: Volume, pair: LabelledPair) -> float | None:
+    """Mean Dice as `evaluate` takes it, of moving labels that a method warped itself."""
+    check_same_grid(pair.fixed, warped_labels)
+    return overlap.mean_dice(pair.fixed_labels.data, warped_labels.data, pair.moving_labels.data)

@@ -145,12 +145,15 @@ def fireants(task: Task, seconds: Stopwatch) -> None:
     Source:
         Jena et al., FireANTs (2024), arXiv 2404.01249; run as its licence allows.
     """
-    import SimpleITK as sitk
     import torch
     from fireants.io.image import BatchedImages, Image
     from fireants.registration.affine import AffineRegistration
     from fireants.registration.greedy import GreedyRegistration
     from fireants.registration.rigid import RigidRegistration
+
+    from paramorph_rt.geometry.warp import warp_volume
+    from paramorph_rt.images.volume import load_labels, load_volume, save_labels, save_volume
+    from paramorph_rt.transforms.itk import read_displacement
 
     torch.set_num_threads(threads())
     with seconds("load"):
@@ -169,16 +172,12 @@ def fireants(task: Task, seconds: Stopwatch) -> None:
         second.optimize()
     with seconds("save"):
         second.save_as_ants_transforms(f"{task.out}/{FIELD}")
-    with seconds("warp"):  # by ITK, through the file that it wrote
-        fixed = sitk.ReadImage(task.fixed)
-        vectors = sitk.ReadImage(f"{task.out}/{FIELD}", sitk.sitkVectorFloat64)
-        through = sitk.DisplacementFieldTransform(vectors)
-        for source, how, name in (
-            (task.moving, sitk.sitkLinear, WARPED),
-            (task.moving_labels, sitk.sitkNearestNeighbor, WARPED_LABELS),
-        ):
-            warped = sitk.Resample(sitk.ReadImage(source), fixed, through, how)
-            sitk.WriteImage(warped, f"{task.out}/{name}")
+    with seconds("warp"):  # through the file that it wrote
+        field = read_displacement(Path(task.out) / FIELD)
+        warped = warp_volume(load_volume(task.moving), field)
+        warped_labels = warp_volume(load_labels(task.moving_labels), field, "nearest")
+        save_volume(Path(task.out) / WARPED, warped)
+        save_labels(Path(task.out) / WARPED_LABELS, warped_labels)
 
 
 def after_our_affine(task: Task, seconds: Stopwatch, find: Find) -> None:
@@ -310,25 +309,14 @@ PEERS: dict[str, Callable[[Task, Stopwatch], None]] = {
 }
 
 
-def mean_dice(task: Task) -> float:
+def mean_dice(task: Task) -> float | None:
     """Over the labels that both maps have, of the labels that a peer warped and wrote itself."""
-    import numpy as np
-    import SimpleITK as sitk
+    from paramorph_rt.images.volume import load_labels
+    from paramorph_rt.metrics import overlap
 
-    def read(path: str) -> sitk.Image:
-        return sitk.Cast(sitk.ReadImage(path), sitk.sitkInt32)
-
-    fixed, warped = read(task.fixed_labels), read(f"{task.out}/{WARPED_LABELS}")
-    warped.CopyInformation(fixed)  # some write rounded headers
-    overlap = sitk.LabelOverlapMeasuresImageFilter()
-    overlap.Execute(fixed, warped)
-    present = (
-        set(np.unique(sitk.GetArrayViewFromImage(image)).tolist())
-        for image in (fixed, read(task.moving_labels))
-    )
-    common = set.intersection(*present) - {0}
-    lost = common - set(np.unique(sitk.GetArrayViewFromImage(warped)).tolist())
-    return sum(overlap.GetDiceCoefficient(label) for label in common - lost) / len(common)
+    warped = load_labels(f"{task.out}/{WARPED_LABELS}", may_be_empty=True)
+    fixed, moving = load_labels(task.fixed_labels), load_labels(task.moving_labels)
+    return overlap.mean_dice(fixed.data, warped.data, moving.data)
 
 
 def run(peer: str, task: dict[str, str]) -> None:

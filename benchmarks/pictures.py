@@ -8,10 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmark import FOLDER, PAIRS, Benchmark
+from benchmark import FOLDER, Benchmark
 from costs import repeated, resident_mb
-from evaluation import load_pair
-from pairs import labelled_pairs
+from pairs import load_pair
+from paramorph.data import labelled_pairs
 from paramorph_rt import Registration
 from paramorph_rt.report import write_figures, write_report
 from record import Result, Row
@@ -58,7 +58,7 @@ def _resident_mib() -> float:
 
 def run(args: argparse.Namespace) -> Row:
     """Register the first pair, draw it again and again."""
-    moving, fixed = labelled_pairs(args.folder, args.pairs)[0]
+    moving, fixed = labelled_pairs(args.folder)[0]
     inputs = vars(load_pair(moving, fixed))
     result = Registration()(*inputs.values())
     content: Row = {
@@ -90,7 +90,7 @@ def body(result: Result) -> str:
 
 
 PACKAGES = ("Jinja2", "pillow", "contourpy", "matplotlib")
-BENCHMARK = Benchmark(run, body, (FOLDER, PAIRS), packages=PACKAGES)
+BENCHMARK = Benchmark(run, body, (FOLDER), packages=PACKAGES)
 
 if __name__ == "__main__":
     BENCHMARK.exit()

@@ -17,10 +17,10 @@ from benchmark import ENGINES, FOLDER, MODEL, THREADS, Benchmark
 from bundles import single_bundle
 from isolated import run_measured
 from jobs import FIELD, infer_command
-from pairs import labelled_pairs
+from paramorph.data import labelled_pairs
 from paramorph_rt.transforms.itk import read_displacement
-from record import Result, Row, succeeded, weights_sha256
-from tables import markdown_table
+from record import Row, succeeded, weights_sha256
+from tables import page_of_rows
 
 RUNS = 2
 COLUMNS = (
@@ -69,16 +69,12 @@ def run(args: argparse.Namespace) -> Row:
     return {"weights_sha256": weights_sha256(bundle), "pair": pair, "rows": rows}
 
 
-def body(result: Result) -> str:
-    """The text of a result's page."""
-    return (
-        f"The pair {result['pair']}, complete fields on the fixed image's grid. *Field* is the "
-        "beginning of its SHA-256; distances are from the field of the first row.\n\n"
-        f"{markdown_table(result['rows'], COLUMNS)}"
-    )
-
-
-BENCHMARK = Benchmark(run, body, (FOLDER, MODEL, THREADS, ENGINES))
+BODY = page_of_rows(
+    "The pair {pair}, complete fields on the fixed image's grid. *Field* is the beginning of its "
+    "SHA-256; distances are from the field of the first row.",
+    COLUMNS,
+)
+BENCHMARK = Benchmark(run, BODY, (FOLDER, MODEL, THREADS, ENGINES))
 
 if __name__ == "__main__":
     BENCHMARK.exit()

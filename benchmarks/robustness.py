@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmark import FOLDER, PAIRS, RESUME, Benchmark, option
-from evaluation import LabelledPair, load_pair
-from pairs import labelled_pairs
+from benchmark import FIRST, FOLDER, RESUME, Benchmark, option
+from pairs import LabelledPair, load_pair
+from paramorph.data import labelled_pairs
 from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL
 from paramorph_rt.errors import ParamorphError
@@ -120,7 +120,7 @@ def strangers(neonate: Path | None, scratch: Path) -> Iterator[tuple[str, Case]]
 
 def run(args: argparse.Namespace) -> Iterator[Path]:
     """Measure every case in every setting."""
-    pairs = labelled_pairs(args.folder, args.pairs)
+    pairs = labelled_pairs(args.folder)[: args.first]
     with_network = Registration(args.model, args.threads)
     without = Registration(NO_MODEL, args.threads)
     bundle = with_network.bundle
@@ -163,7 +163,7 @@ def body(result: Result) -> str:
 
 OPTIONS = (
     FOLDER,
-    PAIRS,
+    FIRST,
     option("--model", type=Path, metavar="BUNDLE", help="default: the shipped one"),
     option("--neonate", type=Path, metavar="DIR", help="NAME_T1w_brain, _T2w_brain, _Segmentation"),
     option("--name", help="of the result files (default: the model's)"),

@@ -28,6 +28,16 @@ def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (titles, rules, *body))
 
 
+def page_of_rows(text: str, columns: Sequence[Column]) -> Callable[[Result], str]:
+    """What writes the page of a result that is one table: `text`, then its `rows`.
+
+    Args:
+        text: Names values of the result in braces.
+        columns: Of the table.
+    """
+    return lambda result: f"{text.format_map(result)}\n\n{markdown_table(result['rows'], columns)}"
+
+
 def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
     """Rows by the values of some keys, in the order in which they come."""
     groups: dict[tuple[Any, ...], list[Row]] = {}

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import accuracy
@@ -9,10 +12,13 @@ import jobs
 from accuracy import BENCHMARK, measure, summarise
 from bundles import named_bundles
 from charts import accuracy_plot
-from evaluation import load_pair
-from jobs import JOBS, Job, jobs_named, of_network, of_registration
-from pairs import labelled_pairs
+from jobs import FIELD, JOBS, WARPED_LABELS, Job, jobs_named, of_network, of_registration
+from pairs import load_pair
+from paramorph.data import labelled_pairs
 from paramorph_rt.errors import BundleError, MissingDependencyError
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.images.volume import load_volume
+from paramorph_rt.transforms.itk import write_displacement
 from record import BenchmarkError
 from sets import Case
 from tables import markdown_table
@@ -146,9 +152,27 @@ def test_a_field_that_cannot_be_judged_is_a_row(phantoms):
     assert "expected it on the grid of a_t1.nii.gz" in row["error"]
 
 
-def test_a_whole_run_goes_on_where_it_was(phantoms, bundle, results, tmp_path):
-    (tmp_path / "pairs.csv").write_text("moving,fixed\na,b\n", encoding="utf-8")
-    command = [str(phantoms), "--pairs", str(tmp_path / "pairs.csv"), "--name", "made-up"]
+class Boaster(Job):
+    """Writes no displacement at all, and the fixed labels as what it warped."""
+
+    def run(self, task, threads, timeout_s):
+        grid = load_volume(task.fixed).grid
+        nothing = DisplacementField(grid, np.zeros((*grid.shape, 3), np.float32))
+        write_displacement(Path(task.out) / FIELD, nothing)
+        shutil.copy(task.fixed_labels, Path(task.out) / WARPED_LABELS)
+        return {"seconds": 1.0, "cpu_seconds": 1.0, "peak_mb": 1.0, "stages": {}}
+
+
+def test_a_field_that_does_not_warp_labels_as_its_method_did_is_an_error(phantoms):
+    case = Case(*labelled_pairs(phantoms)[0])
+    pair = load_pair(case.moving, case.fixed)
+    row = measure(Boaster("boaster"), case, pair, threads=1, timeout_s=60)
+    assert row["dice_own_warp"] == 1
+    assert row["error"] == "its own warp of the labels differs: its field was misread"
+
+
+def test_a_whole_run_goes_on_where_it_was(phantoms, bundle, results):
+    command = [str(phantoms), "--first", "1", "--name", "made-up"]
     command += ["--model", f"{bundle}:zero", "--threads", "1", "--methods"]
     assert accuracy.BENCHMARK.main([*command, "nothing,unrefined"]) == 0
     assert accuracy.BENCHMARK.main([*command, "nothing,unrefined,no-network", "--resume"]) == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import affine as benchmark
-from evaluation import LabelledPair
+from pairs import LabelledPair
 
 from ..runtime.phantoms import centred_grid, head, head_labels, volume_of
 

@@ -11,7 +11,7 @@ import latency
 from bundles import named_bundles, weights_of
 from contenders import Spec
 from isolated import Answer, worker
-from leads import check_leads, compared
+from latency import check_leads, compared
 from paramorph.checkpoint import WeightsInfo, save_weights
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.errors import BackendError, BundleError

@@ -1,53 +1,57 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from medpy.metric.binary import dc as medpy_dice
 
-from pairs import labelled_pairs
-from paramorph.data import DataError
+from pairs import LabelledPair, evaluate, mean_dice
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.spaces import Grid
+from paramorph_rt.images.volume import Volume
 from record import BenchmarkError
 
+from ..runtime.phantoms import centred_grid, head, head_labels, volume_of
+from .conftest import shifted
 
-def names(pairs) -> list[tuple[str, str]]:
-    return [(moving.name, fixed.name) for moving, fixed in pairs]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for name in ("p", "q", "r"):
-        (tmp_path / f"{name}_t1.nii.gz").touch()
-        (tmp_path / f"{name}_labels.nii.gz").touch()
-    (tmp_path / "unlabelled.nii.gz").touch()
-    return tmp_path
+SHIFT_VOX = (2, -1, 1)
 
 
-def test_each_is_paired_with_the_next_and_the_last_with_the_first(folder):
-    assert names(labelled_pairs(folder)) == [("p", "q"), ("q", "r"), ("r", "p")]
+@pytest.fixture(scope="module", params=["RAS", "LPS", "oblique"])
+def pair(request) -> LabelledPair:
+    """The moving phantom is the fixed one, moved by whole voxels of an anisotropic grid."""
+    grid = centred_grid(request.param, (56, 44, 30), (1.0, 1.5, 2.0))
+    image, labels = volume_of(head, grid), volume_of(head_labels, grid)
+    return LabelledPair(shifted(image, SHIFT_VOX), image, shifted(labels, SHIFT_VOX), labels)
 
 
-def test_a_table_says_which(folder, tmp_path):
-    table = tmp_path / "pairs.csv"
-    table.write_text("fixed,moving\nr,p\np,q\n", encoding="utf-8")
-    assert names(labelled_pairs(folder, table)) == [("p", "r"), ("q", "p")]
+def constant_field(grid: Grid, vector_mm) -> DisplacementField:
+    return DisplacementField(grid, np.full((*grid.shape, 3), vector_mm, np.float32))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("moving,fixed\np,unlabelled\n", "got unlabelled; choose from p, q, r"),
-        ("p,q\nq,r\n", "expected a CSV with the columns moving and fixed"),
-        ("", "expected a CSV with the columns moving and fixed"),
-        ("moving,fixed\np\n", "got None; choose from"),
-    ],
-)
-def test_a_table_that_does_not_fit_is_refused(folder, tmp_path, text, message):
-    table = tmp_path / "pairs.csv"
-    table.write_text(text, encoding="utf-8")
-    with pytest.raises(BenchmarkError, match=message):
-        labelled_pairs(folder, table)
+def test_identity_measures_the_overlap_as_it_is(pair):
+    found = evaluate(constant_field(pair.fixed.grid, 0), pair)
+    moving, fixed = pair.moving_labels.data, pair.fixed_labels.data
+    overlap = [medpy_dice(moving == label, fixed == label) for label in (1, 2, 7)]
+    assert found["dice"] == pytest.approx(np.mean(overlap))
+    assert found["hd95_mm"] >= found["assd_mm"] > 0.5
+    assert found["nonpositive_jacobian_percent"] == found["sd_log_jacobian"] == 0
 
 
-def test_one_subject_is_no_pair(folder):
-    for name in ("q", "r"):
-        (folder / f"{name}_labels.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"expected at least two volumes with NAME_labels.*got 1"):
-        labelled_pairs(folder)
+def test_the_true_translation_matches_everything(pair):
+    translation_mm = pair.fixed.grid.affine[:3, :3] @ SHIFT_VOX
+    found = evaluate(constant_field(pair.fixed.grid, translation_mm), pair)
+    assert found["dice"] == 1
+    assert found["assd_mm"] == found["hd95_mm"] == 0
+    assert found["ncc"] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_field_on_another_grid_is_refused(pair):
+    other = Grid(pair.fixed.grid.shape, pair.fixed.grid.affine @ np.diag([1, 1, 1.1, 1]))
+    with pytest.raises(BenchmarkError, match="expected it on the grid of volume"):
+        evaluate(constant_field(other, 0), pair)
+
+
+def test_labels_that_a_method_warped_itself_count_alike(pair):
+    assert mean_dice(pair.fixed_labels, pair) == 1
+    lost = np.where(pair.fixed_labels.data == 7, 0, pair.fixed_labels.data)
+    assert mean_dice(Volume(lost, pair.fixed.grid), pair) == pytest.approx(2 / 3)

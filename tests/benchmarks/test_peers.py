@@ -9,9 +9,9 @@ import pytest
 
 import peers
 from accuracy import measure
-from evaluation import LabelledPair, evaluate, load_pair
 from jobs import FIELD, JOBS, Task
-from pairs import labelled_pairs
+from pairs import LabelledPair, evaluate, load_pair
+from paramorph.data import labelled_pairs
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.transforms.itk import read_displacement
 from sets import Case

@@ -8,7 +8,7 @@ from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume
 from paramorph_rt.quality import score
 from paramorph_rt.quality.looks import look_of
-from quality_fit import fitted
+from quality import fitted
 from quality_page import rates_of
 
 

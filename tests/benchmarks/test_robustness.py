@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import robustness
-from evaluation import load_pair
-from pairs import labelled_pairs
+from pairs import load_pair
+from paramorph.data import labelled_pairs
 from paramorph_rt import Registration
 from paramorph_rt.images.volume import Volume
 from robustness import summarise
@@ -49,12 +49,11 @@ def test_summary_takes_means_and_the_worst():
     assert (second["pairs"], second["dice_after"], second["dice_after_worst"]) == (0, None, None)
 
 
-def test_a_whole_run(phantoms, bundle, results, tmp_path, monkeypatch):
-    (tmp_path / "pairs.csv").write_text("moving,fixed\na,b\n", encoding="utf-8")
+def test_a_whole_run(phantoms, bundle, results, monkeypatch):
     monkeypatch.setattr(robustness, "TROUBLES", {})
     case = Case(*labelled_pairs(phantoms)[0])
     monkeypatch.setattr(robustness, "colin_to_mni", lambda *_: [case])
-    command = ["robustness.py", str(phantoms), "--pairs", str(tmp_path / "pairs.csv")]
+    command = ["robustness.py", str(phantoms), "--first", "1"]
     command += ["--model", str(bundle), "--threads", "1"]
     monkeypatch.setattr("sys.argv", command)
     assert robustness.BENCHMARK.main() == 0

@@ -9,7 +9,7 @@ import pytest
 
 import colin
 import scaling
-from evaluation import load_pair, mean_dice
+from pairs import load_pair, mean_dice
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.warp import warp_volume
 

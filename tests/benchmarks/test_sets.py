@@ -10,9 +10,8 @@ from nibabel.affines import apply_affine
 from scipy.ndimage import center_of_mass
 
 import sets
-from evaluation import errors_mm, load_pair
-from pairs import labelled_pairs
-from paramorph.data import DataError
+from pairs import errors_mm, load_pair
+from paramorph.data import DataError, labelled_pairs
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.images.volume import save_labels, save_volume

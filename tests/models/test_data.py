@@ -13,6 +13,7 @@ from paramorph.data import (
     Split,
     SubjectFiles,
     find_subjects,
+    labelled_pairs,
     preparation,
     prepare_subjects,
 )
@@ -273,3 +274,16 @@ def test_one_volume_in_two_files_is_refused(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(DataError, match=r"a\.nii\.gz: expected one file of that name, found a"):
         find_subjects(tmp_path)
+
+
+def test_each_labelled_volume_goes_to_the_next_and_the_last_to_the_first(tmp_path):
+    for name in ("p", "q", "r"):
+        (tmp_path / f"{name}_t1.nii.gz").touch()
+        (tmp_path / f"{name}_labels.nii.gz").touch()
+    (tmp_path / "unlabelled.nii.gz").touch()
+    names = [(moving.name, fixed.name) for moving, fixed in labelled_pairs(tmp_path)]
+    assert names == [("p", "q"), ("q", "r"), ("r", "p")]
+    for name in ("q", "r"):
+        (tmp_path / f"{name}_labels.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"expected at least two volumes with NAME_labels.*got 1"):
+        labelled_pairs(tmp_path)

@@ -24,7 +24,7 @@ from paramorph_rt.metrics.deformation import (
     sd_log_jacobian,
     sd_log_jacobian_l2r,
 )
-from paramorph_rt.metrics.overlap import dice, label_counts, mean_over, present_labels
+from paramorph_rt.metrics.overlap import dice, label_counts, mean_dice, mean_over, present_labels
 from paramorph_rt.metrics.similarity import mse, ncc, ssim, within
 from paramorph_rt.metrics.summary import compare_images, compare_labels
 from paramorph_rt.metrics.surface import surface_distances
@@ -57,6 +57,12 @@ def test_dice_agrees_with_medpy():
     fixed, warped = shifted_pair()
     for label, value in dice(fixed, warped).items():
         assert value == pytest.approx(medpy_dice(warped == label, fixed == label))
+
+
+def test_mean_dice_is_of_the_labels_in_common_and_0_for_one_that_the_warp_lost():
+    fixed, moving = np.array([1, 1, 2, 3]), np.array([1, 2, 2, 4])
+    assert mean_dice(fixed, np.array([1, 1, 0, 3]), moving) == 0.5
+    assert mean_dice(fixed, fixed, np.array([5])) is None
 
 
 def test_counts_do_not_depend_on_how_large_or_negative_labels_are():

@@ -46,6 +46,18 @@ def dice(
     }
 
 
+def mean_dice(
+    fixed: Integer[np.ndarray, "i j k"],
+    warped: Integer[np.ndarray, "i j k"],
+    moving: Integer[np.ndarray, "l m n"],
+) -> float | None:
+    """Mean Dice of the labels that the fixed and the moving map have in common; None without any.
+
+    A label that the warp lost counts as 0.
+    """
+    return mean_over(dice(fixed, warped), present_labels(fixed) & present_labels(moving))
+
+
 def mean_over(values: Mapping[int, float | None], labels: Iterable[int]) -> float | None:
     """Mean of a metric over some labels, without those that have no value; None if none has."""
     known = [value for label in labels if (value := values.get(label)) is not None]
