@@ -8,13 +8,15 @@ import sys
 
 from setuptools import Extension, setup
 
+REFINEMENT = "runtime/paramorph_rt/refinement"
 FAST = ["/O2"] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-fno-trapping-math"]
 
 setup(
     ext_modules=[
         Extension(
             "paramorph_rt.refinement.kernels",
-            ["runtime/paramorph_rt/refinement/kernels.c"],
+            [f"{REFINEMENT}/extension.c", f"{REFINEMENT}/kernels.c"],
+            depends=[f"{REFINEMENT}/kernels.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=FAST,
             py_limited_api=True,

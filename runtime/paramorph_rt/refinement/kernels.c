@@ -5,32 +5,22 @@
  * spreads slabs over threads. Beyond a border lies the border. `graph.py` holds the same arithmetic
  * in ONNX operators, and tests hold the two together.
  *
- * Plain C99. Python imports the library only to find its file; it calls the functions by ctypes.
+ * Plain C99 without Python: the package (`extension.c`) and libparamorph are built from this file.
  */
-#include <Python.h>
+#include "kernels.h"
 
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
-
 /* One library for all x86-64 processors: the loader takes the widest version that this one runs. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
-#define PASS EXPORT __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#define PASS __attribute__((target_clones("avx512f", "arch=haswell", "default")))
 #else
-#define PASS EXPORT
+#define PASS
 #endif
 
 typedef ptrdiff_t index_t;
-
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "kernels", NULL, -1, NULL, NULL, NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit_kernels(void) { return PyModule_Create(&module); }
 
 static inline index_t inside(index_t i, index_t n) { return i < 0 ? 0 : i < n ? i : n - 1; }
 
