@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,20 @@ from paramorph_rt.errors import BundleError
 from paramorph_rt.images.volume import save_volume
 from paramorph_rt.transforms.itk import read_displacement
 
+from .cpp_build import (
+    BUILD,
+    ROOT,
+    SOURCE,
+    WARNINGS,
+    built_example,
+    built_library,
+    call,
+    checked,
+    cmake,
+    cpp_settings,
+    installed,
+    onnxruntime_of_the_wheel,
+)
 from .phantoms import (
     NETWORK_SHAPE,
     centred_grid,
@@ -37,12 +50,8 @@ from .phantoms import (
 )
 from .phantoms import write_bundle as write_network_bundle
 
-ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "runtime" / "cpp"
-BUILD = ROOT / "build" / "cpp"
 HERE = Path(__file__).parent / "cpp"
 SHAPE = (4, 5, 6)
-WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 # The status codes of paramorph.h.
 ARGUMENT, BUNDLE, NO_ENGINE, DEPENDENCY, BACKEND = range(1, 6)
@@ -50,36 +59,14 @@ ARGUMENT, BUNDLE, NO_ENGINE, DEPENDENCY, BACKEND = range(1, 6)
 Client = Callable[..., Any]
 
 
-def call(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(part) for part in command], capture_output=True, encoding="utf-8", **options
-    )
-
-
-def checked(*command: object, **options: Any) -> str:
-    done = call(*command, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def cmake() -> str:
-    here = str(Path(sys.executable).parent)
-    return shutil.which("cmake", path=os.pathsep.join([here, os.environ["PATH"]]))
-
-
 @pytest.fixture(scope="session")
 def settings() -> dict[str, str]:
-    """What `make cpp` told CMake."""
-    cache = BUILD / "CMakeCache.txt"
-    if not cache.is_file() or cmake() is None:
-        pytest.skip("the C++ library is not built (make cpp)")
-    return dict(re.findall(r"^(\w+):\w+=(.*)$", cache.read_text(encoding="utf-8"), re.MULTILINE))
+    return cpp_settings()
 
 
 @pytest.fixture(scope="session")
-def library(settings) -> Path:
-    checked(cmake(), "--build", BUILD)
-    return BUILD / "libparamorph.so"
+def library() -> Path:
+    return built_library()
 
 
 @pytest.fixture(scope="session")
@@ -242,7 +229,7 @@ def test_engine_tells_what_preprocessing_must_know(client, bundle):
         with Engine(sys.argv[1]) as engine:
             plain = lambda v: v.decode() if isinstance(v, bytes) else list(v) if hasattr(
                 v, "__len__") else v
-            answer({name: plain(getattr(engine.info, name)) for name, _ in Info._fields_})
+            answer({name: plain(getattr(engine.info, name)) for name, _ in Info._fields_[1:]})
         """,
         bundle,
     )
@@ -262,6 +249,7 @@ def test_engine_tells_what_preprocessing_must_know(client, bundle):
         "lower_percentile": 0.5,
         "upper_percentile": 99.8,
         "device_memory": 1000 + 6 * 4 * np.prod(SHAPE),
+        "channels": 0,
     }
 
 
@@ -701,8 +689,9 @@ def test_null_arguments_are_refused(errors, tmp_path):
     found = reported(checked(errors, tmp_path))
     assert found.pop("before any") == (0, "")
     assert found.pop("version")[0] == 0
+    assert found.pop("refined") == (0, "")
     assert {status for status, _ in found.values()} == {ARGUMENT}
-    assert len(found) == 5
+    assert len(found) == 8
     for _, message in found.values():
         assert re.search("expected .*, got NULL; ", message)
 
@@ -785,21 +774,14 @@ def test_valgrind_finds_no_leak_and_no_error(valgrind, errors, bad_bundles, fake
 
 
 @pytest.fixture(scope="session")
-def prefix(library, tmp_path_factory) -> Path:
-    """Where the library is installed, as for an embedder."""
-    folder = tmp_path_factory.mktemp("prefix")
-    checked(cmake(), "--install", BUILD, "--prefix", folder)
-    return folder
+def prefix(tmp_path_factory) -> Path:
+    """Where the library is installed."""
+    return installed(tmp_path_factory.mktemp("prefix"))
 
 
 @pytest.fixture(scope="session")
 def example(prefix, tmp_path_factory) -> Path:
-    """The example program, built as somebody else's CMake project would be."""
-    build = tmp_path_factory.mktemp("example")
-    options = [f"-DCMAKE_PREFIX_PATH={prefix}", f"-DCMAKE_C_FLAGS={' '.join(WARNINGS)}"]
-    checked(cmake(), "-S", SOURCE / "examples", "-B", build, *options)
-    checked(cmake(), "--build", build)
-    return build / "register_raw"
+    return built_example(prefix, tmp_path_factory.mktemp("example"))
 
 
 @pytest.fixture
@@ -832,9 +814,7 @@ def test_example_registers_raw_volumes(example, raw, fakes):
 
 @pytest.fixture(scope="session")
 def onnxruntime_library() -> Path:
-    """That of the wheel, which the loader does not find by its name."""
-    (found,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
-    return found
+    return onnxruntime_of_the_wheel()
 
 
 def random_raw(folder: Path, shape: tuple[int, ...]) -> list[Path]:
@@ -953,6 +933,27 @@ def test_example_refuses_a_volume_of_another_size(example, raw, fakes, size):
     assert not raw[4].exists()
 
 
+def test_structures_of_another_header_are_refused(client, bundle):
+    """As of a program that was compiled before they told their size, or with a later header."""
+    found = client(
+        """
+        size = ctypes.sizeof(Options)
+        refused = [refusal(Engine, sys.argv[1], struct_size=given) for given in (0, size + 8)]
+        with Engine(sys.argv[1]) as engine:
+            engine.info.struct_size = 0
+            status = paramorph.paramorph_describe(engine.handle, engine.info)
+            refused.append([status, paramorph.paramorph_last_error().decode()])
+        answer([size, ctypes.sizeof(Info), refused])
+        """,
+        bundle,
+    )
+    options, info, refused = found
+    assert [status for status, _ in refused] == [ARGUMENT] * 3
+    assert f"options.struct_size: expected {options}, got 0; set it" in refused[0][1]
+    assert f"options.struct_size: expected {options}, got {options + 8};" in refused[1][1]
+    assert f"info.struct_size: expected {info}, got 0;" in refused[2][1]
+
+
 def test_pkg_config_says_how_to_compile(prefix, settings, tmp_path):
     if shutil.which("pkg-config") is None:
         pytest.skip("no pkg-config")
@@ -981,7 +982,7 @@ def test_library_exports_the_interface_and_nothing_else(library):
     listed = checked("nm", "--dynamic", "--defined-only", "--format=posix", library)
     header = (SOURCE / "include" / "paramorph.h").read_text(encoding="utf-8")
     declared = re.findall(r"^\w.*?\b(paramorph_\w+)\(", header, re.MULTILINE)
-    assert len(declared) == 9
+    assert len(declared) == 12
     assert {line.split()[0] for line in listed.splitlines()} == set(declared)
 
 
@@ -997,8 +998,9 @@ def sanitized(settings) -> Iterator[Path]:
     build = BUILD.with_name("cpp-sanitized")
     kept = ("TENSORRT_INCLUDE_DIR", "CUDA_INCLUDE_DIR", "NLOHMANN_JSON_INCLUDE_DIR")
     options = [f"-D{name}={settings[name]}" for name in kept]
-    flags = f"-DCMAKE_CXX_FLAGS={SANITIZERS} -O0 -DTRT_MAJOR_RTX=10"
-    checked(cmake(), "-S", SOURCE, "-B", build, *options, flags, "-DCMAKE_BUILD_TYPE=None")
+    options += [f"-DCMAKE_CXX_FLAGS={SANITIZERS} -O0 -DTRT_MAJOR_RTX=10"]
+    options += [f"-DCMAKE_C_FLAGS={SANITIZERS} -O1", "-DCMAKE_BUILD_TYPE=None"]
+    checked(cmake(), "-S", SOURCE, "-B", build, *options)
     checked(cmake(), "--build", build)
     return build
 
@@ -1011,6 +1013,7 @@ def test_sanitizers_find_nothing_and_rtx_takes_its_own_engines(
     compiled_errors(settings, program, sanitized, *SANITIZERS.split())
     root, expected = bad_bundles
     found = reported(checked(program, root, env=environment))
+    assert found["refined"] == (0, "")
     assert found["none"][1].startswith("toy: expected an engine for tensorrt-rtx, got none;")
     assert found["altered"][1].startswith("toy: expected an engine for tensorrt-rtx, got tensorrt;")
     assert all(found[name][0] in (BUNDLE, NO_ENGINE) for name in expected)
@@ -1033,7 +1036,7 @@ def test_readme_leads_from_nifti_to_the_network_grid_and_back(bundle_path, tmp_p
     for name, orientation in {"moving.nii.gz": "LPS", "fixed.nii.gz": "RAS"}.items():
         save_volume(tmp_path / name, volume_of(head, centred_grid(orientation, (46, 52, 40))))
     (tmp_path / "BUNDLE").symlink_to(bundle_path)
-    there, back = re.findall(
+    there, finer, back = re.findall(
         r"```python\n(.*?)```", (SOURCE / "README.md").read_text(encoding="utf-8"), re.DOTALL
     )
     names: dict[str, Any] = {}
@@ -1042,6 +1045,10 @@ def test_readme_leads_from_nifti_to_the_network_grid_and_back(bundle_path, tmp_p
     for name in ("moving", "fixed"):
         raw = np.fromfile(f"{name}.raw", np.float32).reshape(shape)
         np.testing.assert_array_equal(raw, getattr(names["pair"], name))
+    exec(finer, names)
+    for name in ("moving", "fixed"):
+        raw = np.fromfile(f"fine_{name}.raw", np.float32).reshape(names["fine_grid"].shape)
+        np.testing.assert_array_equal(raw, getattr(names["fine"], name))
     smooth_displacement_vox().astype(np.float32).tofile("displacement.raw")
     exec(back, names)
     whole = Registration(bundle_path)("moving.nii.gz", "fixed.nii.gz", refine=0).displacement

@@ -20,6 +20,7 @@ using nlohmann::json;
 constexpr char kManifest[] = "manifest.json";
 constexpr char kFormat[] = "paramorph-bundle";
 constexpr int kFormatVersion = 2;
+constexpr int kMostChannels = 1000;  // of features; the arithmetic of sizes stays far from its end
 
 struct Malformed {
     std::string what;
@@ -51,6 +52,13 @@ std::array<T, 3> three(const json& values) {
         throw Malformed{values.dump() + " where three positive numbers belong"};
     }
     return values.get<std::array<T, 3>>();
+}
+
+int32_t channels(const json& value) {
+    if (!value.is_number_integer() || value < 1 || value > kMostChannels) {
+        throw Malformed{value.dump() + " where a number of channels belongs"};
+    }
+    return value.get<int32_t>();
 }
 
 std::string orientation(const json& value) {
@@ -142,7 +150,9 @@ Bundle bundle_from(const fs::path& folder, const json& manifest) {
                   one_of({"exact", "reference"}, manifest.at("sampling").at("convention")),
                   false,
                   {},
-                  {}};
+                  {},
+                  {},
+                  0};
     for (const json& output : manifest.value("outputs", json::array())) {
         bundle.has_warped = bundle.has_warped || output == "warped";
     }
@@ -151,6 +161,13 @@ Bundle bundle_from(const fs::path& folder, const json& manifest) {
     }
     for (const json& entry : manifest.at("engines")) {
         bundle.engines.push_back(engine_entry(entry, manifest.at("files")));
+    }
+    if (const auto features = manifest.find("features");
+        features != manifest.end() && !features->is_null()) {
+        bundle.feature_channels = channels(features->at("channels"));
+        for (const json& entry : features->at("networks")) {
+            bundle.feature_networks.push_back(network_entry(entry, manifest.at("files")));
+        }
     }
     return bundle;
 }
@@ -226,14 +243,6 @@ std::vector<char> read_verified(const Bundle& bundle, const FileEntry& entry) {
             "…: the file was altered; copy the bundle again from a source that you trust.");
     }
     return data;
-}
-
-fs::path verified_network(const Bundle& bundle, const NetworkEntry& entry) {
-    read_verified(bundle, entry);
-    if (entry.weights) {
-        read_verified(bundle, *entry.weights);
-    }
-    return bundle.folder / entry.file;
 }
 
 std::size_t voxels(const Shape& shape) {

@@ -45,6 +45,8 @@ struct Bundle {
     bool has_warped;  // whether its networks give the warped volume too
     std::vector<NetworkEntry> networks;
     std::vector<EngineEntry> engines;
+    std::vector<NetworkEntry> feature_networks;
+    int32_t feature_channels;  // 0 without feature networks
 };
 
 // Throws PARAMORPH_BUNDLE_ERROR: no bundle there, an unknown format, a malformed entry.
@@ -53,10 +55,6 @@ Bundle load_bundle(const std::filesystem::path& folder);
 // The bytes of a file, hashed as they are returned.
 // Throws PARAMORPH_BUNDLE_ERROR: it is missing, outside the bundle, or was altered.
 std::vector<char> read_verified(const Bundle& bundle, const FileEntry& entry);
-
-// A network's ONNX file, hashed right before it is opened, as its weights are.
-// Throws PARAMORPH_BUNDLE_ERROR: as read_verified.
-std::filesystem::path verified_network(const Bundle& bundle, const NetworkEntry& entry);
 
 std::size_t voxels(const Shape& shape);
 

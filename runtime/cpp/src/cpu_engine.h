@@ -1,4 +1,4 @@
-// A bundle's network on the CPU, by ONNX Runtime.
+// A bundle's registration or feature network on the CPU, by ONNX Runtime.
 #pragma once
 
 #include <mutex>
@@ -15,12 +15,14 @@ public:
 
     paramorph_info info() const override;
     void run(const float* moving, const float* fixed, float* displacement, float* warped) override;
+    void features(const float* moving, const float* fixed, float* features) override;
     void enqueue(const float* moving, const float* fixed, float* displacement, float* warped,
                  void* stream) override;
     void* stream() const override { return nullptr; }
 
 private:
     Bundle bundle_;
+    const bool gives_features_;
     NetworkEntry entry_;
     OnnxRuntime library_;
     OnnxRuntime::Session session_;

@@ -9,9 +9,31 @@
 #include "gpu_engine.h"
 
 namespace paramorph {
+namespace {
+
+void check_network(const char* network, bool on_gpu) {
+    if (network == nullptr || std::strcmp(network, "registration") == 0) {
+        return;
+    }
+    const std::string given = std::string(", got \"") + network + "\"; ";
+    if (std::strcmp(network, kFeatures) != 0) {
+        refuse(PARAMORPH_INVALID_ARGUMENT,
+               "options.network: expected \"registration\" or \"features\"" + given +
+                   "choose one, or NULL for the registration.");
+    }
+    if (on_gpu) {
+        refuse(PARAMORPH_INVALID_ARGUMENT,
+               "options.network: expected \"registration\" on a GPU" + given +
+                   "run it on the CPU, by options.backend \"onnxruntime\".");
+    }
+}
+
+}  // namespace
 
 std::unique_ptr<Engine> open_engine(const char* folder, const paramorph_options& options) {
-    if (options.backend == nullptr || std::strcmp(options.backend, "tensorrt") == 0) {
+    const bool on_gpu = options.backend == nullptr || std::strcmp(options.backend, "tensorrt") == 0;
+    check_network(options.network, on_gpu);
+    if (on_gpu) {
         return std::make_unique<GpuEngine>(folder, options);
     }
     if (std::strcmp(options.backend, "onnxruntime") == 0) {
@@ -53,13 +75,11 @@ void check_arrays(const char* file, bool has_warped, const float* moving, const 
     }
 }
 
-void check_finite(const char* file, const float* displacement, std::size_t count) {
-    if (!std::all_of(displacement, displacement + count,
-                     [](float value) { return std::isfinite(value); })) {
-        refuse(PARAMORPH_BACKEND_ERROR,
-               std::string(file) +
-                   ": expected finite displacements, got values that are not; verify that "
-                   "the volumes are finite and in [0, 1].");
+void check_finite(const char* file, const char* what, const float* values, std::size_t count) {
+    if (!std::all_of(values, values + count, [](float value) { return std::isfinite(value); })) {
+        refuse(PARAMORPH_BACKEND_ERROR, std::string(file) + ": expected finite " + what +
+                                            ", got values that are not; verify that the volumes "
+                                            "are finite and in [0, 1].");
     }
 }
 

@@ -10,6 +10,9 @@
 
 namespace paramorph {
 
+// What options.network calls the feature network, and the network its output.
+constexpr char kFeatures[] = "features";
+
 // Its functions are those of the C interface, which says what they do.
 class Engine {
 public:
@@ -18,6 +21,7 @@ public:
     virtual paramorph_info info() const = 0;
     virtual void run(const float* moving, const float* fixed, float* displacement,
                      float* warped) = 0;
+    virtual void features(const float* moving, const float* fixed, float* features) = 0;
     virtual void enqueue(const float* moving, const float* fixed, float* displacement,
                          float* warped, void* stream) = 0;
     virtual void* stream() const = 0;
@@ -36,7 +40,7 @@ paramorph_info info_of(const Bundle& bundle, const Shape& shape);
 void check_arrays(const char* file, bool has_warped, const float* moving, const float* fixed,
                   const float* displacement, const float* warped);
 
-// Throws PARAMORPH_BACKEND_ERROR.
-void check_finite(const char* file, const float* displacement, std::size_t count);
+// Throws PARAMORPH_BACKEND_ERROR. `what` names the values: "displacements", "features".
+void check_finite(const char* file, const char* what, const float* values, std::size_t count);
 
 }  // namespace paramorph

@@ -184,7 +184,13 @@ void GpuEngine::run(const float* moving, const float* fixed, float* displacement
               "copy the warped volume from the GPU");
     }
     check(driver().cuStreamSynchronize(finish.stream), "finish the registration");
-    check_finite(entry_.file.c_str(), displacement, 3 * bytes / sizeof(float));
+    check_finite(entry_.file.c_str(), "displacements", displacement, 3 * bytes / sizeof(float));
+}
+
+void GpuEngine::features(const float*, const float*, float*) {
+    refuse(PARAMORPH_INVALID_ARGUMENT,
+           "engine: expected one of a feature network, got one for a GPU; open another with "
+           "options.backend \"onnxruntime\" and options.network \"features\".");
 }
 
 void GpuEngine::enqueue(const float* moving, const float* fixed, float* displacement, float* warped,

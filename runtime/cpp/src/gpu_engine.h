@@ -18,6 +18,7 @@ public:
 
     paramorph_info info() const override;
     void run(const float* moving, const float* fixed, float* displacement, float* warped) override;
+    void features(const float* moving, const float* fixed, float* features) override;
     void enqueue(const float* moving, const float* fixed, float* displacement, float* warped,
                  void* stream) override;
     void* stream() const override { return session_->stream.get(); }

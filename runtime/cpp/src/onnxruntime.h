@@ -4,8 +4,8 @@
 // The table is declared in onnxruntime.cpp, as far as it is used: no header has to be found.
 #pragma once
 
-#include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,14 +21,22 @@ public:
     ~OnnxRuntime();
     OnnxRuntime(const OnnxRuntime&) = delete;
 
+    // Of a network, and where on the host it goes: (batch, channels, D, H, W).
+    struct Output {
+        const char* name;
+        int32_t batch, channels;
+        float* values;
+    };
+
     // A network, loaded. It must not outlive its library.
     class Session {
     public:
         Session(Session&&) = default;
 
-        // Volumes and results on the host; `warped` may be NULL.
+        // Volumes on the host; computes these outputs alone.
         // Throws PARAMORPH_BACKEND_ERROR.
-        void run(const float* moving, const float* fixed, float* displacement, float* warped) const;
+        void run(const float* moving, const float* fixed,
+                 const std::vector<Output>& outputs) const;
 
     private:
         friend class OnnxRuntime;
@@ -42,11 +50,11 @@ public:
         Handle handle_;
     };
 
-    // path: of the network's file, verified, as what it reads is: its weights lie beside it.
+    // file, weights: what the files of `entry` hold, not needed afterwards.
     // threads: within one operator; 0 is all cores.
     // Throws PARAMORPH_BACKEND_ERROR: ONNX Runtime refuses it.
-    Session session(const std::filesystem::path& path, const NetworkEntry& entry,
-                    int32_t threads) const;
+    Session session(const std::vector<char>& file, const std::optional<std::vector<char>>& weights,
+                    const NetworkEntry& entry, int32_t threads) const;
 
     std::string version;  // in full, such as "1.31.1"
 

@@ -9,6 +9,7 @@
 
 #include "engine.h"
 #include "error.h"
+#include "refinement.h"
 #include "tensorrt.h"
 
 struct paramorph_engine {
@@ -58,6 +59,20 @@ void check_given(const void* argument, const char* name) {
     }
 }
 
+// A structure's size tells the header that its caller was compiled with. When members are added at
+// its end, smaller sizes will be those of older programs, which leave them 0.
+template <typename Structure>
+void check_size(const Structure& given, const char* name) {
+    if (given.struct_size != sizeof(Structure)) {
+        paramorph::refuse(PARAMORPH_INVALID_ARGUMENT,
+                          std::string(name) + ".struct_size: expected " +
+                              std::to_string(sizeof(Structure)) + ", got " +
+                              std::to_string(given.struct_size) +
+                              "; set it to the structure's sizeof, and compile with the header of "
+                              "this library.");
+    }
+}
+
 }  // namespace
 
 const char* paramorph_version() { return PARAMORPH_VERSION; }
@@ -74,7 +89,11 @@ paramorph_status paramorph_open(const char* bundle, const paramorph_options* opt
     return guarded([=] {
         check_given(bundle, "bundle");
         check_given(engine, "engine");
-        const paramorph_options given = options != nullptr ? *options : paramorph_options{};
+        paramorph_options given{};
+        if (options != nullptr) {
+            check_size(*options, "options");
+            given = *options;
+        }
         *engine = new paramorph_engine{paramorph::open_engine(bundle, given)};
     });
 }
@@ -85,7 +104,9 @@ paramorph_status paramorph_describe(const paramorph_engine* engine, paramorph_in
     return guarded([=] {
         check_engine(engine);
         check_given(info, "info");
+        check_size(*info, "info");
         *info = engine->engine->info();
+        info->struct_size = sizeof *info;
     });
 }
 
@@ -94,6 +115,30 @@ paramorph_status paramorph_register(paramorph_engine* engine, const float* movin
     return guarded([=] {
         check_engine(engine);
         engine->engine->run(moving, fixed, displacement, warped);
+    });
+}
+
+paramorph_status paramorph_features(paramorph_engine* engine, const float* moving,
+                                    const float* fixed, float* features) {
+    return guarded([=] {
+        check_engine(engine);
+        engine->engine->features(moving, fixed, features);
+    });
+}
+
+paramorph_status paramorph_refine(const paramorph_refinement* refinement, float* displacement,
+                                  float* warped) {
+    return guarded([=] {
+        check_given(refinement, "refinement");
+        check_size(*refinement, "refinement");
+        paramorph::refine(*refinement, displacement, warped);
+    });
+}
+
+paramorph_status paramorph_usual_levels(int32_t iterations, paramorph_level* levels) {
+    return guarded([=] {
+        check_given(levels, "levels");
+        paramorph::usual_levels(iterations, levels);
     });
 }
 

@@ -13,19 +13,29 @@ import numpy as np
 Text, Pointer = ctypes.c_char_p, ctypes.c_void_p
 
 
-class Options(ctypes.Structure):
+class Structure(ctypes.Structure):
+    """One that tells its size."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**{"struct_size": ctypes.sizeof(self), **fields})
+
+
+class Options(Structure):
     _fields_ = [
+        ("struct_size", ctypes.c_uint32),
         ("device", ctypes.c_int32),
         ("shape", ctypes.c_int32 * 3),
         ("precision", Text),
         ("backend", Text),
         ("library", Text),
         ("threads", ctypes.c_int32),
+        ("network", Text),
     ]
 
 
-class Info(ctypes.Structure):
+class Info(Structure):
     _fields_ = [
+        ("struct_size", ctypes.c_uint32),
         ("name", Text),
         ("file", Text),
         ("flavour", Text),
@@ -41,6 +51,38 @@ class Info(ctypes.Structure):
         ("lower_percentile", ctypes.c_double),
         ("upper_percentile", ctypes.c_double),
         ("device_memory", ctypes.c_int64),
+        ("channels", ctypes.c_int32),
+    ]
+
+
+class Level(ctypes.Structure):
+    _fields_ = [
+        ("spacing_mm", ctypes.c_double),
+        ("iterations", ctypes.c_int32),
+        ("step", ctypes.c_double),
+        ("force_sigma", ctypes.c_double),
+        ("field_sigma", ctypes.c_double),
+        ("feature_sigma", ctypes.c_double),
+        ("features", ctypes.c_double),
+    ]
+
+
+class Refinement(Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("shape", ctypes.c_int32 * 3),
+        ("spacing_mm", ctypes.c_double * 3),
+        ("moving", Pointer),
+        ("fixed", Pointer),
+        ("counts", Pointer),
+        ("start", Pointer),
+        ("start_shape", ctypes.c_int32 * 3),
+        ("features", Pointer),
+        ("channels", ctypes.c_int32),
+        ("feature_shape", ctypes.c_int32 * 3),
+        ("levels", ctypes.POINTER(Level)),
+        ("level_count", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
     ]
 
 
@@ -49,6 +91,9 @@ paramorph.paramorph_open.argtypes = [Text, ctypes.POINTER(Options), ctypes.POINT
 paramorph.paramorph_describe.argtypes = [Pointer, ctypes.POINTER(Info)]
 paramorph.paramorph_register.argtypes = [Pointer] * 5
 paramorph.paramorph_register_async.argtypes = [Pointer] * 6
+paramorph.paramorph_features.argtypes = [Pointer] * 4
+paramorph.paramorph_refine.argtypes = [ctypes.POINTER(Refinement), Pointer, Pointer]
+paramorph.paramorph_usual_levels.argtypes = [ctypes.c_int32, ctypes.POINTER(Level)]
 paramorph.paramorph_close.argtypes = [Pointer]
 paramorph.paramorph_close.restype = None
 paramorph.paramorph_stream.argtypes = [Pointer]
@@ -104,12 +149,53 @@ class Engine:
         check(paramorph.paramorph_register(self.handle, *addresses))
         return displacement, result
 
+    def features(self, moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+        features = np.full((2, self.info.channels, *self.shape), np.nan, np.float32)
+        addresses = [array.ctypes.data for array in (moving, fixed, features)]
+        check(paramorph.paramorph_features(self.handle, *addresses))
+        return features
+
     def register_async(self, *addresses: int | None, stream: int | None = None) -> None:
         check(paramorph.paramorph_register_async(self.handle, *addresses, stream))
 
     @property
     def stream(self) -> int:
         return paramorph.paramorph_stream(self.handle)
+
+
+def usual_levels(iterations: int) -> list[Level]:
+    levels = (Level * 4)()
+    check(paramorph.paramorph_usual_levels(iterations, levels))
+    return list(levels)
+
+
+def refine(
+    moving: np.ndarray | None,
+    fixed: np.ndarray,
+    spacing_mm: tuple[float, ...],
+    *,
+    counts: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+    features: np.ndarray | None = None,
+    levels: list[Level] | None = None,
+    **fields: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The refined displacement, and what it makes of the moving image."""
+    arrays = {"moving": moving, "fixed": fixed, "counts": counts, "start": start}
+    arrays["features"] = features
+    given = {"shape": fixed.shape, "spacing_mm": spacing_mm}
+    given |= {name: a.ctypes.data for name, a in arrays.items() if a is not None}
+    if start is not None:
+        given["start_shape"] = start.shape[1:]
+    if features is not None:
+        given |= {"channels": features.shape[1], "feature_shape": features.shape[2:]}
+    if levels is not None:
+        given |= {"levels": (Level * len(levels))(*levels), "level_count": len(levels)}
+    displacement = np.full((3, *fixed.shape), np.nan, np.float32)
+    warped = np.full(fixed.shape, np.nan, np.float32)
+    request = Refinement(**(given | fields))
+    check(paramorph.paramorph_refine(request, displacement.ctypes.data, warped.ctypes.data))
+    return displacement, warped
 
 
 class DeviceArray:
