@@ -75,7 +75,10 @@ class Augmentation:
     own_rotation_deg: float = option(2.0, "of each volume about each axis, uniform in ±")
     own_scale: float = option(0.02, "relative change of size of each volume, uniform in ±")
     own_shift_vox: float = option(1.0, "of each volume along each axis, uniform in ±")
-    flip_probability: float = option(0.5, "of mirroring both along the first axis: left-right")
+    flip_probability: float = option(0.5, "of mirroring both along an axis of flip_axes")
+    flip_axes: tuple[int, ...] = option(
+        (0,), "that may be mirrored, each by itself: 0 left-right, 1 front-back, 2 up-down"
+    )
     common_elastic_vox: float = option(2.0, "bound of the random smooth displacement of both alike")
     own_elastic_vox: float = option(0.0, "bound of the random smooth displacement of each volume")
     elastic_knots: int = option(6, "random vectors along each axis, interpolated in between")
@@ -84,7 +87,9 @@ class Augmentation:
     noise: float = option(0.02, "largest standard deviation of the noise of each volume")
 
     def __post_init__(self) -> None:
-        for name in (f.name for f in fields(self)):
+        if not set(self.flip_axes) <= {0, 1, 2}:
+            raise OptionError(f"flip_axes: expected some of 0, 1, 2, got {self.flip_axes}.")
+        for name in (f.name for f in fields(self) if f.name != "flip_axes"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name}: expected at least 0, got {getattr(self, name)}.")
         for name in ("common_scale", "own_scale", "flip_probability"):
@@ -111,8 +116,9 @@ class Augmentation:
         For label maps that move with their images; `rng` (on the CPU) decides everything.
         """
         common = _random_affine(rng, self.common_rotation_deg, self.common_scale, 0.0)
-        if torch.rand((), generator=rng) < self.flip_probability:
-            common = common @ torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
+        for axis in self.flip_axes:
+            if torch.rand((), generator=rng) < self.flip_probability:
+                common[:, axis] *= -1
         elastic = self._elastic(rng, shape, self.common_elastic_vox, device)
         return self._own(rng, shape, common, elastic), self._own(rng, shape, common, elastic)
 

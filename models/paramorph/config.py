@@ -42,6 +42,7 @@ class NetworkConfig:
     window_return: WindowReturn = "exact"  # way back from windows: paramorph.windows.window_layout
     sampling: Sampling = "exact"  # how `warped` is sampled: see paramorph.warp.SAMPLING
     passes: int = 1  # how often the network runs, each time on the volume warped so far
+    smoothing: float = 0.0  # Gaussian over the head's output, standard deviation in voxels; 0: none
     integration_steps: int = 0  # squarings of a stationary velocity; 0: a displacement directly
 
     def __post_init__(self) -> None:
@@ -67,10 +68,11 @@ class NetworkConfig:
                     f"got {getattr(self, name)}."
                 )
 
-        if self.passes < 1 or self.integration_steps < 0:
+        if self.passes < 1 or self.integration_steps < 0 or self.smoothing < 0:
             raise ConfigError(
-                f"network config: expected at least one pass and no negative number of integration "
-                f"steps, got {self.passes} and {self.integration_steps}."
+                "network config: expected at least one pass, and neither integration steps nor "
+                f"smoothing below 0, got {self.passes}, {self.integration_steps} and "
+                f"{self.smoothing}."
             )
         if self.sampling == "reference" and (self.passes > 1 or self.integration_steps):
             raise ConfigError(

@@ -15,7 +15,7 @@ from paramorph.cross_attention import CrossAttention
 from paramorph.decoder import Decoder, LongSkips
 from paramorph.encoder import Encoder, Features
 from paramorph.swin import SwinBlock
-from paramorph.warp import compose, integrate, warp
+from paramorph.warp import compose, integrate, smooth, warp
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -106,6 +106,8 @@ class ParaMorph(nn.Module):
 
     def _decode(self, coarsest: Tensor, skips: list[tuple[Tensor, ...]]) -> Displacement:
         output = self.decoder(coarsest, skips)
+        if self.config.smoothing:
+            output = smooth(output.float(), self.config.smoothing)
         steps = self.config.integration_steps
         return integrate(output.float(), steps) if steps else output
 

@@ -94,6 +94,9 @@ class NetworkOptions:
     window: tuple[int, ...] = option((), "attention window in tokens D H W; [] is shape / 32")
     drop_path: float = option(0.0, "stochastic depth of the last encoder block, linear from 0")
     passes: int = option(1, "passes of the network, each on the volume warped so far")
+    smoothing: float = option(
+        0.0, "standard deviation in voxels of a Gaussian over each pass's field; 0: none"
+    )
     integration_steps: int = option(
         0, "squarings of a stationary velocity field (diffeomorphic); 0: a displacement directly"
     )
@@ -154,6 +157,7 @@ class RunConfig:
             window=options.window or tuple(n // 32 for n in shape),
             drop_path=options.drop_path,
             passes=options.passes,
+            smoothing=options.smoothing,
             integration_steps=options.integration_steps,
         )
         provenance = {"config": options.size, **self.run.origin(load_weights)}

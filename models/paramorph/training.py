@@ -139,7 +139,7 @@ class Trainer:
             TrainingError: Weights of another network.
         """
         network, info = load_weights(path)
-        free = {"drop_path": 0.0, "passes": 1}
+        free = {"drop_path": 0.0, "passes": 1, "smoothing": 0.0}
         theirs, ours = (i.network.with_options(**free) for i in (info, self.info))
         if theirs != ours:
             raise TrainingError(

@@ -113,6 +113,22 @@ def integrate(velocity: Float[Tensor, "b 3 d h w"], squarings: int) -> Float[Ten
     return displacement
 
 
+def smooth(displacement: Float[Tensor, "b 3 d h w"], sigma: float) -> Float[Tensor, "b 3 d h w"]:
+    """The displacement convolved with a Gaussian of `sigma` voxels; beyond the border lie zeros."""
+    d, h, w = displacement.shape[2:]
+    along_d, along_h, along_w = (_gaussian(n, sigma, displacement) for n in (d, h, w))
+    smoothed = (along_d @ displacement.flatten(3)).unflatten(3, (h, w))
+    return along_h @ smoothed @ along_w
+
+
+def _gaussian(n: int, sigma: float, like: Tensor) -> Float[Tensor, "n n"]:
+    """The convolution along an axis of `n` voxels as a symmetric matrix."""
+    offsets = torch.arange(-n, n + 1, dtype=torch.float32, device=like.device)
+    weights = torch.exp(offsets.square() * (-0.5 / sigma**2))
+    positions = torch.arange(n, device=like.device)
+    return (weights / weights.sum())[positions[:, None] - positions + n].to(like.dtype)
+
+
 def _sample(
     volume: Tensor, displacement: Tensor, interpolation: str, padding: str, align_corners: bool
 ) -> Tensor:

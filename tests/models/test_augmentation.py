@@ -14,10 +14,10 @@ from paramorph.options import OptionError
 SHAPE = (40, 44, 52)
 
 
-def only(**options: float) -> Augmentation:
+def only(**options: float | tuple[int, ...]) -> Augmentation:
     """With these changes and no others."""
     off = {f.name: 0.0 for f in fields(Augmentation)}
-    return Augmentation(**{**off, "elastic_knots": 6, **options})
+    return Augmentation(**{**off, "flip_axes": (0,), "elastic_knots": 6, **options})
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -58,6 +58,21 @@ def test_the_flip_mirrors_the_first_axis():
     moving, fixed = rand(1, 1, *SHAPE), rand(1, 1, *SHAPE, seed=1)
     flipped = only(flip_probability=1.0)(moving, fixed, rng())
     torch.testing.assert_close(flipped, (moving.flip(2), fixed.flip(2)), atol=1e-5, rtol=0)
+
+
+def test_other_axes_can_be_mirrored_each_by_itself():
+    moving, fixed = torch.rand(2, 1, 1, 8, 9, 10)
+    flipped = only(flip_probability=1.0, flip_axes=(0, 1))(moving, fixed, rng())
+    torch.testing.assert_close(flipped[0], moving.flip(2, 3), atol=1e-5, rtol=0)
+    flip = only(flip_probability=0.5, flip_axes=(0, 1))
+    seen = [flip(moving, fixed, rng(seed))[0] for seed in range(60)]
+    for axes in ([], [2], [3], [2, 3]):
+        assert any(torch.allclose(image, moving.flip(axes), atol=1e-5) for image in seen)
+
+
+def test_an_axis_that_a_volume_lacks_is_refused():
+    with pytest.raises(OptionError, match="flip_axes: expected some of 0, 1, 2"):
+        Augmentation(flip_axes=(3,))
 
 
 def test_the_flip_happens_as_often_as_asked():

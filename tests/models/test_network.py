@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from benchmarks.plain_transcription import PlainTranscription
+from scipy.ndimage import gaussian_filter
 from torch.utils.flop_counter import FlopCounterMode
 
 from paramorph import CONFIGS, NetworkConfig, ParaMorph
@@ -185,13 +187,26 @@ def test_a_velocity_is_integrated_in_every_pass():
     torch.testing.assert_close(found, compose(first, further), atol=1e-4, rtol=1e-4)
 
 
+def test_the_head_s_field_can_be_smoothed(tiny):
+    moving, fixed = torch.rand(2, 1, 1, 32, 64, 96)
+    smoothing = make_network(window=(2, 2, 3), smoothing=1.5)
+    with torch.inference_mode():
+        rough = tiny(moving, fixed)[0].numpy()
+        found = smoothing(moving, fixed)[0]
+        to_moving, _ = smoothing.both_ways(moving, fixed)
+    wanted = [gaussian_filter(u, 1.5, mode="constant", truncate=8.0) for u in rough]
+    torch.testing.assert_close(found, torch.from_numpy(np.stack(wanted)), atol=1e-4, rtol=1e-4)
+    assert np.abs(np.stack(wanted) - rough).max() > 0.1
+    torch.testing.assert_close(to_moving[0], found, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("options", [{"passes": 2}, {"integration_steps": 7}])
 def test_fields_are_not_composed_under_the_reference_sampling(options):
     with pytest.raises(ConfigError, match="expected sampling exact where fields are composed"):
         NetworkConfig(sampling="reference", **options)
 
 
-@pytest.mark.parametrize("options", [{"passes": 0}, {"integration_steps": -1}])
+@pytest.mark.parametrize("options", [{"passes": 0}, {"integration_steps": -1}, {"smoothing": -0.5}])
 def test_impossible_numbers_of_passes_are_refused(options):
     with pytest.raises(ConfigError, match="expected at least one pass"):
         NetworkConfig(**options)
