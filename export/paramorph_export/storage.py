@@ -1,7 +1,7 @@
 """Constants of a graph without a number twice or a byte too many; loading gives the same bits.
 
-Trained parameters stay in the bundle's file of weights, half as long as the graph computes with,
-and the graph points into it. What repeats, as masks and position biases of windows do, is there
+Trained parameters stay in the bundle's file of weights, in float16 or int8, and the graph points
+into it. What repeats, as masks and position biases of windows do, is there
 once, with the places where it belongs. All becomes the narrowest type that holds it exactly.
 `Cast`, and where needed `Gather`, `Transpose` and `Mul`, make of it what the graph reads; engines
 fold these nodes when they load it.
@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from paramorph.checkpoint import SCALE_SUFFIX
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -34,7 +36,7 @@ _NARROWER = {
     np.dtype(np.int64): (np.int8, np.int16, np.int32),
 }
 _LENGTH_BYTES = 8  # at the start of a safetensors file: of its header
-_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I8": np.dtype("i1")}
 _FOLDED = ("Cast", "Gather", "Transpose", "Mul")
 
 
@@ -96,11 +98,20 @@ class _Trained:
 
     file: str
     offset: int  # of the first row, bytes from the file's start
-    rows: Float[np.ndarray, "n row"]  # in the type of the file
+    rows: Shaped[np.ndarray, "n row"]  # in the type of the file
+    scales: Float[np.ndarray, "n 1"] | None = None  # of integers
+
+    @property
+    def values(self) -> Float[np.ndarray, "n row"]:
+        """What the rows stand for, in float32."""
+        values = self.rows.astype(np.float32)
+        return values if self.scales is None else values * self.scales
 
     def part(self, start: int, count: int) -> _Trained:
         offset = self.offset + start * self.rows[0].nbytes
-        return replace(self, offset=offset, rows=self.rows[start : start + count])
+        here = slice(start, start + count)
+        scales = None if self.scales is None else self.scales[here]
+        return replace(self, offset=offset, rows=self.rows[here], scales=scales)
 
     def constant(self, name: str, shape: Sequence[int]) -> TensorProto:
         """These rows as a constant of a graph."""
@@ -124,13 +135,20 @@ def _trained(path: Path) -> list[_Trained]:
     content = np.memmap(path, np.uint8, mode="r")
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES].tobytes(), "little")
     header = json.loads(content[_LENGTH_BYTES:start].tobytes())
+    header.pop("__metadata__", None)
+
+    def numbers(entry: dict) -> Shaped[np.ndarray, " n"]:
+        first, end = (start + offset for offset in entry["data_offsets"])
+        return np.frombuffer(content[first:end].tobytes(), _TYPES[entry["dtype"]])
+
     trained = []
     for name, entry in header.items():
-        if name == "__metadata__" or entry["dtype"] not in _TYPES or len(entry["shape"]) < 2:
+        if entry["dtype"] not in _TYPES or len(entry["shape"]) < 2:
             continue
-        first, end = (start + offset for offset in entry["data_offsets"])
-        rows = np.frombuffer(content[first:end].tobytes(), _TYPES[entry["dtype"]])
-        trained.append(_Trained(path.name, first, rows.reshape(entry["shape"][0], -1)))
+        rows = numbers(entry).reshape(entry["shape"][0], -1)
+        scale = header.get(name + SCALE_SUFFIX)
+        scales = numbers(scale)[:, np.newaxis] if scale else None
+        trained.append(_Trained(path.name, start + entry["data_offsets"][0], rows, scales))
     return trained
 
 
@@ -152,10 +170,11 @@ def _from_weights(
             steps: list[tuple[str, list[str], dict]] = []
             if rows.rows.dtype != values.dtype:
                 steps.append(("Cast", [], {"to": TensorProto.FLOAT}))
-            if (scales != 1).any():
-                column = scales.reshape(-1, *[1] * (len(shape) - 1))
-                constants.append(numpy_helper.from_array(column, f"{name}.scales"))
-                steps.append(("Mul", [constants[-1].name], {}))
+            for kind, factors in (("quantized", rows.scales), ("scales", scales)):
+                if factors is not None and (factors != 1).any():
+                    column = factors.reshape(-1, *[1] * (len(shape) - 1))
+                    constants.append(numpy_helper.from_array(column, f"{name}.{kind}"))
+                    steps.append(("Mul", [constants[-1].name], {}))
             if transposed:
                 steps.append(("Transpose", [], {"perm": [1, 0]}))
             if not steps:
@@ -171,13 +190,13 @@ def _scaled_rows(
     count, length = wanted.shape
     if tensor.rows.shape[1] != length or len(tensor.rows) < count:
         return None
-    rows = tensor.rows.astype(np.float64)
+    rows = tensor.values.astype(np.float64)
     lengths = np.maximum(np.linalg.norm(rows, axis=1), 1e-30)
     start = int(np.argmax(rows @ wanted[0] / lengths))  # of the rows in the direction of the first
     if start + count > len(rows):
         return None
     part = tensor.part(start, count)
-    widened = part.rows.astype(np.float32)
+    widened = part.values
     scales = np.ones(count, np.float32)
     others = np.flatnonzero((widened != wanted).any(axis=1))
     if len(others):
@@ -251,7 +270,7 @@ def _chain(
     """Nodes one after another, from the value `first` to the value `last`."""
     read = first
     for number, (kind, others, attributes) in enumerate(steps, start=1):
-        given = last if number == len(steps) else f"{last}.{kind.lower()}"
+        given = last if number == len(steps) else f"{last}.{number}.{kind.lower()}"
         yield helper.make_node(kind, [read, *others], [given], name=f"{given}/{kind}", **attributes)
         read = given
 

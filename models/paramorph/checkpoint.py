@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "paramorph"
 FEATURES_KEY = "paramorph-features"
+#: Of the tensor that holds the scale of each row of a tensor in int8.
+SCALE_SUFFIX = ".int8_scale"
+#: Tensors of fewer elements stay in float16 where others become int8.
+FEWEST_QUANTIZED = 4096
 
 
 class CheckpointError(ParamorphError, ValueError):
@@ -109,8 +113,19 @@ def save_weights(
     info: WeightsInfo | FeatureInfo,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write `state` (a state_dict of the network of `info`) and `info`, atomically."""
-    tensors = {name: t.detach().cpu().to(dtype).contiguous() for name, t in state.items()}
+    """Write `state` (a state_dict of the network of `info`) and `info`, atomically.
+
+    With `dtype` int8, large tensors are quantized row by row, and all others are in float16.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        t = tensor.detach().cpu().contiguous()
+        if dtype != torch.int8:
+            tensors[name] = t.to(dtype)
+        elif t.ndim > 1 and t.numel() >= FEWEST_QUANTIZED:
+            tensors[name], tensors[name + SCALE_SUFFIX] = quantized(t)
+        else:
+            tensors[name] = t.half()
     key = METADATA_KEY if isinstance(info, WeightsInfo) else FEATURES_KEY
     with staged_file(Path(path)) as staging:
         try:
@@ -118,6 +133,19 @@ def save_weights(
         except SafetensorError as err:  # its only way to say that the disk is full
             raise OSError(str(err)) from err
         staging.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def quantized(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers of the tensor's shape and a scale per row, whose products are the nearest values."""
+    rows = tensor.float().flatten(1)
+    scales = rows.abs().amax(1).clamp_min(1e-12) / 127
+    integers = (rows / scales[:, None]).round().to(torch.int8)
+    return integers.reshape(tensor.shape), scales
+
+
+def dequantized(integers: Tensor, scales: Tensor) -> Tensor:
+    """What `quantized` stands for, in float32."""
+    return integers.float() * scales.reshape(-1, *[1] * (integers.ndim - 1))
 
 
 def load_weights(path: str | Path) -> tuple[ParaMorph, WeightsInfo]:
@@ -136,6 +164,16 @@ def load_feature_weights(path: str | Path) -> tuple[FeatureNetwork, FeatureInfo]
         CheckpointError: No file, not one of ours, or tensors that do not fit its own config.
     """
     return _loaded(path, FEATURES_KEY, FeatureInfo, FeatureNetwork)
+
+
+def weights_kind(path: str | Path) -> type[WeightsInfo] | type[FeatureInfo]:
+    """What is recorded with the weights in a file; loading them says if they are none.
+
+    Raises:
+        CheckpointError: No safetensors file.
+    """
+    _, metadata = _read_file(path)
+    return FeatureInfo if FEATURES_KEY in metadata else WeightsInfo
 
 
 def _loaded(
@@ -163,23 +201,33 @@ def _recorded(kind: type[Info], metadata: str, path: str | Path) -> Info:
 
 def _read_weights(path: str | Path, key: str) -> tuple[dict[str, Tensor], str]:
     """Tensors in float32 and the metadata under `key`."""
+    state, metadata = _read_file(path)
+    if key not in metadata:
+        raise CheckpointError(
+            f"{path}: expected weights written by this toolkit, got a safetensors file without "
+            f"its '{key}' metadata; write it with models/train.py or "
+            "models/import_checkpoint.py."
+        )
+    return state, metadata[key]
+
+
+def _read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors in float32, and all metadata."""
     path = Path(path)
     check_regular(path, "a file of weights", CheckpointError)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get(key)
+            metadata = file.metadata() or {}
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as err:
         raise CheckpointError(
             f"{path}: expected a safetensors file, got something else ({err}); "
             "import reference checkpoints with models/import_checkpoint.py."
         ) from err
-    if metadata is None:
-        raise CheckpointError(
-            f"{path}: expected weights written by this toolkit, got a safetensors file without "
-            f"its '{key}' metadata; write it with models/train.py or "
-            "models/import_checkpoint.py."
-        )
+    for scale_name in [name for name in state if name.endswith(SCALE_SUFFIX)]:
+        name = scale_name.removesuffix(SCALE_SUFFIX)
+        if name in state:  # else the network will miss it
+            state[name] = dequantized(state[name], state.pop(scale_name))
     return state, metadata
 
 

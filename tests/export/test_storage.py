@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
@@ -148,9 +149,10 @@ def test_bundle_holds_weights_in_float32_once(bundle, weights):
     assert (bundle / WEIGHTS).read_bytes() == weights.read_bytes()
 
 
-def test_bundle_holds_weights_in_half_once(weights, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
+def test_bundle_holds_narrow_weights_once(dtype, weights, tmp_path, monkeypatch):
     network, info = load_weights(weights)
-    save_weights(tmp_path / "w.safetensors", network.state_dict(), info, torch.float16)
+    save_weights(tmp_path / "w.safetensors", network.state_dict(), info, dtype)
     network, info = load_weights(tmp_path / "w.safetensors")
     traced = onnx_from_network(network, SHAPE)
     monkeypatch.setattr(bundle_module, "onnx_from_network", lambda *_: traced)

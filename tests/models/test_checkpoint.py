@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from paramorph import CONFIGS, ParaMorph
@@ -58,6 +59,48 @@ def test_half_precision_weights_load_as_float32(tiny, tmp_path):
     save_weights(tmp_path / "w.safetensors", tiny.state_dict(), info, torch.float16)
     network, _ = load_weights(tmp_path / "w.safetensors")
     assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_int8_weights_are_the_nearest_multiples_of_a_scale_per_row(tiny, tmp_path):
+    path, state = tmp_path / "w.safetensors", tiny.state_dict()
+    save_weights(path, state, WeightsInfo("tiny", tiny.config, (32, 32, 32)), torch.int8)
+    with safe_open(path, framework="pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    loaded = load_weights(path)[0].state_dict()
+    integers = [name for name, t in stored.items() if t.dtype == torch.int8]
+    assert set(integers) == {n for n, t in state.items() if t.ndim > 1 and t.numel() >= 4096}
+    assert len(integers) > 20
+    for name in integers:
+        scales = stored[f"{name}.int8_scale"]
+        rows, kept = state[name].flatten(1), loaded[name].flatten(1)
+        assert ((rows - kept).abs() <= scales[:, None] * 0.5001).all()
+        torch.testing.assert_close(scales, rows.abs().amax(1) / 127)
+
+
+def test_weights_are_quantized_by_a_command(tiny, tmp_path, capsys):
+    import quantize
+
+    info = WeightsInfo("tiny", tiny.config, (32, 32, 32))
+    save_weights(tmp_path / "w.safetensors", tiny.state_dict(), info, torch.float16)
+    command = [str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "small.safetensors")]
+    assert quantize.main(command) == 0
+    assert "MB" in capsys.readouterr().out
+    network, kept = load_weights(tmp_path / "small.safetensors")
+    assert kept == info
+    save_weights(tmp_path / "again.safetensors", tiny.state_dict(), info, torch.int8)
+    for name, tensor in load_weights(tmp_path / "again.safetensors")[0].state_dict().items():
+        torch.testing.assert_close(network.state_dict()[name], tensor, atol=2e-3, rtol=1e-2)
+    assert quantize.main(command) == 1
+    assert "expected a new file" in capsys.readouterr().err
+    assert quantize.main([__file__, "--out", str(tmp_path / "other.safetensors")]) == 1
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_a_scale_without_its_integers_is_refused(tiny, tmp_path):
+    state = {**tiny.state_dict(), "of_nothing.int8_scale": torch.ones(3)}
+    save_weights(tmp_path / "w.safetensors", state, WeightsInfo("tiny", tiny.config, (32, 32, 32)))
+    with pytest.raises(CheckpointError, match=r"unknown of_nothing\.int8_scale"):
+        load_weights(tmp_path / "w.safetensors")
 
 
 def test_weights_that_are_not_ours_are_refused(tiny, tmp_path):
