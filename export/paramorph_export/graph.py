@@ -19,17 +19,13 @@ from onnx_ir.passes.common import (
 from onnxscript import ir
 from onnxscript.rewriter import RewriteRuleSet
 
+from paramorph_export.attention import AttentionBySlots, SwapAsGather
 from paramorph_export.tokens import (
-    LogitsOfWiderHeads,
     MaskOfOneWindowInBias,
-    NormBeforeOrder,
     PatchMergingAsTransposition,
     PositionBiasesFromTable,
-    ProductBeforeOrder,
     ShiftMasksAsPatterns,
-    SwapAsGather,
     TokensFromVolume,
-    ValuesOfWiderHeads,
     VolumeFromTokens,
 )
 from paramorph_export.volumes import (
@@ -63,16 +59,13 @@ REWRITES: tuple[type[Rewrite], ...] = (
     DepthwiseInPairs,
     NormsAsRows,
     MaskOfOneWindowInBias,
+    SwapAsGather,
+    AttentionBySlots,
     PositionBiasesFromTable,
     ShiftMasksAsPatterns,
     PatchMergingAsTransposition,
     TokensFromVolume,
     VolumeFromTokens,
-    SwapAsGather,
-    NormBeforeOrder,
-    ProductBeforeOrder,
-    LogitsOfWiderHeads,
-    ValuesOfWiderHeads,
     RepeatedUpsamplingAsProducts,
 )
 
@@ -101,6 +94,7 @@ def rewrite_for_gpus(model: ir.Model, rewrites: Sequence[type[Rewrite]] = REWRIT
     """
     for rewrite in rewrites:
         RewriteRuleSet([rewrite.rule(model.graph)]).apply_to_model(model)
+        RemoveUnusedNodesPass()(model)
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         ShapeInferencePass()(model)
     DeduplicateInitializersPass(size_limit=_LARGEST_CONSTANT)(model)

@@ -1,4 +1,4 @@
-"""Rewrites for GPUs of what happens to tokens: windows, attention, patch merging."""
+"""Rewrites for GPUs of what happens to tokens: biases, masks, patch merging."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from onnxscript import ir
     from onnxscript.rewriter import MatchResult
-
-#: Channels of a head for which TensorRT for RTX has attention in one kernel.
-NARROWEST_HEAD = 16
 
 
 class MaskOfOneWindowInBias(Rewrite):
@@ -90,7 +87,7 @@ class ShiftMasksAsPatterns(Rewrite):
     """Attention masks as the few patterns that their windows share, looked up in one kernel.
 
     512 windows at 1/4 of 160×160×96 have 8, and the coarser scales the same. 6 MB less in the
-    engine.
+    engine. Several blocks add the same mask.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -100,10 +97,12 @@ class ShiftMasksAsPatterns(Rewrite):
         self._parts: dict[str, slice] = {}
         if not masks:
             return
+        distinct: dict[bytes, tuple[slice, np.ndarray]] = {}
         for name, mask in masks.items():
-            start = sum(p.stop - p.start for p in self._parts.values())
-            self._parts[name] = slice(start, start + len(mask))
-        hidden = np.concatenate(list(masks.values())) == MASKED
+            start = sum(len(m) for _, m in distinct.values())
+            part = slice(start, start + len(mask))
+            self._parts[name], _ = distinct.setdefault(mask.tobytes(), (part, mask))
+        hidden = np.concatenate([m for _, m in distinct.values()]) == MASKED
         self._patterns, self._of_window = _distinct(hidden, axis=0)
 
     def pattern(self, op: Any, logits: Any, mask: Any) -> Any:
@@ -203,133 +202,6 @@ class VolumeFromTokens(Rewrite):
         batch, channels, *size = volume.shape
         last = op.Reshape(x, constant(op, [batch, *size, channels]))
         return op.Transpose(last, perm=[0, 4, 1, 2, 3])
-
-
-class SwapAsGather(Rewrite):
-    """Both volumes of a batch in the other order, as one node that can be moved."""
-
-    def pattern(self, op: Any, x: Any) -> Any:
-        first, second = op.Split(x, axis=0, num_outputs=2, _outputs=2)
-        return op.Concat(second, first, axis=0)
-
-    def check(self, context: Any, x: ir.Value) -> MatchResult:
-        return judged(x.shape[0] == 2, "several volumes each")
-
-    def rewrite(self, op: Any, x: ir.Value) -> ir.Value:
-        return op.Gather(x, constant(op, [1, 0]), axis=0)
-
-
-class NormBeforeOrder(Rewrite):
-    """Tokens are normalised before they are put in another order, as that changes none of them."""
-
-    def pattern(self, op: Any, x: Any, order: Any, scale: Any, bias: Any) -> Any:
-        ordered = op.Gather(x, order, _outputs=["ordered"])
-        return op.LayerNormalization(ordered, scale, bias, _outputs=["normed"])
-
-    def check(self, context: Any, ordered: ir.Value, **_: Any) -> MatchResult:
-        return judged(_orders_tokens(ordered), "no order of tokens")
-
-    def rewrite(
-        self,
-        op: Any,
-        x: ir.Value,
-        order: ir.Value,
-        scale: ir.Value,
-        bias: ir.Value,
-        ordered: ir.Value,
-        normed: ir.Value,
-    ) -> ir.Value:
-        found = op.LayerNormalization(x, scale, bias, **attributes_of(normed))
-        return op.Gather(found, order, **attributes_of(ordered))
-
-
-class ProductBeforeOrder(Rewrite):
-    """Queries, keys and values are put into the order of windows, instead of tokens before them.
-
-    That happens in the kernel which takes heads apart anyway. With the order between a norm and
-    its product, the norm is two kernels with a float32 copy in between.
-    """
-
-    def pattern(self, op: Any, ordered: Any, weight: Any) -> Any:
-        return op.MatMul(ordered, weight)
-
-    def check(self, context: Any, ordered: ir.Value, weight: ir.Value) -> MatchResult:
-        return judged(weight.is_initializer() and _orders_tokens(ordered), "no order of tokens")
-
-    def rewrite(self, op: Any, ordered: ir.Value, weight: ir.Value) -> ir.Value:
-        orders = []
-        while _orders_tokens(ordered):
-            orders.append(ordered.producer())
-            ordered = ordered.producer().inputs[0]
-        result = op.MatMul(ordered, weight)
-        for node in reversed(orders):
-            kind = getattr(op, node.op_type)
-            result = kind(result, *node.inputs[1:], **node.attributes)
-        return result
-
-
-class LogitsOfWiderHeads(Rewrite):
-    """Queries and keys of narrow heads with zeros behind them, for attention in one kernel.
-
-    Which TensorRT for RTX has for 16 channels and more. With 8, attention is five kernels that
-    write its logits and read them four times: 697 → 665 launches with `ValuesOfWiderHeads`.
-    """
-
-    def pattern(self, op: Any, queries: Any, keys: Any) -> Any:
-        return op.MatMul(queries, op.Transpose(keys, _outputs=["turned"]))
-
-    def check(self, context: Any, queries: ir.Value, keys: ir.Value, **_: Any) -> MatchResult:
-        return judged(_is_narrow(queries) and _is_narrow(keys), "no narrow heads")
-
-    def rewrite(self, op: Any, queries: ir.Value, keys: ir.Value, turned: ir.Value) -> ir.Value:
-        return op.MatMul(
-            _widened(op, queries), op.Transpose(_widened(op, keys), **attributes_of(turned))
-        )
-
-
-class ValuesOfWiderHeads(Rewrite):
-    """Values of narrow heads, in the same way."""
-
-    def pattern(self, op: Any, logits: Any, values: Any) -> Any:
-        return op.MatMul(op.Softmax(logits, _outputs=["weights"]), values)
-
-    def check(self, context: Any, values: ir.Value, **_: Any) -> MatchResult:
-        return judged(_is_narrow(values), "no narrow heads")
-
-    def rewrite(self, op: Any, logits: ir.Value, values: ir.Value, weights: ir.Value) -> ir.Value:
-        weights = op.Softmax(logits, **attributes_of(weights))
-        attended = op.MatMul(weights, _widened(op, values))
-        bounds = ([0], [values.shape[-1]], [len(values.shape) - 1])
-        return op.Slice(attended, *(constant(op, numbers) for numbers in bounds))
-
-
-def _orders_tokens(value: ir.Value) -> bool:
-    """Whether it is tokens (b, n, c), put in another order or with zeros behind them."""
-    node = value.producer()
-    if node is None or value.shape is None or len(value.shape) != 3:
-        return False
-    given = node.inputs[0]
-    if given.is_initializer() or not all(v is None or v.is_initializer() for v in node.inputs[1:]):
-        return False
-    match node.op_type:
-        case "Gather":
-            return node.attributes.get_int("axis", 0) < 2 and len(node.inputs[1].shape) == 1
-        case "Pad":
-            return len(node.inputs) == 2 and value.shape[2] == given.shape[2]
-    return False
-
-
-def _is_narrow(value: ir.Value) -> bool:
-    """Whether it is (…, slots, channels) of heads of fewer channels than attention's kernel has."""
-    if value.is_initializer() or value.shape is None:
-        return False
-    return len(value.shape) == 6 and value.shape[-1] < NARROWEST_HEAD
-
-
-def _widened(op: Any, value: ir.Value) -> ir.Value:
-    pads = np.zeros((2, len(value.shape)), np.int64)
-    pads[1, -1] = NARROWEST_HEAD - value.shape[-1]
-    return op.Pad(value, constant(op, pads.reshape(-1)))
 
 
 def _part(op: Any, whole: ir.Value, *parts: slice) -> ir.Value:

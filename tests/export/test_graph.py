@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -13,9 +14,14 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from onnxscript import ir
 
-from paramorph.windows import merge_table
+from paramorph import CONFIGS
+from paramorph.cross_attention import CrossAttention
+from paramorph.encoder import Features
+from paramorph.swin import SwinStage
+from paramorph.windows import merge_table, window_layout
 from paramorph_export import volumes as volumes_module
 from paramorph_export.graph import for_cpus, rewrite_for_gpus
+from paramorph_export.trace import traced
 from paramorph_export.volumes import doubling_matrix
 
 SHAPE = (6, 4, 5)  # three different sides, the first with divisors
@@ -314,36 +320,45 @@ def test_tokens_are_channels_side_by_side():
     check_same(before, after)
 
 
-def test_orders_of_tokens_come_last():
-    """The other volume's tokens, normed, padded, in the order of windows and projected."""
-    nodes = [
-        helper.make_node("Split", ["x"], ["a", "b"], axis=0, num_outputs=2),
-        helper.make_node("Concat", ["b", "a"], ["swapped"], axis=0),
-        helper.make_node("LayerNormalization", ["swapped", "scale", "bias"], ["normed"], axis=-1),
-        helper.make_node("Pad", ["normed", "pads"], ["padded"]),
-        helper.make_node("Gather", ["padded", "order"], ["ordered"], axis=1),
-        helper.make_node("MatMul", ["ordered", "w"], ["y"]),
-    ]
-    constants = {"scale": random(3) + 2, "bias": random(3, seed=1), "w": random(3, 5)}
-    constants |= {"pads": np.array([0, 0, 0, 0, 1, 0]), "order": np.array([4, 0, 2, 1, 3, 4])}
-    before = model_of(nodes, {"x": [2, 4, 3]}, {"y": [2, 6, 5]}, constants)
+class Looking(torch.nn.Module):
+    """Each volume's tokens after a look at the other's, of one scale with padded windows or not."""
+
+    def __init__(self, size: tuple[int, int, int], **options: object) -> None:
+        super().__init__()
+        config = CONFIGS["paramorph-tiny"].with_options(window=(2, 3, 2), **options)
+        self.size, self.cross = size, CrossAttention(8, config)
+        self.stage = SwinStage(8, 2, config, [0.0, 0.0])
+
+    def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        both = self.stage(torch.cat([moving, fixed]), self.size)
+        other = torch.cat(both.chunk(2)[::-1])
+        return self.cross(Features(both, self.size), Features(other, self.size)).tokens
+
+
+@pytest.mark.parametrize(
+    ("size", "window_return"),
+    [((4, 6, 2), "exact"), ((3, 7, 2), "reference"), ((2, 3, 2), "exact")],
+    ids=["whole", "padded", "one"],
+)
+def test_attention_is_done_slot_by_slot(size, window_return):
+    """Nothing but the norm's order and two views around each attention; padding is zeros."""
+    torch.manual_seed(0)
+    module = Looking(size, window_return=window_return).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.uniform_(-1, 1)
+    examples = tuple(torch.from_numpy(random(1, math.prod(size), 8, seed=n)) for n in range(2))
+    for shifted in (False, True):
+        window_layout(size, module.cross.config, shifted, torch.device("cpu"))
+    before = traced(module, examples, ("y",))
     after = rewritten(before)
-    expected = ["LayerNormalization", "MatMul", "Gather", "Pad", "Gather"]
-    assert [node.op_type for node in after.graph.node] == expected
     check_same(before, after)
-
-
-def test_narrow_heads_are_widened():
-    nodes = [
-        helper.make_node("Transpose", ["k"], ["turned"], perm=[0, 1, 2, 3, 5, 4]),
-        helper.make_node("MatMul", ["q", "turned"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["weights"]),
-        helper.make_node("MatMul", ["weights", "v"], ["y"]),
-    ]
-    for channels, pads in ((4, 3), (16, 0)):
-        shape = [1, 2, 3, 2, 5, channels]
-        before = model_of(nodes, dict.fromkeys("qkv", shape), {"y": shape}, {})
-        after = rewritten(before)
-        assert operators(after)["Pad"] == pads
-        assert operators(after)["Slice"] == (1 if pads else 0)
-        check_same(before, after)
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in after.graph.value_info}
+    turned = [shapes[n.output[0]] for n in after.graph.node if n.op_type == "Transpose"]
+    assert [len(shape) for shape in turned] == 4 * 5 * [4]
+    widths = {shape[3].dim_value for n, shape in enumerate(turned) if n % 5 == 0}
+    assert widths == {16}  # four channels, and zeros
+    kinds = operators(after)
+    assert (kinds["Softmax"], kinds["Concat"]) == (4, 1)  # joined are both volumes alone
+    assert not {"Pad", "Split"} & kinds.keys()
+    assert (kinds["Where"] > 1) is (size == (3, 7, 2))  # of padding, besides the masks' one

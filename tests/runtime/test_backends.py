@@ -166,6 +166,7 @@ def test_altered_file_is_never_skipped(tmp_path):
         ({"precision": "fp8"}, "precision: expected one of auto, fp32, fp16, bf16, got fp8"),
         ({"name": "onnxruntime", "precision": "bf16"}, "onnxruntime: expected precision fp32, got"),
         ({"name": "openvino", "precision": "fp16"}, "openvino: expected precision fp32 or bf16"),
+        ({"name": "cuda", "precision": "bf16"}, "cuda: expected precision fp16 or fp32, got bf16"),
         ({"name": "cuda"}, "GPU: expected one of NVIDIA and its driver, found no driver; choose"),
         ({"name": "tensorrt"}, "GPU: expected one of NVIDIA and its driver"),
         ({"name": "tensorrt-rtx", "precision": "fp32"}, "GPU: expected one of NVIDIA and its dri"),
@@ -246,6 +247,7 @@ def test_plugin_of_tensorrt_rtx_is_registered_and_given_its_device(
         def __init__(self, path, options, providers, enable_fallback):
             assert (providers, enable_fallback) == (None, 0)
             assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+            assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"  # an engine is built here
             super().__init__(path, providers=["CPUExecutionProvider"])
 
         def get_providers(self):
@@ -260,6 +262,20 @@ def test_plugin_of_tensorrt_rtx_is_registered_and_given_its_device(
     assert "NVIDIA_TF32_OVERRIDE" not in os.environ
     cache = {"nv_runtime_cache_path": str(tmp_path / "paramorph-rt/kernels")}
     assert notes == [(TENSORRT_RTX, "plugin.so"), (devices, cache)]
+
+
+def test_float32_is_no_tf32_on_a_gpu(monkeypatch, tmp_path):
+    """What ONNX Runtime's own providers are told; none may round products to ten bits."""
+    from paramorph_rt.backends import onnxruntime
+
+    known = [onnxruntime.CUDA, onnxruntime.TENSORRT]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: known)
+    monkeypatch.setattr(onnxruntime, "_preload_cuda", lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for provider in known:
+        settings = dict(onnxruntime._gpu_providers(provider, ort.SessionOptions()))
+        assert next(iter(settings)) == provider  # the first is asked first
+        assert settings[onnxruntime.CUDA]["use_tf32"] == "0"
 
 
 def test_cuda_is_looked_for_where_nvidias_wheels_are(bundle_path, a_gpu, tmp_path, monkeypatch):
