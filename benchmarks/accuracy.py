@@ -28,13 +28,12 @@ from jobs import (
     of_registration,
     packages_of,
 )
-from pairs import LabelledPair, errors_mm, evaluate, load_pair, mean_dice
-from paramorph.data import labelled_pairs
+from pairs import Case, LabelledPair, errors_mm, evaluate, labelled_pairs, mean_dice
 from paramorph_rt.errors import ParamorphError
 from paramorph_rt.images.volume import load_labels
 from paramorph_rt.transforms.itk import read_displacement
 from record import BenchmarkError, Result, Row, Rows, weights_sha256
-from sets import FIELD_MEAN_MM, FIELD_SIGMA_MM, SETS, Case, PairSet
+from sets import FIELD_MEAN_MM, FIELD_SIGMA_MM, SETS, PairSet
 from tables import average, failures, grouped, markdown_table, measured
 
 DEFAULT_METHODS = "nothing,affine,default,no-network,unrefined,thorough,demons,syn,greedy,greedy-sv"
@@ -59,6 +58,8 @@ COLUMNS = (
     ("peak MB", "peak_mb", ".0f"),
 )
 MEANS = ("ncc", *(key for _, key, _ in COLUMNS[1:10]))
+#: The pairs of the folder itself, where no set is named.
+FOLDER = PairSet("Labelled volumes", "", lambda folder, _made: labelled_pairs(folder))
 KNOWN_FIELD = (
     f"The fixed image is the moving one, deformed by smooth noise (Gaussian of {FIELD_SIGMA_MM:g} "
     f"mm, vectors of {FIELD_MEAN_MM:g} mm on average) and an affine, with noise in the "
@@ -74,7 +75,7 @@ def measure(
     row: Row = {"pair": case.name, "method": job.title}
     with TemporaryDirectory() as name:
         folder = Path(name)
-        done = job.run(Task.of(case.moving, case.fixed, folder, affine), threads, timeout_s)
+        done = job.run(Task.of(case, folder, affine), threads, timeout_s)
         if "error" in done:
             return row | done
         stages = done["stages"]
@@ -111,33 +112,30 @@ def summarise(rows: Iterable[Row]) -> dict[str, Row]:
     return summary
 
 
-def measure_set(args: argparse.Namespace, name: str, chosen: PairSet | None, scratch: Path) -> Path:
+def measure_set(args: argparse.Namespace, name: str, chosen: PairSet, scratch: Path) -> Path:
     """Every method on every pair of one set.
 
     Args:
         args: Of the command line.
         name: Of the set, or of the result of a folder.
-        chosen: The set; None is the folder itself.
+        chosen: The set.
         scratch: For the images that the set makes.
     """
     bundles = named_bundles(args.model)
     jobs = jobs_named(args.methods, bundles)
-    if chosen is None:
-        cases = [Case(*pair) for pair in labelled_pairs(args.folder)]
-    else:
-        cases = chosen.cases(args.folder, scratch)
-    affine = args.affine or (chosen.affine if chosen else "affine")
+    cases = chosen.cases(args.folder, scratch)[: args.first]
+    affine = args.affine or chosen.affine
     content = {
-        "set": chosen.title if chosen else None,
+        "set": chosen.title,
         "affine": affine,
         "threads": args.threads,
-        "pairs": len(cases[: args.first]),
+        "pairs": len(cases),
         "models": {label: weights_sha256(bundle) for label, bundle in bundles.items()},
     }
     rows = Rows(f"accuracy-{name}", content, packages_of(jobs), args.resume)
-    for case in cases[: args.first]:
+    for case in cases:
         missing = [job for job in jobs if rows.without(pair=case.name, method=job.title)]
-        pair = load_pair(case.moving, case.fixed) if missing else None
+        pair = case.load() if missing else None
         for job in missing:
             rows.note(measure(job, case, pair, args.threads, args.timeout, affine))
     return rows.write(summary=summarise(rows))
@@ -151,7 +149,7 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
         )
     folder = args.folder.resolve()
     name = args.name or f"{folder.parent.name}-{folder.name}".replace("_", "-")
-    chosen = {name: SETS[name] for name in args.set} if args.set else {name: None}
+    chosen = {name: SETS[name] for name in args.set} if args.set else {name: FOLDER}
     for each, pair_set in chosen.items():
         with TemporaryDirectory() as scratch:
             yield measure_set(args, each, pair_set, Path(scratch))

@@ -23,8 +23,7 @@ from scipy.spatial.transform import Rotation
 
 from benchmark import FOLDER, THREADS, Benchmark, option
 from costs import timed
-from pairs import LabelledPair, load_pair
-from paramorph.data import labelled_pairs
+from pairs import LabelledPair, labelled_pairs
 from paramorph_rt.errors import ParamorphError
 from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
@@ -45,13 +44,13 @@ COLUMNS = (
     ("images", "case", ""),
     ("method", "method", ""),
     ("alignments", "runs", "d"),
-    ("aligned", "found", "d"),
+    ("aligned", "aligned", "d"),
     ("Dice, mean", "dice", ".3f"),
     ("worst", "dice_worst", ".3f"),
     ("mm from unperturbed, median", "off_mm", ".2f"),
     ("seconds, median", "seconds", ".2f"),
     ("CPU seconds, median", "cpu_seconds", ".2f"),
-    ("uncertainty coefficient, lowest", "told", ".2f"),
+    ("uncertainty coefficient, lowest", "uncertainty_coefficient", ".2f"),
     ("warned", "warned", "d"),
 )
 
@@ -89,7 +88,7 @@ def ours(moving: Volume, fixed: Volume) -> tuple[np.ndarray, Row]:
     alignment, seconds, cpu_seconds = timed(lambda: align_affine(moving, fixed))
     row = {"seconds": seconds, "cpu_seconds": cpu_seconds}
     return alignment.affine, row | {
-        "told": alignment.uncertainty_coefficient,
+        "uncertainty_coefficient": alignment.uncertainty_coefficient,
         "warnings": list(alignment.warnings),
     }
 
@@ -166,25 +165,25 @@ def judge(rows: list[Row]) -> None:
         if row["case"] == AS_THEY_ARE:
             best[row["pair"]] = max(best.get(row["pair"], 0.0), row["dice"])
     for row in rows:
-        row["found"] = row["dice"] >= best[row["pair"]] - MARGIN
+        row["aligned"] = row["dice"] >= best[row["pair"]] - MARGIN
 
 
 def summarise(rows: Iterable[Row]) -> Iterator[Row]:
     """A row per case and method."""
     groups = grouped(rows, "case", "method")
     for (case, method), each in sorted(groups.items(), key=lambda group: CASES.index(group[0][0])):
-        ours = [row for row in each if "told" in row]
+        ours = [row for row in each if "uncertainty_coefficient" in row]
         yield {
             "case": case,
             "method": method,
             "runs": len(each),
-            "found": sum(row["found"] for row in each),
+            "aligned": sum(row["aligned"] for row in each),
             "dice": statistics.mean(row["dice"] for row in each),
             "dice_worst": min(row["dice"] for row in each),
             "off_mm": average(each, "off_mm", statistics.median),
             "seconds": average(each, "seconds", statistics.median),
             "cpu_seconds": average(each, "cpu_seconds", statistics.median),
-            "told": average(ours, "told", min),
+            "uncertainty_coefficient": average(ours, "uncertainty_coefficient", min),
             "warned": sum(bool(row["warnings"]) for row in ours) if ours else None,
         }
 
@@ -195,8 +194,8 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(args.threads)
     rows = Rows(args.name, {"threads": args.threads, "margin": MARGIN}, ["antspyx"])
     with itk_threads(args.threads):
-        for number, (moving, fixed) in enumerate(labelled_pairs(args.folder)):
-            for row in measure(load_pair(moving, fixed), args.poses, args.ants, number):
+        for number, case in enumerate(labelled_pairs(args.folder)):
+            for row in measure(case.load(), args.poses, args.ants, number):
                 rows.note(row)
     judge(rows)
     yield rows.write(summary=list(summarise(rows)))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import mean, median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
 from record import Result, Row
+from tables import count_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -64,7 +65,7 @@ def accuracy_plot(result: Result, path: Path) -> None:
     right.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
     _scatter(left, rows, "sd_log_jacobian", key, mean)
     _scatter(right, rows, "seconds", key, median)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _scatter(
@@ -84,7 +85,7 @@ def _scatter(
         ax.scatter(*middle, s=70, color=color)
         names.append((title, middle, color))
     ax.margins(x=0.2, y=0.15)
-    _plain(ax)
+    plain(ax)
     ax.text(0.99, 0.02, "\n".join(still), transform=ax.transAxes, ha="right", color="0.35")
     if names:
         _write_names(ax, names)
@@ -127,7 +128,7 @@ def latency_plot(result: Result, path: Path) -> None:
     )
     for (left, right), network in zip(grid, networks, strict=True):
         rows = [row for row in network["rows"] if "error" not in row]
-        names = [f"{row['contender']}, {_count(row['threads'], 'thread')}" for row in rows]
+        names = [f"{row['contender']}, {count_of(row['threads'], 'thread')}" for row in rows]
         colours = [OTHERS if row["contender"] in PYTORCH else OURS for row in rows]
         seconds = [row["median_seconds"] for row in rows]
         late = [row["p90_seconds"] - row["median_seconds"] for row in rows]
@@ -141,7 +142,7 @@ def latency_plot(result: Result, path: Path) -> None:
         _bars(left, f"{network['name']}, {shape}: seconds", 1.35)
         _bars(right, "peak memory, GB", 1.15)
         right.set_yticklabels([])
-    _save(figure, path)
+    save(figure, path)
 
 
 def stages_plot(result: Result, path: Path) -> None:
@@ -163,7 +164,7 @@ def stages_plot(result: Result, path: Path) -> None:
         _bars(ax, title, 1.12)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def growth_plot(result: Result, path: Path) -> None:
@@ -188,8 +189,8 @@ def growth_plot(result: Result, path: Path) -> None:
         lower.set_xlabel(title)
         for ax, label in ((upper, "seconds"), (lower, "peak memory, GB")):
             ax.set(ylabel=label, ylim=(0, 1.1 * ax.get_ylim()[1]))
-            _plain(ax)
-    _save(figure, path)
+            plain(ax)
+    save(figure, path)
 
 
 def _colour(stage: str) -> str:
@@ -205,21 +206,18 @@ def _bars(ax: Axes, title: str, room: float) -> None:
     ax.invert_yaxis()
     ax.set_title(title, loc="left", fontsize=10)
     ax.set_xlim(0, ax.get_xlim()[1] * room)
-    _plain(ax, "x")
+    plain(ax, "x")
 
 
-def _plain(ax: Axes, lines: str = "both") -> None:
+def plain(ax: Axes, lines: str = "both") -> None:
     """A faint grid, no box."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis=lines, alpha=0.25)
     ax.set_axisbelow(True)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, **options: Any) -> None:
     plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "charts"}  # small, repeatable
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, metadata=metadata, **options)
     plt.close(figure)

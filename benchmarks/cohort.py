@@ -29,8 +29,8 @@ from paramorph_rt.cohort.run import run_cohort
 from paramorph_rt.cohort.work import PAIRS
 from paramorph_rt.loaded import loaded
 from paramorph_rt.request import Inputs, Options
-from record import Result, Row, succeeded
-from tables import markdown_table
+from record import Row, succeeded
+from tables import page_of_rows
 
 COARSER = 4
 # The first pairs fill caches and thread pools; what comes after should stay.
@@ -40,7 +40,7 @@ COLUMNS = (
     ("at once", "at_once", "d"),
     ("pairs / minute", "pairs_per_minute", ".1f"),
     ("CPU s / pair", "cpu_seconds_per_pair", ".1f"),
-    ("MB resident at the end", "resident", ".0f"),
+    ("MB resident at the end", "resident_at_the_end_mb", ".0f"),
     ("MB at most", "peak_mb", ".0f"),
     ("growth, MB per 100 pairs", "growth_mb_per_100_pairs", ".1f"),
 )
@@ -59,15 +59,14 @@ def run(args: argparse.Namespace) -> Row:
             call = ("cohort:register", pairs, args.backend, at_once, scratch / out)
             return call_isolated(*call, threads=CORES).result
 
-        result: Row = {"pairs": len(pairs), "labels": args.labels}
-        result["single"] = single(pairs[: args.single], args.backend, scratch / "single")
-        result["cohort"] = {str(n): cohort(pairs, n, f"cohort-{n}") for n in args.at_once}
+        rows = [single(pairs[: args.single], args.backend, scratch / "single")]
+        rows += [cohort(pairs, n, f"cohort-{n}") for n in args.at_once]
         _check_same(pairs[0], scratch / "single", scratch / f"cohort-{args.at_once[0]}")
         if args.small:
             small = list(islice(cycle(_coarser(pairs, scratch / "coarse")), args.small))
             small = [replace(pair, name=f"{n}") for n, pair in enumerate(small)]
-            result["small"] = cohort(small, 3, "small")
-    return result
+            rows.append(cohort(small, 3, "small"))
+    return {"pairs": len(pairs), "labels": "with" if args.labels else "without", "rows": rows}
 
 
 def single(pairs: Sequence[Pair], backend: str, out: Path) -> Row:
@@ -76,8 +75,11 @@ def single(pairs: Sequence[Pair], backend: str, out: Path) -> Row:
     for pair in pairs:
         command = infer_command(pair.inputs.files(), out / PAIRS / pair.name, backend)
         calls.append(succeeded(run_measured(command, CORES, timeout_s=1800)))
+    seconds = [call["seconds"] for call in calls]
     return {
-        "seconds": [call["seconds"] for call in calls],
+        "pairs": len(calls),
+        "seconds": seconds,
+        "pairs_per_minute": 60 / statistics.median(seconds),
         "cpu_seconds_per_pair": statistics.mean(call["cpu_seconds"] for call in calls),
         "peak_mb": max(call["peak_mb"] for call in calls),
     }
@@ -104,6 +106,7 @@ def register(pairs: Sequence[Pair], backend: str, at_once: int, out: Path) -> Ro
         "pairs_per_minute": 60 * len(pairs) / seconds,
         "cpu_seconds_per_pair": time.process_time() / len(pairs),
         "resident_mb": memory,
+        "resident_at_the_end_mb": memory[-1],
         "growth_mb_per_100_pairs": _growth(memory),
         "peak_mb": peak_mb(),
     }
@@ -137,20 +140,10 @@ def _check_same(pair: Pair, *outs: Path) -> None:
     np.testing.assert_allclose(first, second, atol=1e-3)
 
 
-def body(result: Result) -> str:
-    """The text of a result's page."""
-    calls = result["single"]
-    alone = {"pairs": len(calls["seconds"]), **calls}
-    alone["pairs_per_minute"] = 60 / statistics.median(calls["seconds"])
-    cohorts = [*result["cohort"].values(), *([result["small"]] if "small" in result else [])]
-    rows = [{**row, "resident": row["resident_mb"][-1]} for row in cohorts]
-    return (
-        f"Pairs {'with' if result['labels'] else 'without'} labels: single calls of `infer` first, "
-        "then cohorts; the last at a quarter of the resolution.\n\n"
-        + markdown_table([alone, *rows], COLUMNS)
-    )
-
-
+TEXT = (
+    "Pairs {labels} labels: single calls of `infer` first, then cohorts; the last at a quarter of "
+    "the resolution."
+)
 OPTIONS = (
     FOLDER,
     option("--pairs", type=int, default=12, help="at their own resolution"),
@@ -160,7 +153,7 @@ OPTIONS = (
     option("--labels", action="store_true", help="warp and compare label maps as well"),
     option("--backend", default="openvino", help="inference engine"),
 )
-BENCHMARK = Benchmark(run, body, OPTIONS, packages=["openvino"])
+BENCHMARK = Benchmark(run, page_of_rows(TEXT, COLUMNS), OPTIONS, packages=["openvino"])
 
 if __name__ == "__main__":
     BENCHMARK.exit()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pairs import write_subject
+from pairs import Case, write_subject
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
@@ -16,8 +16,6 @@ from paramorph_rt.images.volume import Volume, load_labels, load_volume
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-    from paramorph.data import SubjectFiles
 
 BRAIN, LABELS = (
     Path(__file__).parents[1] / "examples/colin27" / name
@@ -36,8 +34,8 @@ def cube(size: int) -> Grid:
     return Grid((size, size, size), affine)
 
 
-def write_colin_pair(folder: Path, size: int) -> tuple[SubjectFiles, SubjectFiles]:
-    """Moving and fixed subject of `size`³ voxels, 116 labels each.
+def write_colin_pair(folder: Path, size: int) -> Case:
+    """A pair of `size`³ voxels, 116 labels each.
 
     The fixed one is Colin27 turned by 8 degrees and bent by up to 5 mm on each axis.
     """
@@ -51,11 +49,12 @@ def write_colin_pair(folder: Path, size: int) -> tuple[SubjectFiles, SubjectFile
         "colin": (coarse.data, resample_to_grid(labels, grid, None, "nearest")),
         "bent": (warp_volume(coarse, bent).data, warp_volume(labels, bent, "nearest").data),
     }
-    moving, fixed = (
-        write_subject(folder, name, Volume(np.rint(data).astype(np.int16), grid, name), labels)
-        for name, (data, labels) in both.items()
+    return Case(
+        *(
+            write_subject(folder, name, Volume(np.rint(data).astype(np.int16), grid, name), labels)
+            for name, (data, labels) in both.items()
+        )
     )
-    return moving, fixed
 
 
 def _deformation_mm(grid: Grid) -> Float[np.ndarray, "i j k 3"]:

@@ -21,10 +21,8 @@ from charts import stages_of, stages_plot
 from colin import SIDE_MM, write_colin_pair
 from isolated import empty_cache
 from jobs import JOBS, YARDSTICKS, Job, jobs_named, packages_of
-from pairs import load_pair
-from paramorph.data import labelled_pairs
+from pairs import Case, labelled_pairs
 from record import Result, Row, Rows, weights_sha256
-from sets import Case
 from tables import failures, grouped, markdown_table, measured
 
 DEFAULT_METHODS = "default,no-network,unrefined,syn,greedy"
@@ -47,8 +45,7 @@ COLUMNS = (
 
 def whole(job: Job, case: Case, args: argparse.Namespace) -> Row:
     """One job on one pair as `accuracy.measure` judges it; its `seconds` are the whole job's."""
-    pair = load_pair(case.moving, case.fixed)
-    row = measure(job, case, pair, args.threads, args.timeout)
+    row = measure(job, case, case.load(), args.threads, args.timeout)
     return row | {"job": job.title, "ours": job.peer is None, "seconds": row.get("job_seconds")}
 
 
@@ -112,13 +109,13 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     jobs = jobs_named(args.methods, bundles)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        small = Case(*write_colin_pair(folder / "small", WARM_UP_SIZE))
+        small = write_colin_pair(folder / "small", WARM_UP_SIZE)
         for job in jobs:  # so that packages are in memory and kernels compiled
             whole(job, small, args)
         if args.folder is None:
-            cases = [Case(*write_colin_pair(folder / "colin", args.size))]
+            cases = [write_colin_pair(folder / "colin", args.size)]
         else:
-            cases = [Case(*pair) for pair in labelled_pairs(args.folder)[: args.pairs]]
+            cases = labelled_pairs(args.folder, args.pairs)
         content = {
             "threads": args.threads,
             "models": {label: weights_sha256(bundle) for label, bundle in bundles.items()},

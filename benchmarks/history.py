@@ -43,10 +43,7 @@ def read() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Plot a panel per quantity and a curve per result and method, over the commits."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from charts import plain, plt, save  # here, as not every benchmark needs matplotlib
 
     lines = read()
     commits = list(dict.fromkeys(line["commit"] for line in lines))
@@ -56,7 +53,6 @@ def main() -> None:
             quantity, _, method = key.partition(", ")
             curve = curves.setdefault(quantity, {}).setdefault(f"{line['result']}: {method}", [])
             curve.append((commits.index(line["commit"]), value))
-    plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "history"}  # small, repeatable
     heights = [max(15, len(each)) for each in curves.values()]  # lines of its legend
     figure, panels = plt.subplots(
         len(curves),
@@ -69,12 +65,11 @@ def main() -> None:
         for label, points in each.items():
             ax.plot(*zip(*points, strict=True), "o-", markersize=4, label=label)
         ax.set_title(quantity, loc="left", fontsize=10)
-        ax.grid(alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
+        plain(ax)
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7, frameon=False)
     panels[-1, 0].set_xticks(range(len(commits)), commits, rotation=60, ha="right", fontsize=7)
     path = record.RESULTS / "history.svg"
-    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    save(figure, path, bbox_inches="tight")
     print(path)
 
 

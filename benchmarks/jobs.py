@@ -18,7 +18,7 @@ from paramorph_rt.errors import MissingDependencyError
 from record import BenchmarkError, read_result
 
 if TYPE_CHECKING:
-    from paramorph.data import SubjectFiles
+    from pairs import Case
     from paramorph_rt.bundle import Bundle
 
 ROLES = ("moving", "fixed", "moving_labels", "fixed_labels")
@@ -48,9 +48,8 @@ class Task:
     affine: str = "affine"
 
     @classmethod
-    def of(
-        cls, moving: SubjectFiles, fixed: SubjectFiles, out: Path, affine: str = "affine"
-    ) -> Task:
+    def of(cls, case: Case, out: Path, affine: str = "affine") -> Task:
+        moving, fixed = case.moving, case.fixed
         paths = (moving.image, fixed.image, moving.labels, fixed.labels, out)
         return cls(*(str(path.resolve()) for path in paths), affine)
 

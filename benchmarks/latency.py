@@ -83,7 +83,8 @@ def cases_of(folder: Path | None, bundle: Bundle) -> list[Pair]:
     if folder is not None:
         return pairs_of(folder, bundle.inputs)
     with TemporaryDirectory() as name:
-        colin = pair_of(*write_colin_pair(Path(name), SIDE_MM), bundle.inputs)
+        case = write_colin_pair(Path(name), SIDE_MM)
+        colin = pair_of(case.moving, case.fixed, bundle.inputs)
         return [replace(colin, name="Colin27 → itself, deformed")]
 
 

@@ -17,8 +17,7 @@ import SimpleITK as sitk
 
 from benchmark import FOLDER, MODEL, THREADS, Benchmark
 from bundles import single_bundle
-from pairs import LabelledPair, load_pair
-from paramorph.data import labelled_pairs
+from pairs import LabelledPair, labelled_pairs
 from paramorph_rt import Registration, Volume
 from paramorph_rt.metrics.overlap import dice
 from record import Row, weights_sha256
@@ -70,14 +69,13 @@ def agreement(mask: Volume, labels: Volume) -> float:
 
 def run(args: argparse.Namespace) -> Row:
     """Measure with masks of every kind; means come last."""
-    pairs = labelled_pairs(args.folder)
+    cases = labelled_pairs(args.folder)
     _, bundle = single_bundle(args.model)
     register = Registration(bundle, args.threads)
     rows = [
-        {"pair": f"{moving.name} → {fixed.name}"}
-        | measure(register, load_pair(moving, fixed), kind)
+        {"pair": case.name} | measure(register, case.load(), kind)
         for kind in KINDS
-        for moving, fixed in pairs
+        for case in cases
     ]
     for (kind,), each in grouped(rows, "masks").items():
         means = {key: average(each, key) for _, key, spec in COLUMNS if spec}

@@ -13,8 +13,7 @@ import numpy as np
 
 from benchmark import FOLDER, THREADS, Benchmark, runs
 from costs import repeated
-from pairs import LabelledPair, load_pair
-from paramorph.data import labelled_pairs
+from pairs import LabelledPair, labelled_pairs
 from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.transform import Affine
 from paramorph_rt.geometry.warp import warp_volume
@@ -24,8 +23,8 @@ from paramorph_rt.metrics.summary import compare_images, compare_labels
 from paramorph_rt.metrics.surface import surface_distances
 from paramorph_rt.steps.affine import align_affine
 from paramorph_rt.system.threads import itk_threads
-from record import Result, Row
-from tables import markdown_table
+from record import Row
+from tables import page_of_rows
 
 COLUMNS = (
     ("metric", "metric", ""),
@@ -65,10 +64,10 @@ def measures(pair: LabelledPair) -> tuple[dict[str, Callable[[], Any]], int]:
 
 def run(args: argparse.Namespace) -> Row:
     """Measure the first pair of the folder."""
-    pair = load_pair(*labelled_pairs(args.folder)[0])
+    pair = labelled_pairs(args.folder, 1)[0].load()
     with itk_threads(args.threads):
         work, labels = measures(pair)
-        rows = {name: repeated(measure, args.runs) for name, measure in work.items()}
+        rows = [{"metric": name, **repeated(call, args.runs)} for name, call in work.items()]
     return {
         "threads": args.threads,
         "shape": pair.fixed.grid.shape,
@@ -78,17 +77,9 @@ def run(args: argparse.Namespace) -> Row:
     }
 
 
-def body(result: Result) -> str:
-    """The text of a result's page."""
-    rows = [{"metric": name, **row} for name, row in result["rows"].items()]
-    return (
-        f"{' × '.join(map(str, result['shape']))} voxels, {result['labels']} labels; medians.\n\n"
-        + markdown_table(rows, COLUMNS)
-    )
-
-
+TEXT = "{shape[0]} × {shape[1]} × {shape[2]} voxels, {labels} labels; medians."
 OPTIONS = (FOLDER, runs(5, "of each"), THREADS)
-BENCHMARK = Benchmark(run, body, OPTIONS)
+BENCHMARK = Benchmark(run, page_of_rows(TEXT, COLUMNS), OPTIONS)
 
 if __name__ == "__main__":
     BENCHMARK.exit()

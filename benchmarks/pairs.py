@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paramorph import data
 from paramorph.data import SubjectFiles
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.images.checks import check_same_grid
@@ -25,6 +26,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Case:
+    """A pair to register.
+
+    Attributes:
+        moving: Image and labels.
+        fixed: Image and labels.
+        true_field: File of the true displacement field, where it is known.
+    """
+
+    moving: SubjectFiles
+    fixed: SubjectFiles
+    true_field: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.moving.name} → {self.fixed.name}"
+
+    def load(self) -> LabelledPair:
+        """Images and labels in memory."""
+        return LabelledPair(
+            load_volume(self.moving.image),
+            load_volume(self.fixed.image),
+            load_labels(self.moving.labels),
+            load_labels(self.fixed.labels),
+        )
+
+
+@dataclass(frozen=True)
 class LabelledPair:
     """Two images and their label maps, in memory."""
 
@@ -34,16 +63,17 @@ class LabelledPair:
     fixed_labels: Volume
 
 
-def load_pair(moving: SubjectFiles, fixed: SubjectFiles) -> LabelledPair:
-    """Read two subjects that both have labels."""
-    assert moving.labels is not None
-    assert fixed.labels is not None
-    return LabelledPair(
-        load_volume(moving.image),
-        load_volume(fixed.image),
-        load_labels(moving.labels),
-        load_labels(fixed.labels),
-    )
+def labelled_pairs(folder: Path, first: int | None = None) -> list[Case]:
+    """The first or all pairs of a folder: each labelled volume to the next, the last to the first.
+
+    Args:
+        folder: `NAME_*.nii.gz` with `NAME_labels.nii.gz`.
+        first: So many of them.
+
+    Raises:
+        DataError: Fewer than two volumes with labels.
+    """
+    return [Case(*pair) for pair in data.labelled_pairs(folder)[:first]]
 
 
 def write_subject(

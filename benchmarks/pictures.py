@@ -10,12 +10,11 @@ from pathlib import Path
 
 from benchmark import FOLDER, Benchmark
 from costs import repeated, resident_mb
-from pairs import load_pair
-from paramorph.data import labelled_pairs
+from pairs import labelled_pairs
 from paramorph_rt import Registration
 from paramorph_rt.report import write_figures, write_report
-from record import Result, Row
-from tables import markdown_table
+from record import Row
+from tables import page_of_rows
 
 RUNS = 5
 PICTURES = {
@@ -26,71 +25,50 @@ PICTURES = {
 COLUMNS = (
     ("what", "what", ""),
     ("seconds", "median_seconds", ".2f"),
-    ("CPU, s", "median_processor_seconds", ".2f"),
+    ("CPU, s", "median_cpu_seconds", ".2f"),
     ("kB", "kilobytes", ".0f"),
-    ("resident before, MiB", "before", ".0f"),
-    ("after", "after", ".0f"),
+    ("resident before, MB", "resident_before_mb", ".0f"),
+    ("after", "resident_after_mb", ".0f"),
 )
 
 
 def measure(write: Callable[[Path], None], path: Path) -> Row:
-    """Repeat one picture; other processes lengthen the wall time, not the processor's."""
+    """Repeat one picture; other processes lengthen the wall time, not that of the CPU."""
     write(path)  # the first run loads fonts and templates
-    resident = [_resident_mib()]
-
-    def again() -> None:
-        write(path)
-        resident.append(_resident_mib())
-
-    costs = repeated(again, RUNS)
-    files = [path] if path.is_file() else sorted(path.iterdir())
+    before = resident_mb()
+    costs = repeated(lambda: write(path), RUNS)
+    files = [path] if path.is_file() else path.iterdir()
     return {
-        "median_seconds": costs["median_seconds"],
-        "median_processor_seconds": costs["median_cpu_seconds"],
-        "bytes": {file.name: file.stat().st_size for file in files},
-        "resident_mib_before_and_after_each": resident,
+        **costs,
+        "kilobytes": sum(file.stat().st_size for file in files) / 1e3,
+        "resident_before_mb": before,
+        "resident_after_mb": resident_mb(),
     }
-
-
-def _resident_mib() -> float:
-    return round(resident_mb() * 1e6 / 2**20, 1)
 
 
 def run(args: argparse.Namespace) -> Row:
     """Register the first pair, draw it again and again."""
-    moving, fixed = labelled_pairs(args.folder)[0]
-    inputs = vars(load_pair(moving, fixed))
+    (case,) = labelled_pairs(args.folder, 1)
+    inputs = vars(case.load())
     result = Registration()(*inputs.values())
-    content: Row = {
-        "moving": moving.name,
-        "fixed": fixed.name,
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [
+            {"what": what} | measure(partial(write, result=result, **inputs), Path(folder) / what)
+            for what, write in PICTURES.items()
+        ]
+    return {
+        "moving": case.moving.name,
+        "fixed": case.fixed.name,
         "voxels": [list(inputs[side].grid.shape) for side in ("moving", "fixed")],
         "labels": len(result.metrics["dice"]["after"]["labels"]),
         "runs": RUNS,
+        "rows": rows,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        for name, write in PICTURES.items():
-            drawn = partial(write, result=result, **inputs)
-            content[name] = measure(drawn, Path(folder) / name)
-    return content
 
 
-def body(result: Result) -> str:
-    """The text of a result's page."""
-    rows = []
-    for name in PICTURES:
-        entry = result[name]
-        before, *_, after = entry["resident_mib_before_and_after_each"]
-        size = sum(entry["bytes"].values()) / 1e3
-        rows.append({"what": name, **entry, "kilobytes": size, "before": before, "after": after})
-    return (
-        f"{result['moving']} → {result['fixed']}, {result['labels']} labels; medians of "
-        f"{result['runs']}.\n\n" + markdown_table(rows, COLUMNS)
-    )
-
-
+BODY = page_of_rows("{moving} → {fixed}, {labels} labels; medians of {runs}.", COLUMNS)
 PACKAGES = ("Jinja2", "pillow", "contourpy", "matplotlib")
-BENCHMARK = Benchmark(run, body, (FOLDER), packages=PACKAGES)
+BENCHMARK = Benchmark(run, BODY, (FOLDER), packages=PACKAGES)
 
 if __name__ == "__main__":
     BENCHMARK.exit()

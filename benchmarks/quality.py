@@ -1,6 +1,6 @@
 """How well a result's own score and the checks before tell good registrations from failed ones.
 
-Ordinary pairs and pairs with planted failures (`planted.py`) are registered. Dice says which result
+Ordinary pairs and pairs with planted failures (troubles.py) are registered. Dice says which result
 a rater would accept; the score is fitted to that on some sets (`CALIBRATION`), and judged on others
 (`JUDGED`). `--fit` writes its coefficients to `quality/score.json`. Pairs that the model was not
 made for are registered with the model forced, too. Most brains are at 2 mm and without the network,
@@ -26,11 +26,11 @@ from paramorph_rt.quality import score
 from paramorph_rt.quality.choice import choose
 from paramorph_rt.quality.looks import look_of
 from paramorph_rt.steps.foreground import masked
-from planted import Planted
 from quality_looks import looks
 from quality_page import body
 from quality_pairs import SETS, tasks
 from record import Row, Rows, weights_sha256
+from troubles import Planted
 
 SCORE_FILE = Path(__file__).parents[1] / "runtime/paramorph_rt/quality/score.json"
 # What the score is fitted to, and the sign that each part's weight must have.

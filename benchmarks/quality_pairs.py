@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paramorph_rt.images.volume import load_labels, load_volume
-from planted import PLANTED, Planted
 from sets import ring
-from troubles import coarser
+from troubles import PLANTED, Planted, coarser
 
 if TYPE_CHECKING:
     from paramorph.data import SubjectFiles

@@ -17,7 +17,7 @@ from benchmark import ENGINES, FOLDER, MODEL, THREADS, Benchmark
 from bundles import single_bundle
 from isolated import run_measured
 from jobs import FIELD, infer_command
-from paramorph.data import labelled_pairs
+from pairs import labelled_pairs
 from paramorph_rt.transforms.itk import read_displacement
 from record import Row, succeeded, weights_sha256
 from tables import page_of_rows
@@ -45,8 +45,8 @@ def field_of(images: Mapping[str, Path], engine: str, threads: int, model: Path)
 def run(args: argparse.Namespace) -> Row:
     """Compare every field with the first."""
     _, bundle = single_bundle(args.model)
-    moving, fixed = labelled_pairs(args.folder)[0]
-    images = {"moving": moving.image, "fixed": fixed.image}
+    (case,) = labelled_pairs(args.folder, 1)
+    images = {"moving": case.moving.image, "fixed": case.fixed.image}
     rows: list[Row] = []
     first = None
     for engine in args.engines.split(","):
@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> Row:
                     "max_mm": float(distances.max()),
                 }
             )
-    pair = f"{moving.name} → {fixed.name}"
-    return {"weights_sha256": weights_sha256(bundle), "pair": pair, "rows": rows}
+    return {"weights_sha256": weights_sha256(bundle), "pair": case.name, "rows": rows}
 
 
 BODY = page_of_rows(

@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 
 from benchmark import FIRST, FOLDER, RESUME, Benchmark, option
-from pairs import LabelledPair, load_pair
-from paramorph.data import labelled_pairs
+from pairs import Case, LabelledPair, labelled_pairs
 from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL
 from paramorph_rt.errors import ParamorphError
 from paramorph_rt.geometry.field import DisplacementField
 from record import Result, Row, Rows, weights_sha256
-from sets import SETS, Case, colin_to_mni
+from sets import SETS, colin_to_mni
 from tables import average, failures, grouped, markdown_table, measured
 from troubles import TROUBLES, same_places
 
@@ -120,7 +119,7 @@ def strangers(neonate: Path | None, scratch: Path) -> Iterator[tuple[str, Case]]
 
 def run(args: argparse.Namespace) -> Iterator[Path]:
     """Measure every case in every setting."""
-    pairs = labelled_pairs(args.folder)[: args.first]
+    pairs = labelled_pairs(args.folder, args.first)
     with_network = Registration(args.model, args.threads)
     without = Registration(NO_MODEL, args.threads)
     bundle = with_network.bundle
@@ -131,17 +130,16 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
         others = list(strangers(args.neonate, Path(scratch)))
         for setting, (network, options) in SETTINGS.items():
             register = partial(with_network if network else without, **options)
-            for moving, fixed in pairs:
-                of = {"setting": setting, "of": f"{moving.name} → {fixed.name}"}
+            for case in pairs:
+                of = {"setting": setting, "of": case.name}
                 if rows.without(**of):
                     # All cases of a pair at once: a run that goes on does it whole or not at all.
-                    for row in list(troubled(register, load_pair(moving, fixed))):
+                    for row in list(troubled(register, case.load())):
                         rows.note(of | row)
             for title, case in others:
                 of = {"setting": setting, "case": title, "of": case.name}
                 if rows.without(**of):
-                    pair = load_pair(case.moving, case.fixed)
-                    rows.note(of | measure(register, title, pair)[0])
+                    rows.note(of | measure(register, title, case.load())[0])
     yield rows.write()
 
 

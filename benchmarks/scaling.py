@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from benchmark import CORES, MODEL, Benchmark, option, runs
 from bundles import single_bundle
@@ -22,23 +21,19 @@ from charts import growth_plot, stages_of
 from colin import SIDE_MM, write_colin_pair
 from isolated import empty_cache
 from jobs import START_UP, Job, Task
+from pairs import Case
 from record import Result, Row, succeeded, weights_sha256
 from tables import markdown_table
-
-if TYPE_CHECKING:
-    from paramorph.data import SubjectFiles
 
 COSTS = (("seconds", "seconds", ".2f"), ("CPU, s", "cpu_seconds", ".2f"))
 MEMORY = (("peak MB", "peak_mb", ".0f"),)
 TIMEOUT_S = 1800
 
-Pair = tuple["SubjectFiles", "SubjectFiles"]
 
-
-def job_row(job: Job, pair: Pair, threads: int, count: int | None = None) -> Row:
+def job_row(job: Job, case: Case, threads: int, count: int | None = None) -> Row:
     """One whole job, or so many pairs through one `Registration`, in a process of its own."""
     with TemporaryDirectory() as out:
-        task = Task.of(*pair, Path(out))
+        task = Task.of(case, Path(out))
         if count is None:
             return succeeded(job.run(task, threads, TIMEOUT_S))
         return succeeded(job.run_many(task, count, threads, TIMEOUT_S))

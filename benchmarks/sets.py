@@ -18,7 +18,7 @@ from nibabel.affines import from_matvec
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from colin import BRAIN
-from pairs import write_subject
+from pairs import Case, write_subject
 from paramorph.data import SubjectFiles, each_to_next
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.spaces import Grid, to_sitk
@@ -34,25 +34,6 @@ FIELD_SIGMA_MM = 14.0  # of the Gaussian that smooths noise into a deformation
 FIELD_MEAN_MM = 3.0  # length of its vectors
 NOISE = 0.02  # of the bright intensities
 MARGIN_VOX = 14  # about the original grid, for what the deformation moves out of it
-
-
-@dataclass(frozen=True)
-class Case:
-    """A pair to register.
-
-    Attributes:
-        moving: Image and labels.
-        fixed: Image and labels.
-        true_field: File of the true displacement field, where it is known.
-    """
-
-    moving: SubjectFiles
-    fixed: SubjectFiles
-    true_field: Path | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.moving.name} → {self.fixed.name}"
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from benchmark import ENGINES, MODEL, THREADS, Benchmark, runs
 from bundles import single_bundle
 from isolated import call_isolated, empty_cache, run_measured
 from paramorph_rt.backends.runtime_cache import user_cache_folder
-from record import Result, Row, succeeded, weights_sha256
-from tables import markdown_table
+from record import Row, succeeded, weights_sha256
+from tables import page_of_rows
 
 COLUMNS = (
     ("what", "what", ""),
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> Row:
         steps[f"loading, {engine}"] = partial(loading_seconds, model, engine, threads)
     with empty_cache():
         turns = [{what: step() for what, step in steps.items()} for _ in range(args.runs + 1)]
-        cached = [file.stat().st_size / 1e6 for file in user_cache_folder().glob("*")]
+        cached = sorted(file.stat().st_size / 1e6 for file in user_cache_folder().glob("*"))
     rows = []
     for what in steps:
         first, *later = (turn[what] for turn in turns)
@@ -63,31 +63,19 @@ def run(args: argparse.Namespace) -> Row:
         "threads": threads,
         "model": label,
         "weights_sha256": weights_sha256(bundle),
-        "kept_mb": sorted(cached),
+        "cached": ", ".join(f"{size:.0f} MB" for size in cached) or "nothing",
         "rows": rows,
     }
 
 
-def body(result: Result) -> str:
-    """The text of a result's page."""
-    return (
-        f"{result['model']}. The first two are whole processes. Loading goes from the bundle's "
-        "files to a network that is ready, the import of its engine's package included; the first "
-        "time with no cache.\n\n"
-        + markdown_table(result["rows"], COLUMNS)
-        + "\nCached between runs: "
-        + (", ".join(f"{size:.0f} MB" for size in result["kept_mb"]) or "nothing")
-        + ".\n"
-    )
-
-
-OPTIONS = (
-    MODEL,
-    ENGINES,
-    runs(11, "of each, after a first one"),
-    THREADS,
+BODY = page_of_rows(
+    "{model}. The first two are whole processes. Loading goes from the bundle's files to a network "
+    "that is ready, the import of its engine's package included; the first time with no cache. "
+    "Cached between runs: {cached}.",
+    COLUMNS,
 )
-BENCHMARK = Benchmark(run, body, OPTIONS, packages=["openvino"])
+OPTIONS = (MODEL, ENGINES, runs(11, "of each, after a first one"), THREADS)
+BENCHMARK = Benchmark(run, BODY, OPTIONS, packages=["openvino"])
 
 if __name__ == "__main__":
     BENCHMARK.exit()

@@ -62,11 +62,16 @@ def origin(result: Result) -> str:
     return (
         (f"{result['gpu']}, " if "gpu" in result else "")
         + f"{result['cores']} cores of {result['processor']}, "
-        + (f"{threads} thread{'s' * (threads > 1)}, " if isinstance(threads, int) else "")
+        + (f"{count_of(threads, 'thread')}, " if isinstance(threads, int) else "")
         + f"commit {result['commit'] or 'unknown'}"
         + (f", and rows of earlier runs at {', '.join(earlier)}" if earlier else "")
         + f"; {versions}"
     )
+
+
+def count_of(number: int, what: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def failures(rows: Iterable[Mapping[str, Any]], *keys: str) -> str:

@@ -13,8 +13,7 @@ from accuracy import BENCHMARK, measure, summarise
 from bundles import named_bundles
 from charts import accuracy_plot
 from jobs import FIELD, JOBS, WARPED_LABELS, Job, jobs_named, of_network, of_registration
-from pairs import load_pair
-from paramorph.data import labelled_pairs
+from pairs import labelled_pairs
 from paramorph_rt.errors import BundleError, MissingDependencyError
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.images.volume import load_volume
@@ -137,8 +136,8 @@ def test_a_missing_peer_is_said(monkeypatch):
 
 
 def test_a_method_that_fails_is_a_row(phantoms):
-    case = Case(*labelled_pairs(phantoms)[0])
-    pair = load_pair(case.moving, case.fixed)
+    case = labelled_pairs(phantoms)[0]
+    pair = case.load()
     row = measure(Job("ours", model="/nowhere"), case, pair, threads=1, timeout_s=60)
     assert (row["pair"], row["method"]) == ("a → b", "ours")
     assert "expected a bundle" in row["error"]
@@ -146,8 +145,8 @@ def test_a_method_that_fails_is_a_row(phantoms):
 
 
 def test_a_field_that_cannot_be_judged_is_a_row(phantoms):
-    case = Case(*labelled_pairs(phantoms)[0])
-    pair = load_pair(case.fixed, case.moving)  # judged on the grid of the other image
+    case = labelled_pairs(phantoms)[0]
+    pair = Case(case.fixed, case.moving).load()  # judged on the grid of the other image
     row = measure(JOBS["nothing"], case, pair, threads=1, timeout_s=60)
     assert "expected it on the grid of a_t1.nii.gz" in row["error"]
 
@@ -164,8 +163,8 @@ class Boaster(Job):
 
 
 def test_a_field_that_does_not_warp_labels_as_its_method_did_is_an_error(phantoms):
-    case = Case(*labelled_pairs(phantoms)[0])
-    pair = load_pair(case.moving, case.fixed)
+    case = labelled_pairs(phantoms)[0]
+    pair = case.load()
     row = measure(Boaster("boaster"), case, pair, threads=1, timeout_s=60)
     assert row["dice_own_warp"] == 1
     assert row["error"] == "its own warp of the labels differs: its field was misread"

@@ -10,8 +10,7 @@ import pytest
 import peers
 from accuracy import measure
 from jobs import FIELD, JOBS, Task
-from pairs import LabelledPair, evaluate, load_pair
-from paramorph.data import labelled_pairs
+from pairs import LabelledPair, evaluate, labelled_pairs
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.transforms.itk import read_displacement
 from sets import Case
@@ -19,12 +18,12 @@ from sets import Case
 
 @pytest.fixture(scope="module")
 def case(phantoms) -> Case:
-    return Case(*labelled_pairs(phantoms)[0])
+    return labelled_pairs(phantoms)[0]
 
 
 @pytest.fixture(scope="module")
 def pair(case) -> LabelledPair:
-    return load_pair(case.moving, case.fixed)
+    return case.load()
 
 
 def in_a_child(method: str, case: Case, pair: LabelledPair, affine: str = "affine") -> dict:
@@ -95,11 +94,11 @@ def test_elastix_undoes_a_part(case, pair, tmp_path, monkeypatch):
     parameters = peers.elastix_parameters("affine")
     parameters.SetParameter("MaximumNumberOfIterations", "25")
     monkeypatch.setattr(peers, "elastix_parameters", lambda _kind: parameters)
-    peers.elastix(Task.of(case.moving, case.fixed, tmp_path), peers.Stopwatch({}))
+    peers.elastix(Task.of(case, tmp_path), peers.Stopwatch({}))
     field = read_displacement(Path(tmp_path) / FIELD)
     untouched = DisplacementField(field.grid, np.zeros_like(field.vectors_mm))
     assert evaluate(field, pair)["dice"] > evaluate(untouched, pair)["dice"] + 0.05
-    assert peers.mean_dice(Task.of(case.moving, case.fixed, tmp_path)) == pytest.approx(
+    assert peers.mean_dice(Task.of(case, tmp_path)) == pytest.approx(
         evaluate(field, pair)["dice"], abs=0.01
     )
 
@@ -109,5 +108,5 @@ def test_a_label_that_is_lost_counts_as_0(case, pair, tmp_path):
 
     kept = np.where(pair.fixed_labels.data == 7, 0, pair.fixed_labels.data)
     save_labels(tmp_path / "warped_labels.nii.gz", Volume(kept, pair.fixed.grid, "warped"))
-    found = peers.mean_dice(Task.of(case.moving, case.fixed, tmp_path))
+    found = peers.mean_dice(Task.of(case, tmp_path))
     assert found == pytest.approx(2 / 3)

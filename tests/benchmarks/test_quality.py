@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import planted
+import troubles
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume
 from paramorph_rt.quality import score
@@ -71,13 +71,15 @@ def test_what_is_planted_is_there():
     grid = Grid((20, 24, 22), np.eye(4))
     far = ((np.indices(grid.shape).T - [10, 12, 11]) ** 2).sum(-1).T
     data = np.where(far < 64, 100 - far + np.indices(grid.shape)[2], 0).astype(np.float32)
-    task = planted.Planted(*[Volume(data, grid, "x")] * 2, *[Volume((data > 0) * 3, grid, "l")] * 2)
-    for name, plant in planted.PLANTED.items():
+    task = troubles.Planted(
+        *[Volume(data, grid, "x")] * 2, *[Volume((data > 0) * 3, grid, "l")] * 2
+    )
+    for name, plant in troubles.PLANTED.items():
         found = plant(task)
         unlike = found.network or found.options or not np.array_equal(found.moving.data, data)
         assert unlike, name
-    assert np.array_equal(planted.turned_over(task, 2).moving.data, data[:, :, ::-1])
-    assert look_of(planted.label_map(task).moving).flat == 1
-    assert planted.half_cut(task, 0).moving.data[:10].max() == 0
-    field = planted.smooth_rubbish((8, 9, 10), 2.0, 5.0)
+    assert np.array_equal(troubles.turned_over(task, 2).moving.data, data[:, :, ::-1])
+    assert look_of(troubles.label_map(task).moving).flat == 1
+    assert troubles.half_cut(task, 0).moving.data[:10].max() == 0
+    field = troubles.smooth_rubbish((8, 9, 10), 2.0, 5.0)
     assert np.linalg.norm(field, axis=0).mean() == pytest.approx(5)

@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 
 import robustness
-from pairs import load_pair
-from paramorph.data import labelled_pairs
+from pairs import labelled_pairs
 from paramorph_rt import Registration
 from paramorph_rt.images.volume import Volume
 from robustness import summarise
-from sets import Case
 
 
 def test_a_stored_orientation_changes_little_and_a_refused_pair_is_a_row(
@@ -23,7 +21,7 @@ def test_a_stored_orientation_changes_little_and_a_refused_pair_is_a_row(
 
     troubles = {"stored as PIR": robustness.TROUBLES["stored as PIR"], "blank": blank}
     monkeypatch.setattr(robustness, "TROUBLES", troubles)
-    pair = load_pair(*labelled_pairs(phantoms)[0])
+    pair = labelled_pairs(phantoms)[0].load()
     register = partial(Registration(bundle, 1), refine=0)
     usual, stored, refused = robustness.troubled(register, pair)
     assert usual["case"] == "as they are"
@@ -51,7 +49,7 @@ def test_summary_takes_means_and_the_worst():
 
 def test_a_whole_run(phantoms, bundle, results, monkeypatch):
     monkeypatch.setattr(robustness, "TROUBLES", {})
-    case = Case(*labelled_pairs(phantoms)[0])
+    case = labelled_pairs(phantoms)[0]
     monkeypatch.setattr(robustness, "colin_to_mni", lambda *_: [case])
     command = ["robustness.py", str(phantoms), "--first", "1"]
     command += ["--model", str(bundle), "--threads", "1"]

@@ -9,7 +9,7 @@ import pytest
 
 import colin
 import scaling
-from pairs import load_pair, mean_dice
+from pairs import mean_dice
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.warp import warp_volume
 
@@ -40,7 +40,7 @@ def test_more_than_one_bundle_is_refused(bundle, capsys):
 
 @pytest.fixture(scope="module")
 def colin_pair(tmp_path_factory):
-    return load_pair(*colin.write_colin_pair(tmp_path_factory.mktemp("colin"), 64))
+    return colin.write_colin_pair(tmp_path_factory.mktemp("colin"), 64).load()
 
 
 def test_cube_holds_all_of_the_brain_at_the_same_place(colin_pair):

@@ -10,8 +10,8 @@ from nibabel.affines import apply_affine
 from scipy.ndimage import center_of_mass
 
 import sets
-from pairs import errors_mm, load_pair
-from paramorph.data import DataError, labelled_pairs
+from pairs import errors_mm, labelled_pairs
+from paramorph.data import DataError
 from paramorph_rt.geometry.field import DisplacementField
 from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.images.volume import save_labels, save_volume
@@ -71,7 +71,7 @@ def test_patients_go_to_another_contrast_of_one_another(tmp_path):
             save_volume(tmp_path / "contrasts" / name / f"{kind}.nii.gz", volume_of(head, grid))
     cases = SETS["contrasts-t1-t2"].cases(tmp_path, tmp_path)
     assert [case.name for case in cases] == ["07_t1 → 19_t2", "19_t1 → 07_t2"]
-    pair = load_pair(cases[0].moving, cases[0].fixed)
+    pair = cases[0].load()
     assert set(np.unique(pair.fixed_labels.data)) == {0, sets.GREY, sets.WHITE}
     across = SETS["known-field-t1-t2"].cases(tmp_path, tmp_path)
     assert [case.name for case in across] == [
@@ -88,13 +88,13 @@ def known(request, tmp_path_factory) -> Case:
     save_labels(folder / "a_labels.nii.gz", volume_of(head_labels, grid))
     save_volume(folder / "b_t1.nii.gz", volume_of(head, grid))
     save_labels(folder / "b_labels.nii.gz", volume_of(head_labels, grid))
-    moving, _ = labelled_pairs(folder)[0]
+    moving = labelled_pairs(folder)[0].moving
     return deformed(moving, moving.image, 1, folder)
 
 
 def test_the_known_field_leads_back_to_the_original(known):
     """By our own warp, which other tests hold to SciPy and ITK; the set is made by SciPy."""
-    pair, truth = load_pair(known.moving, known.fixed), read_displacement(known.true_field)
+    pair, truth = known.load(), read_displacement(known.true_field)
     assert truth.grid.matches(pair.fixed.grid)
     labels = warp_volume(pair.moving_labels, truth, "nearest").data
     # Roundings decide at a few borders.
@@ -115,7 +115,7 @@ def test_the_known_field_is_realistic_and_does_not_fold(known):
 
 
 def test_errors_are_distances_from_the_truth_inside_the_brain(known):
-    pair, truth = load_pair(known.moving, known.fixed), read_displacement(known.true_field)
+    pair, truth = known.load(), read_displacement(known.true_field)
     assert errors_mm(truth, truth, pair.fixed)["error_max_mm"] == 0
     inside = pair.fixed.data != 0
     vectors = truth.vectors_mm.copy()
@@ -128,7 +128,7 @@ def test_errors_are_distances_from_the_truth_inside_the_brain(known):
 def test_colin_and_mni_have_their_tissues_in_common_places(tmp_path):
     pytest.importorskip("nilearn", reason="needs nilearn, of the extra benchmarks")
     (case,) = colin_to_mni(tmp_path, tmp_path)
-    pair = load_pair(case.moving, case.fixed)
+    pair = case.load()
     for tissues in (pair.moving_labels, pair.fixed_labels):
         values, counts = np.unique(tissues.data, return_counts=True)
         litres = dict(
