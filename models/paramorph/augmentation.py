@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from paramorph.options import OptionError, option
+from paramorph.options import OptionError, check_range, option
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Shaped
@@ -89,14 +89,9 @@ class Augmentation:
     def __post_init__(self) -> None:
         if not set(self.flip_axes) <= {0, 1, 2}:
             raise OptionError(f"flip_axes: expected some of 0, 1, 2, got {self.flip_axes}.")
-        for name in (f.name for f in fields(self) if f.name != "flip_axes"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"{name}: expected at least 0, got {getattr(self, name)}.")
-        for name in ("common_scale", "own_scale", "flip_probability"):
-            if getattr(self, name) > 1:
-                raise OptionError(f"{name}: expected at most 1, got {getattr(self, name)}.")
-        if self.elastic_knots < 2:
-            raise OptionError(f"elastic_knots: expected at least 2, got {self.elastic_knots}.")
+        check_range(self, (f.name for f in fields(self) if f.name != "flip_axes"))
+        check_range(self, ("common_scale", "own_scale", "flip_probability"), most=1)
+        check_range(self, ("elastic_knots",), least=2)
 
     def __call__(
         self,

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from paramorph.checkpoint import FeatureInfo, load_feature_weights, save_weights
 from paramorph.feature_network import FeatureNetwork
 from paramorph.label_codes import label_codes, nearness
-from paramorph.options import OptionError, option
+from paramorph.options import check_range, option
 from paramorph.run_folder import RunFolder, TrainingError
 from paramorph.training import scheduled
 
@@ -68,9 +68,7 @@ class FeatureTrainingConfig:
     checkpoint_every: int = option(50, "steps")
 
     def __post_init__(self) -> None:
-        for name in ("image_share", "labelled_share"):
-            if not 0 <= (share := getattr(self, name)) <= 1:
-                raise OptionError(f"{name}: expected 0 to 1, got {share}.")
+        check_range(self, ("image_share", "labelled_share"), most=1)
 
 
 class FeatureTrainer:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from paramorph.options import OptionError, option
+from paramorph.options import OptionError, check_range, option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -212,13 +212,10 @@ class LossConfig:
     label_count: int = option(8, "labels drawn for each step")
 
     def __post_init__(self) -> None:
-        for name in ("smoothness", "bending", "folding", "labels"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"{name}: expected a weight ≥ 0, got {getattr(self, name)}.")
+        check_range(self, ("smoothness", "bending", "folding", "labels"))
+        check_range(self, ("label_count",), least=1)
         if self.ncc_window < 3 or self.ncc_window % 2 == 0:
             raise OptionError(f"ncc_window: expected an odd number ≥ 3, got {self.ncc_window}.")
-        if self.label_count < 1:
-            raise OptionError(f"label_count: expected at least 1, got {self.label_count}.")
 
 
 def similarity(config: LossConfig, warped: Volumes, fixed: Volumes) -> Loss:

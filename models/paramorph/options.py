@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import tomllib
 from dataclasses import field
 from pathlib import Path
@@ -25,6 +26,20 @@ class OptionError(ParamorphError, ValueError):
 def option(default: Any, help: str, choices: Iterable[str] = ()) -> Any:
     """A dataclass field that a configuration file can set, with its one-sentence description."""
     return field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+def check_range(
+    section: Any, names: Iterable[str], least: float = 0, most: float = math.inf
+) -> None:
+    """Refuse an option of a section that lies outside.
+
+    Raises:
+        OptionError: One of the named does.
+    """
+    for name in names:
+        if not least <= (value := getattr(section, name)) <= most:
+            within = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
+            raise OptionError(f"{name}: expected {within}, got {value}.")
 
 
 def add_config_options(p: argparse.ArgumentParser, *, training: bool = True) -> None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from paramorph.augmentation import smooth_noise
-from paramorph.options import OptionError, option
+from paramorph.options import OptionError, check_range, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -58,13 +58,9 @@ class Synthesis:
     thickness: float = option(4.0, "of the thickest slices")
 
     def __post_init__(self) -> None:
-        for name in ("shapes", "tissue_spread", "texture", "lumps", "blur", "thickness"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"{name}: expected at least 0, got {getattr(self, name)}.")
-        for name in ("tissue_", "dark_", "strip_", "thick_"):
-            share = getattr(self, f"{name}probability")
-            if not 0 <= share <= 1:
-                raise OptionError(f"{name}probability: expected 0 to 1, got {share}.")
+        check_range(self, ("shapes", "tissue_spread", "texture", "lumps", "blur", "thickness"))
+        kinds = ("tissue", "dark", "strip", "thick")
+        check_range(self, (f"{kind}_probability" for kind in kinds), most=1)
 
 
 class Painter:

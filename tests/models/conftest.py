@@ -1,6 +1,10 @@
-"""A network small enough for tests, with a displacement that is not zero."""
+"""A network small enough for tests, with a displacement that is not zero; a script as a module."""
 
 from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,3 +24,10 @@ def make_network(**options: object) -> ParaMorph:
 @pytest.fixture
 def tiny() -> ParaMorph:
     return make_network(window=(2, 2, 3))
+
+
+@pytest.fixture
+def train_features(monkeypatch) -> ModuleType:
+    """The script `models/train_features.py`."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "models")
+    return import_module("train_features")

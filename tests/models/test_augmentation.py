@@ -262,7 +262,7 @@ def test_a_gpu_gives_the_same_pair():
     ("options", "message"),
     [
         ({"gamma": -0.1}, "gamma: expected at least 0, got -0.1"),
-        ({"flip_probability": 1.5}, "flip_probability: expected at most 1, got 1.5"),
+        ({"flip_probability": 1.5}, "flip_probability: expected 0 to 1, got 1.5"),
         ({"elastic_knots": 1}, "elastic_knots: expected at least 2, got 1"),
     ],
 )

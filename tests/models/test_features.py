@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -203,12 +202,7 @@ def test_weights_of_the_other_kind_are_refused(tmp_path):
         load_weights(tmp_path / "run" / "weights.safetensors")
 
 
-def test_command_trains_from_a_file(tmp_path, capsys):
-    sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
-    try:
-        import train_features
-    finally:
-        sys.path.pop(0)
+def test_command_trains_from_a_file(train_features, tmp_path, capsys):
     for n in range(3):
         made = subject(str(n), n)
         for suffix, data in (("", made.image * 100), ("_labels", made.labels)):

@@ -309,7 +309,7 @@ def test_the_window_of_local_ncc_is_an_option():
     ("options", "message"),
     [
         ({"ncc_window": 4}, "ncc_window: expected an odd number ≥ 3, got 4"),
-        ({"folding": -1.0}, "folding: expected a weight ≥ 0, got -1.0"),
+        ({"folding": -1.0}, "folding: expected at least 0, got -1.0"),
         ({"label_count": 0}, "label_count: expected at least 1, got 0"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,12 +156,7 @@ def test_maps_are_centred_on_what_is_learned(tmp_path):
         load_label_maps(replace(config, validation=3), grid, [2])
 
 
-def test_command_trains_on_label_maps_alone(tmp_path, capsys):
-    sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
-    try:
-        import train_features
-    finally:
-        sys.path.pop(0)
+def test_command_trains_on_label_maps_alone(train_features, tmp_path, capsys):
     for n in range(3):
         write_map(tmp_path / f"map{n}.nii.gz", shift=n)
     config = tmp_path / "features.toml"

@@ -133,11 +133,8 @@ def test_overrides_are_stronger_than_the_file(config):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda p: p.stem)
-def test_shipped_configurations_are_valid(path, monkeypatch):
+def test_shipped_configurations_are_valid(path, train_features):
     if path.stem.endswith("-features"):
-        monkeypatch.syspath_prepend(CONFIGS.parent)
-        import train_features
-
         for name, values in read_table(path, ["run.init="]).items():
             from_table(train_features.SECTIONS[name], name, values)
         return

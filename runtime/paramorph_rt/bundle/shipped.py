@@ -46,8 +46,14 @@ def candidates() -> list[Path]:
     return [first, *(path for path in others if path != first)]
 
 
-def bundle_path(model: str | Path) -> Path:
-    """The folder of a bundle that is given by its path, or by the name of a shipped model."""
+def bundle_path(model: str | Path | None) -> Path:
+    """The folder of a bundle: by its path, or the name of a shipped model; None: the default one.
+
+    Raises:
+        BundleError: None is named, and there is none.
+    """
+    if model is None:
+        return default_bundle_path()
     path, shipped = Path(model), SHIPPED / Path(model).name
     by_name = len(path.parts) == 1 and not path.exists() and (shipped / MANIFEST).is_file()
     return shipped if by_name else path

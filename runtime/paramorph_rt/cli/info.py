@@ -65,7 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, print."""
-    from ..bundle import bundle_path, default_bundle_path, load_bundle
+    from ..bundle import bundle_path, load_bundle
     from ..errors import BundleError
     from ..results.provenance import platform_of
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         "gpu": _gpu(),
     }
     try:
-        bundle = load_bundle(bundle_path(args.model) if args.model else default_bundle_path())
+        bundle = load_bundle(bundle_path(args.model))
     except BundleError as err:
         if args.model is not None:
             raise

@@ -48,10 +48,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the models and name them."""
-    from ..bundle import bundle_path, default_bundle_path, load_bundle
+    from ..bundle import bundle_path, load_bundle
     from ..triton import write_repository
 
-    bundle = load_bundle(bundle_path(args.model) if args.model else default_bundle_path())
+    bundle = load_bundle(bundle_path(args.model))
     for model in write_repository(bundle, args.out_dir, args.force):
         print(f"wrote {args.out_dir / model.name}")
     return 0

@@ -43,14 +43,12 @@ def read_nifti(path: Path) -> nib.Nifti1Image:
         VolumeError: The file is missing, no NIfTI, damaged or truncated, or its header promises
             other than a 3-D volume of real values that could be in the file.
     """
-    image = open_nifti(path)
-    check_voxels(path, image)
-    if len(image.shape) < 3 or min(image.shape) < 1 or any(n != 1 for n in image.shape[3:]):
-        raise VolumeError(
-            f"{path.name}: expected a 3-D volume, got shape {image.shape}; "
-            "split the series (or pass --apply-to-all for a moving one), or stack slices, first."
-        )
-    return _complete(path, image)
+    return _read(
+        path,
+        lambda shape: len(shape) >= 3 and all(n == 1 for n in shape[3:]),
+        "a 3-D volume",
+        "split the series (or pass --apply-to-all for a moving one), or stack slices, first",
+    )
 
 
 def read_series_nifti(path: Path) -> nib.Nifti1Image:
@@ -59,14 +57,12 @@ def read_series_nifti(path: Path) -> nib.Nifti1Image:
     Raises:
         VolumeError: As `read_nifti`, but for the shape.
     """
-    image = open_nifti(path)
-    check_voxels(path, image)
-    if len(image.shape) != 4 or min(image.shape) < 1 or image.shape[3] < 2:
-        raise VolumeError(
-            f"{path.name}: expected a series of shape (X, Y, Z, T), got shape {image.shape}; "
-            "leave out --apply-to-all for a single volume."
-        )
-    return _complete(path, image)
+    return _read(
+        path,
+        lambda shape: len(shape) == 4 and shape[3] > 1,
+        "a series of shape (X, Y, Z, T)",
+        "leave out --apply-to-all for a single volume",
+    )
 
 
 def read_vector_nifti(path: Path) -> nib.Nifti1Image:
@@ -75,14 +71,22 @@ def read_vector_nifti(path: Path) -> nib.Nifti1Image:
     Raises:
         VolumeError: As `read_nifti`, but for the shape.
     """
+    return _read(
+        path,
+        lambda shape: shape[3:] in ((3,), (1, 3)),
+        "a displacement field of shape (X, Y, Z, 3) or (X, Y, Z, 1, 3)",
+        "check that it is the right file",
+    )
+
+
+def _read(
+    path: Path, fits: Callable[[tuple[int, ...]], bool], expected: str, advice: str
+) -> nib.Nifti1Image:
+    """An image of real values whose shape fits, complete."""
     image = open_nifti(path)
     check_voxels(path, image)
-    shape = image.shape
-    if shape[3:] not in ((3,), (1, 3)) or min(shape) < 1:
-        raise VolumeError(
-            f"{path.name}: expected a displacement field of shape (X, Y, Z, 3) or (X, Y, Z, 1, 3), "
-            f"got shape {shape}; check that it is the right file."
-        )
+    if not fits(image.shape) or min(image.shape) < 1:
+        raise VolumeError(f"{path.name}: expected {expected}, got shape {image.shape}; {advice}.")
     return _complete(path, image)
 
 
