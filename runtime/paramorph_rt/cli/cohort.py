@@ -205,14 +205,14 @@ def _first_ctrl_c(graceful: bool) -> Iterator[threading.Event]:
     stop = threading.Event()
     before = signal.getsignal(signal.SIGINT)
 
-    def ask(*_: object) -> None:
+    def finish(*_: object) -> None:
         stop.set()
         signal.signal(signal.SIGINT, before)
         print("\nfinishing the pairs under way; Ctrl-C again drops them", file=sys.stderr)
 
     graceful = graceful and threading.current_thread() is threading.main_thread()
     if graceful:
-        signal.signal(signal.SIGINT, ask)
+        signal.signal(signal.SIGINT, finish)
     try:
         yield stop
     finally:

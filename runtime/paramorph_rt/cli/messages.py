@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from ..errors import explained, one_line
-from ..system.interrupts import asked, number_of
+from ..system.interrupts import first_signal, number_of
 from ..system.memory import check_address_space
 
 ERROR = 1
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
         except BrokenPipeError:  # as by `| head`
             return NO_READER
         except Exception as err:
-            if (number := asked()) is not None:  # in the middle of a lock, Python says other things
+            # In the middle of a lock, Python raises other errors.
+            if (number := first_signal()) is not None:
                 return _end(STOPPED + number, "interrupted")
             sentence = explained(err)
             if sentence is not None:

@@ -18,11 +18,11 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 _USUAL = (signal.SIG_DFL, signal.default_int_handler)
 _AGAIN_S = 0.05
-_asked: list[int] = []
+_received: list[int] = []
 
 
 class Stopped(KeyboardInterrupt):
-    """The program was asked to end.
+    """A signal ends the program.
 
     Attributes:
         number: Of the signal.
@@ -38,14 +38,14 @@ def number_of(stop: KeyboardInterrupt) -> int:
     return stop.number if isinstance(stop, Stopped) else signal.SIGINT
 
 
-def asked() -> int | None:
-    """The signal that asked the program to end since `stop_on_signals`; None if none did."""
-    return _asked[0] if _asked else None
+def first_signal() -> int | None:
+    """The first signal to end the program since `stop_on_signals`; None if none did."""
+    return _received[0] if _received else None
 
 
 def stop_on_signals() -> None:
     """From now on a signal raises `Stopped`; those that are ignored, as under nohup, stay so."""
-    _asked.clear()
+    _received.clear()
     for number in _SIGNALS:
         if signal.getsignal(number) in _USUAL:
             signal.signal(number, _stop)
@@ -79,7 +79,7 @@ def held() -> Iterator[None]:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if not _is_importing(frame):
-        _asked.append(number)
+        _received.append(number)
         raise Stopped(number)
     # Extension modules, such as NumPy's, are broken for good if their import is.
     again = threading.Timer(_AGAIN_S, _send, [signal.Signals(number)])
