@@ -18,11 +18,10 @@ from pathlib import Path
 import end_to_end
 import record
 from benchmark import Benchmark
-from charts import stages_of
 from paramorph_rt.errors import exit_code
 from record import BenchmarkError, Result, read_result
 from reproducibility import COLUMNS as DIFFERENCES
-from tables import markdown_table, measured
+from tables import markdown_table, measured, stages_of
 
 HOME = Path(__file__).parent
 ROOT = HOME.parent

@@ -17,13 +17,12 @@ from tempfile import TemporaryDirectory
 from accuracy import measure
 from benchmark import MODEL, OPTIONAL_FOLDER, THREADS, Benchmark, option, runs
 from bundles import named_bundles
-from charts import stages_of, stages_plot
 from colin import SIDE_MM, write_colin_pair
 from isolated import empty_cache
 from jobs import JOBS, YARDSTICKS, Job, jobs_named, packages_of
 from pairs import Case, labelled_pairs
 from record import Result, Row, Rows, weights_sha256
-from tables import failures, grouped, markdown_table, measured
+from tables import failures, grouped, markdown_table, measured, stages_of
 
 DEFAULT_METHODS = "default,no-network,unrefined,syn,greedy"
 WARM_UP_SIZE = 48
@@ -139,7 +138,7 @@ OPTIONS = (
     THREADS,
     option("--timeout", type=float, default=1800, metavar="S", help="of a job on a pair"),
 )
-BENCHMARK = Benchmark(run, body, OPTIONS, "end-to-end", plot=stages_plot, headline=headline)
+BENCHMARK = Benchmark(run, body, OPTIONS, "end-to-end", headline=headline)
 
 if __name__ == "__main__":
     BENCHMARK.exit()

@@ -22,7 +22,6 @@ import numpy as np
 
 from benchmark import CORES, MODEL, Benchmark, option, runs
 from bundles import named_bundles, weights_of
-from charts import latency_plot
 from colin import SIDE_MM, write_colin_pair
 from contenders import PYTORCH, Spec
 from isolated import Answer, Worker, empty_cache, worker
@@ -329,7 +328,7 @@ OPTIONS = (
     option("--compare", type=Path, metavar="JSON", help="older result; fails on a lesser lead"),
     option("--tolerance", type=float, default=0.15, help="share of a lead that may be noise"),
 )
-BENCHMARK = Benchmark(run, body, OPTIONS, plot=latency_plot, headline=headline)
+BENCHMARK = Benchmark(run, body, OPTIONS, headline=headline)
 
 
 def _say(what: str) -> None:

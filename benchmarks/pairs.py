@@ -59,8 +59,8 @@ class LabelledPair:
 
     moving: Volume
     fixed: Volume
-    moving_labels: Volume
-    fixed_labels: Volume
+    moving_labels: Volume | None
+    fixed_labels: Volume | None
 
 
 def labelled_pairs(folder: Path, first: int | None = None) -> list[Case]:

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from paramorph_rt.images.volume import load_labels, load_volume
 from sets import ring
 from troubles import PLANTED, Planted, coarser
-
-if TYPE_CHECKING:
-    from paramorph.data import SubjectFiles
-    from paramorph_rt.images.volume import Volume
 
 AS_IT_IS = "as it is"
 OTHER_ORGAN = "other organ"
@@ -120,14 +114,13 @@ FORCED: tuple[Plan, ...] = (
 def pairs(data: Path, name: str, count: int) -> Iterator[tuple[str, Planted]]:
     """The first pairs of a set, each subject to the next."""
     kind = SETS[name]
-
-    def load(files: SubjectFiles) -> tuple[Volume, Volume]:
-        loaded = load_volume(files.image), load_labels(files.labels)
-        return coarser(*loaded, COARSE_MM) if kind.coarse else loaded
-
     for case in ring(data / kind.folder, data, kind.moving, kind.fixed, kind.labels)[:count]:
-        (moving, moving_labels), (fixed, fixed_labels) = load(case.moving), load(case.fixed)
-        yield case.name, Planted(moving, fixed, moving_labels, fixed_labels)
+        pair = case.load()
+        sides = [(pair.moving, pair.moving_labels), (pair.fixed, pair.fixed_labels)]
+        if kind.coarse:
+            sides = [coarser(*side, COARSE_MM) for side in sides]
+        images, labels = zip(*sides, strict=True)
+        yield case.name, Planted(*images, *labels)
 
 
 def tasks(data: Path) -> Iterator[tuple[dict[str, str], Planted]]:
@@ -141,4 +134,4 @@ def tasks(data: Path) -> Iterator[tuple[dict[str, str], Planted]]:
         for moving, fixed in OTHER_ORGANS.get(group, ()):
             (_, one), (_, other) = (next(pairs(data, name, 1)) for name in (moving, fixed))
             keys = {"group": group, "set": fixed, "case": OTHER_ORGAN, "pair": moving}
-            yield keys, Planted(one.moving, other.fixed, doomed=True)
+            yield keys, Planted(one.moving, other.fixed, None, None, doomed=True)

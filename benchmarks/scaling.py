@@ -17,13 +17,12 @@ from tempfile import TemporaryDirectory
 
 from benchmark import CORES, MODEL, Benchmark, option, runs
 from bundles import single_bundle
-from charts import growth_plot, stages_of
 from colin import SIDE_MM, write_colin_pair
 from isolated import empty_cache
 from jobs import START_UP, Job, Task
 from pairs import Case
 from record import Result, Row, succeeded, weights_sha256
-from tables import markdown_table
+from tables import markdown_table, stages_of
 
 COSTS = (("seconds", "seconds", ".2f"), ("CPU, s", "cpu_seconds", ".2f"))
 MEMORY = (("peak MB", "peak_mb", ".0f"),)
@@ -118,7 +117,7 @@ OPTIONS = (
     MODEL,
     option("--engine", default="auto:auto", help="backend:precision"),
 )
-BENCHMARK = Benchmark(run, body, OPTIONS, packages=["openvino"], plot=growth_plot)
+BENCHMARK = Benchmark(run, body, OPTIONS, packages=["openvino"])
 
 if __name__ == "__main__":
     BENCHMARK.exit()

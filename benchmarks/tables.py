@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
     Column = tuple[str, str, str]  # title, key, format
 
+#: Of a job, in their order; a peer's "register" is its affine and all that follows.
+STAGES = (
+    *("start-up", "load", "affine", "preprocess", "network"),
+    *("register", "warp", "metrics", "save"),
+)
+
 
 def measured(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     """The columns for which any row has a value."""
@@ -28,14 +34,23 @@ def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (titles, rules, *body))
 
 
-def page_of_rows(text: str, columns: Sequence[Column]) -> Callable[[Result], str]:
-    """What writes the page of a result that is one table: `text`, then its `rows`.
+def page_of_rows(
+    text: str, columns: Sequence[Column], named_by: Sequence[str] = ()
+) -> Callable[[Result], str]:
+    """What writes the page of a result that is one table: `text`, its `rows`, and what failed.
 
     Args:
         text: Names values of the result in braces.
         columns: Of the table.
+        named_by: Keys that say which row failed.
     """
-    return lambda result: f"{text.format_map(result)}\n\n{markdown_table(result['rows'], columns)}"
+
+    def body(result: Result) -> str:
+        rows = result["rows"]
+        table = markdown_table([row for row in rows if "error" not in row], columns)
+        return f"{text.format_map(result)}\n\n{table}{failures(rows, *named_by)}"
+
+    return body
 
 
 def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -67,6 +82,13 @@ def origin(result: Result) -> str:
         + (f", and rows of earlier runs at {', '.join(earlier)}" if earlier else "")
         + f"; {versions}"
     )
+
+
+def stages_of(rows: Iterable[Row]) -> list[str]:
+    """All stages of some rows, in the order in which they are done; others come last."""
+    stages = dict.fromkeys(stage for row in rows for stage in row["stages"])
+    known = [stage for stage in STAGES if stage in stages]
+    return known + [stage for stage in stages if stage not in STAGES]
 
 
 def count_of(number: int, what: str) -> str:

@@ -21,8 +21,8 @@ from costs import timed, within
 from paramorph import CONFIGS, ParaMorph
 from paramorph.losses import LossConfig, loss_terms, total
 from paramorph.warp import warp
-from record import BenchmarkError, Result, Row
-from tables import failures, markdown_table
+from record import BenchmarkError, Row
+from tables import page_of_rows
 from volumes import smooth_volume
 
 VARIANTS = (  # precision, recompute
@@ -114,14 +114,7 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     yield path
 
 
-def body(result: Result) -> str:
-    """The text of a result's page."""
-    shape = " × ".join(map(str, result["shape"]))
-    rows = [{**row, "recompute": "yes" if row["recompute"] else "no"} for row in result["rows"]]
-    table = markdown_table([row for row in rows if "error" not in row], COLUMNS)
-    return f"{result['size']} at {shape}.\n\n{table}{failures(rows, 'precision', 'recompute')}"
-
-
+TEXT = "{size} at {shape[0]} × {shape[1]} × {shape[2]}."
 OPTIONS = (
     option("--device", choices=("cuda", "cpu"), default="cuda", help="cpu proves the script"),
     option("--size", default="paramorph", choices=list(CONFIGS)),
@@ -129,7 +122,8 @@ OPTIONS = (
     option("--seconds", type=float, default=220, help="of all together"),
     OUT,
 )
-BENCHMARK = Benchmark(run, body, OPTIONS)
+BODY = page_of_rows(TEXT, COLUMNS, ("precision", "recompute"))
+BENCHMARK = Benchmark(run, BODY, OPTIONS)
 
 if __name__ == "__main__":
     BENCHMARK.exit()

@@ -21,6 +21,7 @@ import SimpleITK as sitk
 from nibabel.affines import from_matvec
 from scipy.ndimage import gaussian_filter
 
+from pairs import LabelledPair
 from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume
@@ -106,23 +107,15 @@ TROUBLES: dict[str, Callable[[Volume, Volume], Pair]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Planted:
-    """A pair to register and to judge.
+class Planted(LabelledPair):
+    """A pair to register and to judge; without labels where both have none in common.
 
     Attributes:
-        moving: Image.
-        fixed: Image.
-        moving_labels: On its voxels; None where both have no labels in common.
-        fixed_labels: The same.
         doomed: Nobody would accept any result, whatever Dice says.
         options: Further arguments of the registration.
         network: Instead of the models: a network of this displacement, not refined.
     """
 
-    moving: Volume
-    fixed: Volume
-    moving_labels: Volume | None = None
-    fixed_labels: Volume | None = None
     doomed: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     network: Callable[[tuple[int, ...]], np.ndarray] | None = None
@@ -130,7 +123,6 @@ class Planted:
 
 def troubled(pair: Planted, trouble: str) -> Planted:
     """One of `TROUBLES`."""
-    assert pair.moving_labels is not None
     moving, labels = TROUBLES[trouble](pair.moving, pair.moving_labels)
     return replace(pair, moving=moving, moving_labels=labels)
 
@@ -175,7 +167,6 @@ def wrong_mask(pair: Planted) -> Planted:
 
 def label_map(pair: Planted) -> Planted:
     """The moving labels are taken for the image."""
-    assert pair.moving_labels is not None
     data = pair.moving_labels.data.astype(np.float32)
     return replace(pair, moving=replace(pair.moving, data=data), doomed=True)
 

@@ -42,7 +42,6 @@ def test_jobs_are_done_judged_and_taken_apart(quick, results):
     page = (results / "end-to-end.md").read_text(encoding="utf-8")
     assert page == end_to_end.BENCHMARK.page(result, "end-to-end")
     assert "| times faster than ANTs SyN | of ANTs SyN's CPU |" in page
-    assert (results / "end-to-end.svg").stat().st_size > 5000
 
 
 def test_a_job_that_fails_is_told(quick, results, bundle, monkeypatch):

@@ -72,7 +72,6 @@ def test_contenders_are_compared_then_timed_then_compared_with_an_older_result(
     page = (results / "latency.md").read_text(encoding="utf-8")
     assert page == latency.BENCHMARK.page(result, "latency")
     assert "| openvino:fp32 | 1 |" in page
-    assert (results / "latency.svg").stat().st_size > 5000
 
     second["times_faster"] *= 1000
     older = results / "older.json"

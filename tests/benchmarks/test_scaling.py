@@ -30,7 +30,6 @@ def test_sizes_threads_and_pairs_are_measured(bundle, results):
     page = (results / "scaling.md").read_text(encoding="utf-8")
     assert page == scaling.BENCHMARK.page(result, "scaling")
     assert "| 32 |" in page
-    assert (results / "scaling.svg").stat().st_size > 5000
 
 
 def test_more_than_one_bundle_is_refused(bundle, capsys):
