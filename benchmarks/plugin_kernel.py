@@ -27,7 +27,7 @@ from record import BenchmarkError, Result, Row
 from tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
-OPTIONS = list(itertools.product(["linear", "nearest"], ["border", "zeros"], [True, False]))
+SAMPLINGS = list(itertools.product(["linear", "nearest"], ["border", "zeros"], [True, False]))
 WILD = [1e6, -1e6, 3e9, -3e9, 1e30, -1e30, torch.inf, -torch.inf]
 CACHE_BYTES = 512 << 20  # inputs that take turns fill more than any card's cache
 REPLAYS = 30
@@ -93,25 +93,25 @@ class Kernel:
         return out
 
 
-def check(kernel: Kernel) -> float:
-    """Hold the kernel to PyTorch on the same GPU; the largest difference of the inexact cases."""
-    generator = torch.Generator("cuda").manual_seed(0)
+def check(kernel: Callable[..., torch.Tensor], device: str = "cuda") -> float:
+    """Hold the kernel to PyTorch on one device; the largest difference of the inexact cases."""
+    generator = torch.Generator(device).manual_seed(0)
     largest = 0.0
-    for dtype, options in itertools.product([torch.float32, torch.float16], OPTIONS):
+    for dtype, options in itertools.product([torch.float32, torch.float16], SAMPLINGS):
         # Exact: whole numbers, quarter voxels, axes of 2^k + 1 voxels; few enough voxels that the
         # products of the weights fit float32. Then any displacement.
         size = (9, 5, 17) if options[0] == "linear" else (33, 17, 65)
-        volume = torch.randint(0, 256, (2, 3, *size), device="cuda", generator=generator).to(dtype)
-        steps = torch.randint(-60, 61, (2, 3, *size), device="cuda", generator=generator)
+        volume = torch.randint(0, 256, (2, 3, *size), device=device, generator=generator).to(dtype)
+        steps = torch.randint(-60, 61, (2, 3, *size), device=device, generator=generator)
         displacement = steps / 4
-        wild = torch.tensor(WILD, device="cuda")[steps.abs() % len(WILD)]
+        wild = torch.tensor(WILD, device=device)[steps.abs() % len(WILD)]
         displacement = torch.where(steps % 11 == 0, wild, displacement)
         expected = grid_sample_3d(volume, displacement, *options)
         assert torch.equal(kernel(volume, displacement, *options), expected), (dtype, options)
         if options[0] == "nearest":
             continue  # elsewhere ties fall either way, with PyTorch's rounding of positions
-        volume = torch.rand(2, 3, 41, 30, 50, device="cuda", generator=generator).to(dtype)
-        displacement = torch.randn(2, 3, 37, 43, 35, device="cuda", generator=generator) * 4
+        volume = torch.rand(2, 3, 41, 30, 50, device=device, generator=generator).to(dtype)
+        displacement = torch.randn(2, 3, 37, 43, 35, device=device, generator=generator) * 4
         expected = grid_sample_3d(volume, displacement, *options)
         difference = (kernel(volume, displacement, *options) - expected).abs().max().item()
         # float32: PyTorch's positions pass through normalised coordinates; half: one rounding

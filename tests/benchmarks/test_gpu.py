@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import gpu
+import plugin_kernel
 import record
 import training_step
 import volumes
 from paramorph import CONFIGS, ParaMorph
 from paramorph.checkpoint import WeightsInfo, save_weights
+from paramorph.warp import grid_sample_3d
 
 CONTENDERS = ("torch fp32", "torch fp16", "onnxruntime cuda fp32", "onnxruntime cpu fp32")
 
@@ -129,6 +131,17 @@ def test_training_steps_are_those_of_training(tmp_path, capsys):
     if not torch.cuda.is_available():
         assert training_step.BENCHMARK.main(["--out", str(tmp_path)]) == 1
         assert "expected PyTorch with a GPU, got one without" in capsys.readouterr().err
+
+
+def test_kernel_is_held_to_pytorch_in_every_way_to_sample():
+    """By PyTorch's own function in the kernel's place, and by one that is half a voxel off."""
+    assert plugin_kernel.check(grid_sample_3d, "cpu") == 0
+
+    def off(volume, displacement, *how):
+        return grid_sample_3d(volume, displacement + 0.5, *how)
+
+    with pytest.raises(AssertionError):
+        plugin_kernel.check(off, "cpu")
 
 
 def test_day_tells_of_every_step_what_came_of_it(tmp_path):
