@@ -34,7 +34,7 @@ from paramorph_rt.images.volume import load_labels
 from paramorph_rt.transforms.itk import read_displacement
 from record import BenchmarkError, Result, Row, Rows, weights_sha256
 from sets import FIELD_MEAN_MM, FIELD_SIGMA_MM, SETS, PairSet
-from tables import average, failures, grouped, markdown_table, measured
+from tables import REGULARITY, average, failures, grouped, markdown_table, measured
 
 DEFAULT_METHODS = "nothing,affine,default,no-network,unrefined,thorough,demons,syn,greedy,greedy-sv"
 MEDIANS = ("seconds", "job_seconds", "network_seconds", "peak_mb")
@@ -48,9 +48,7 @@ COLUMNS = (
     ("mean error, mm", "error_mean_mm", ".2f"),
     ("95th percentile", "error_p95_mm", ".2f"),
     ("largest", "error_max_mm", ".2f"),
-    ("SDlogJ", "sd_log_jacobian", ".3f"),
-    ("folds, %", "nonpositive_jacobian_percent", ".4f"),
-    ("non-diffeomorphic volume, %", "nondiffeomorphic_volume_percent", ".4f"),
+    *REGULARITY,
     ("seconds", "seconds", ".1f"),
     ("of these network", "network_seconds", ".1f"),
     ("time / greedy", "seconds_over_greedy", ".2g"),

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> Row:
 
 BODY = page_of_rows("{moving} → {fixed}, {labels} labels; medians of {runs}.", COLUMNS)
 PACKAGES = ("Jinja2", "pillow", "contourpy", "matplotlib")
-BENCHMARK = Benchmark(run, BODY, (FOLDER), packages=PACKAGES)
+BENCHMARK = Benchmark(run, BODY, (FOLDER,), packages=PACKAGES)
 
 if __name__ == "__main__":
     BENCHMARK.exit()

@@ -24,7 +24,7 @@ from paramorph_rt.errors import ParamorphError
 from paramorph_rt.geometry.field import DisplacementField
 from record import Result, Row, Rows, weights_sha256
 from sets import SETS, colin_to_mni
-from tables import average, failures, grouped, markdown_table, measured
+from tables import REGULARITY, average, failures, grouped, markdown_table, measured
 from troubles import TROUBLES, same_places
 
 # By what a page calls them: whether a network is used, and further arguments.
@@ -44,13 +44,9 @@ COLUMNS = (
     ("worst pair", "dice_after_worst", ".3f"),
     ("NCC affine", "ncc_affine", ".3f"),
     ("after", "ncc_after", ".3f"),
-    ("SDlogJ", "sd_log_jacobian", ".3f"),
-    ("folds, %", "nonpositive_jacobian_percent", ".4f"),
-    ("non-diffeomorphic volume, %", "nondiffeomorphic_volume_percent", ".4f"),
+    *REGULARITY,
     ("field differs, mm", "field_difference_mm", ".3f"),
 )
-
-REGULARITY = tuple(key for _, key, _ in COLUMNS if "jacobian" in key or "diffeomorphic" in key)
 
 Register = Callable[..., Any]
 
@@ -77,7 +73,7 @@ def measure(
     metrics, field = result.metrics, result.displacement
     row |= {f"dice_{stage}": entry["mean"] for stage, entry in metrics["dice"].items()}
     row |= {f"ncc_{stage}": value for stage, value in metrics["ncc"].items()}
-    row |= {key: metrics[key] for key in REGULARITY}
+    row |= {key: metrics[key] for _, key, _ in REGULARITY}
     if usual is not None:
         distances_mm = np.linalg.norm(field.vectors_mm - usual.vectors_mm, axis=-1)
         row["field_difference_mm"] = float(distances_mm.max())

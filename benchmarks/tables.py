@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
     Column = tuple[str, str, str]  # title, key, format
 
+#: Columns of `metrics.deformation.regularity`.
+REGULARITY = (
+    ("SDlogJ", "sd_log_jacobian", ".3f"),
+    ("folds, %", "nonpositive_jacobian_percent", ".4f"),
+    ("non-diffeomorphic volume, %", "nondiffeomorphic_volume_percent", ".4f"),
+)
 #: Of a job, in their order; a peer's "register" is its affine and all that follows.
 STAGES = (
     *("start-up", "load", "affine", "preprocess", "network"),
