@@ -292,6 +292,29 @@ def test_callers_stream_orders_the_work(client, bundle):
     assert found == [[False] * 3, [True, True, False], True, True, 0]
 
 
+def test_what_a_failed_launch_left_behind_is_waited_for(client, bundle):
+    """Its work uses the memory that the next registration needs."""
+    assert client(
+        """
+        engine = Engine(sys.argv[1])
+        cuda().cuCtxPushCurrent_v2(None)
+        shapes = engine.shape, engine.shape, (3, *engine.shape)
+        first, second = ([DeviceArray(shape) for shape in shapes] for _ in range(2))
+        for array in (*first[:2], *second[:2]):
+            array.values[:] = 1
+        os.environ["FAKE_FAIL"] = "the end of enqueueV3"
+        addresses = [a.address for a in first]
+        refused = refusal(engine.register_async, *addresses, None, stream=new_stream())
+        os.environ["FAKE_FAIL"] = ""
+        engine.register_async(*[a.address for a in second], None, stream=engine.stream)
+        before = bool(np.isnan(first[2].values).all())
+        assert cuda().cuStreamSynchronize(ctypes.c_void_p(engine.stream)) == 0
+        answer([refused[0], before, [float(a[2].values.min()) for a in (first, second)]])
+        """,
+        bundle,
+    ) == [BACKEND, True, [11, 11]]
+
+
 def test_closing_waits_for_what_was_enqueued(client, bundle):
     assert client(
         """

@@ -126,12 +126,15 @@ void Session::enqueue(CUdeviceptr moving_address, CUdeviceptr fixed_address,
     // The activations are shared by all registrations of this session.
     check(driver().cuStreamWaitEvent(on_stream, finished_.get(), CU_EVENT_WAIT_DEFAULT),
           "wait for the registration before");
-    if (!context_->enqueueV3(on_stream)) {
+    const bool enqueued = context_->enqueueV3(on_stream);
+    // Of a failure too, which may have left work behind that the next registration has to wait for.
+    const CUresult marked = driver().cuEventRecord(finished_.get(), on_stream);
+    if (!enqueued) {
         refuse(PARAMORPH_BACKEND_ERROR,
                entry_.file + ": expected TensorRT to run, got a refusal (" + logged_error() +
                    "); see what `nvidia-smi` says of the GPU.");
     }
-    check(driver().cuEventRecord(finished_.get(), on_stream), "mark the end of the registration");
+    check(marked, "mark the end of the registration");
 }
 
 std::int64_t Session::device_memory() const {

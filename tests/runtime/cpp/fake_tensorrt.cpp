@@ -84,6 +84,10 @@ public:
                              displacement[3 * voxels - 1] = std::numeric_limits<float>::quiet_NaN();
                          }
                      });
+        if (fake_fails("the end of enqueueV3")) {  // with work on the stream
+            logger->log(ILogger::Severity::kERROR, "launch failed");
+            return false;
+        }
         return true;
     }
 
