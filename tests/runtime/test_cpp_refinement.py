@@ -139,6 +139,21 @@ def test_field_is_that_of_python(client, given):
     np.testing.assert_allclose(warped, truth, atol=1e-5)
 
 
+def test_thick_slices_are_refined_as_far_as_in_python(client):
+    """Without levels that would show nothing new, and no finer than the slices across them."""
+    thick = GRID.with_shape((22, 52, 13))
+    moving, fixed = (Volume(rescaled(image, GRID, thick), thick) for image in alike())
+    view = thick.with_shape(VIEW.shape)
+    still = field_from_network(np.zeros((3, *view.shape), np.float32), view)
+    prediction = Prediction("made up", None, view, still, INTENSITY)
+    levels = [Level(5, 4), Level(2, 3), Level(1, 2), Level(0.7, 5)]
+    field, *pair = refined_by_python(moving, fixed, prediction, levels)
+    assert field.grid.shape == thick.shape
+    found, _ = client.refine(*pair, tuple(thick.spacing), levels=levels_for(client, levels))
+    assert np.abs(found).max() > 1
+    np.testing.assert_allclose(found, in_voxels(field), atol=1e-3)
+
+
 def test_a_start_on_a_finer_grid_is_that_of_python(client):
     moving, fixed = (Volume(image, GRID) for image in alike())
     start, levels = start_of(), [Level(4.0, 1)]
@@ -237,8 +252,11 @@ def test_bad_arguments_are_refused_in_one_sentence(client):
         (refused(start=start_of(), start_shape=(-1, 2, 3)), "start_shape: expected three positive"),
         (refused(features=features_of(), channels=0), "channels: expected those of the features"),
         (refused(features=np.stack([[hole]] * 2)), "features: expected finite values"),
-        (refused(threads=-1), "threads, level_count, levels: expected no negative number"),
-        (refused(level_count=2), "threads, level_count, levels: expected no negative number"),
+        (refused(threads=-1), "threads: expected at most 1024, got -1; 0 is one per core"),
+        (refused(threads=2000), "threads: expected at most 1024, got 2000;"),
+        (refused(level_count=2), "levels: expected an array and its level_count, or NULL and 0,"),
+        (refused(levels=[], level_count=-1), "or NULL and 0, got -1 levels in an array;"),
+        (refused(levels=[]), "or NULL and 0, got 0 levels in an array;"),
         (with_level(spacing_mm=0), level),
         (with_level(iterations=-1), level),
         (with_level(step=math.inf), level),

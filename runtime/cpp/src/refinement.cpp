@@ -18,6 +18,8 @@ namespace {
 constexpr double kMostVoxels = 24'000'000, kFiner = 0.75, kLeastSize = 4, kCoarser = 1.4;
 constexpr int32_t kDefaultIterations = 7;
 
+constexpr int32_t kMostThreads = 1024;  // more is a mistake
+
 struct Stage {
     paramorph_level level;
     Grid grid;
@@ -73,10 +75,15 @@ void check_numbers(const paramorph_refinement& given) {
         refuse_argument("spacing_mm: expected three positive numbers, got others; give the size of a "
                         "voxel in mm.");
     }
-    if (given.threads < 0 || given.level_count < 0 ||
-        (given.level_count > 0 && given.levels == nullptr)) {
-        refuse_argument("threads, level_count, levels: expected no negative number and an array of "
-                        "the levels that are counted, got another; 0 and NULL are the defaults.");
+    if (given.threads < 0 || given.threads > kMostThreads) {
+        refuse_argument("threads: expected at most " + std::to_string(kMostThreads) + ", got " +
+                        std::to_string(given.threads) + "; 0 is one per core.");
+    }
+    if (given.level_count < 0 || (given.levels == nullptr) != (given.level_count == 0)) {
+        refuse_argument("levels: expected an array and its level_count, or NULL and 0, got " +
+                        std::to_string(given.level_count) + " levels in " +
+                        (given.levels == nullptr ? "NULL" : "an array") +
+                        "; NULL and 0 are the usual levels.");
     }
     for (int32_t i = 0; i < given.level_count; ++i) {
         check_level(given.levels[i], i);
