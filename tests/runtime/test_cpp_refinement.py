@@ -146,7 +146,7 @@ def test_thick_slices_are_refined_as_far_as_in_python(client):
     view = thick.with_shape(VIEW.shape)
     still = field_from_network(np.zeros((3, *view.shape), np.float32), view)
     prediction = Prediction("made up", None, view, still, INTENSITY)
-    levels = [Level(5, 4), Level(2, 3), Level(1, 2), Level(0.7, 5)]
+    levels = [Level(20, 4), Level(5, 4), Level(2, 3), Level(1, 2), Level(0.7, 5)]
     field, *pair = refined_by_python(moving, fixed, prediction, levels)
     assert field.grid.shape == thick.shape
     found, _ = client.refine(*pair, tuple(thick.spacing), levels=levels_for(client, levels))
