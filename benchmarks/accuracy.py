@@ -32,7 +32,7 @@ from pairs import Case, LabelledPair, errors_mm, evaluate, labelled_pairs, mean_
 from paramorph_rt.errors import ParamorphError
 from paramorph_rt.images.volume import load_labels
 from paramorph_rt.transforms.itk import read_displacement
-from record import BenchmarkError, Result, Row, Rows, weights_sha256
+from record import Result, Row, Rows, check_known, weights_sha256
 from sets import FIELD_MEAN_MM, FIELD_SIGMA_MM, SETS, PairSet
 from tables import REGULARITY, average, failures, grouped, markdown_table, measured
 
@@ -141,10 +141,7 @@ def measure_set(args: argparse.Namespace, name: str, chosen: PairSet, scratch: P
 
 def run(args: argparse.Namespace) -> Iterator[Path]:
     """Measure each set, or the folder."""
-    if unknown := [name for name in args.set or () if name not in SETS]:
-        raise BenchmarkError(
-            f"--set: expected some of {', '.join(SETS)}, got {unknown[0]}; correct the option."
-        )
+    check_known("--set", args.set or (), SETS)
     folder = args.folder.resolve()
     name = args.name or f"{folder.parent.name}-{folder.name}".replace("_", "-")
     chosen = {name: SETS[name] for name in args.set} if args.set else {name: FOLDER}

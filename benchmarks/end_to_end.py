@@ -22,7 +22,7 @@ from isolated import empty_cache
 from jobs import JOBS, YARDSTICKS, Job, jobs_named, packages_of
 from pairs import Case, labelled_pairs
 from record import Result, Row, Rows, weights_sha256
-from tables import failures, grouped, markdown_table, measured, stages_of
+from tables import failures, grouped, markdown_table, measured, medians, stages_of
 
 DEFAULT_METHODS = "default,no-network,unrefined,syn,greedy"
 WARM_UP_SIZE = 48
@@ -57,11 +57,7 @@ def summarise(rows: Iterable[Row]) -> list[Row]:
     summary = []
     for (title,), mine in grouped(done, "job").items():
         entry: Row = {"job": title, "n": len(mine), "ours": mine[0]["ours"]}
-        entry |= {key: statistics.median(row[key] for row in mine) for key in AVERAGES}
-        entry["stages"] = {
-            stage: statistics.median(row["stages"].get(stage, 0.0) for row in mine)
-            for stage in dict.fromkeys(stage for row in mine for stage in row["stages"])
-        }
+        entry |= medians(mine, AVERAGES)
         for name, peer in YARDSTICKS.items():
             theirs = {(row["pair"], row["turn"]): row for row in done if row["job"] == peer}
             beside = [(row, theirs.get((row["pair"], row["turn"]))) for row in mine]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from isolated import python_command, run_measured
 from paramorph_rt.errors import MissingDependencyError
-from record import BenchmarkError, read_result
+from record import check_known, read_result
 
 if TYPE_CHECKING:
     from pairs import Case
@@ -198,10 +198,7 @@ def register_many(task: dict[str, str], model: str, engine: str, count: int, thr
 
 
 def _known(name: str) -> Job:
-    if name not in JOBS:
-        raise BenchmarkError(
-            f"--methods: expected some of {', '.join(JOBS)}, got {name}; correct the option."
-        )
+    check_known("--methods", [name], JOBS)
     job = JOBS[name]
     try:
         if job.package:

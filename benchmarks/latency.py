@@ -29,7 +29,15 @@ from paramorph_export.pairs import Pair, pair_of, pairs_of
 from paramorph_rt.backends import WAYS
 from paramorph_rt.bundle import Bundle
 from paramorph_rt.errors import ParamorphError
-from record import BenchmarkError, Result, Row, read_result, weights_sha256, write_result
+from record import (
+    BenchmarkError,
+    Result,
+    Row,
+    check_known,
+    read_result,
+    weights_sha256,
+    write_result,
+)
 from tables import differences, failures, markdown_table
 
 DEFAULT = ("pytorch", "onnxruntime:fp32", "openvino:fp32", "openvino:bf16")
@@ -61,20 +69,6 @@ LEAD_COLUMNS = (
     ("now / before", "change", ".2f"),
 )
 DICE_COLUMNS = (("Dice", "dice", ".4f"), ("change of Dice", "dice_change", "+.1e"))
-
-
-def check_contenders(engines: Sequence[str]) -> None:
-    """Whether all are known.
-
-    Raises:
-        BenchmarkError: A backend or precision that there is none of.
-    """
-    runtime = dict.fromkeys(f"{way.backend}:{p}" for way in WAYS for p in way.precisions)
-    if unknown := [engine for engine in engines if engine not in (*PYTORCH, *runtime)]:
-        raise BenchmarkError(
-            f"--contenders: expected some of {', '.join((*PYTORCH, *runtime))}, got {unknown[0]}; "
-            "correct it."
-        )
 
 
 def cases_of(folder: Path | None, bundle: Bundle) -> list[Pair]:
@@ -290,7 +284,8 @@ def headline(result: Result) -> dict[str, float]:
 def run(args: argparse.Namespace) -> Iterator[Path]:
     """Measure; compare with an older result."""
     engines = args.contenders.split(",")
-    check_contenders(engines)
+    runtime = (f"{way.backend}:{p}" for way in WAYS for p in way.precisions)
+    check_known("--contenders", engines, (*PYTORCH, *runtime))
     older = read_result(args.compare) if args.compare else None
     bundles = named_bundles(args.model)
     networks = []

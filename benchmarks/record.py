@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +102,19 @@ class Rows(list[Row]):
     def write(self, **more: Any) -> Path:
         """Write the result."""
         return write_result(self._name, {**self._content, **more, "rows": self}, self._packages)
+
+
+def check_known(option: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Whether an option names what there is.
+
+    Raises:
+        BenchmarkError: It names something else.
+    """
+    known = dict.fromkeys(known)
+    if unknown := [name for name in names if name not in known]:
+        raise BenchmarkError(
+            f"{option}: expected some of {', '.join(known)}, got {unknown[0]}; correct the option."
+        )
 
 
 def succeeded(row: Row) -> Row:

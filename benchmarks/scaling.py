@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +20,7 @@ from isolated import empty_cache
 from jobs import START_UP, Job, Task
 from pairs import Case
 from record import Result, Row, succeeded, weights_sha256
-from tables import markdown_table, stages_of
+from tables import markdown_table, medians, stages_of
 
 COSTS = (("seconds", "seconds", ".2f"), ("CPU, s", "cpu_seconds", ".2f"))
 MEMORY = (("peak MB", "peak_mb", ".0f"),)
@@ -36,20 +34,6 @@ def job_row(job: Job, case: Case, threads: int, count: int | None = None) -> Row
         if count is None:
             return succeeded(job.run(task, threads, TIMEOUT_S))
         return succeeded(job.run_many(task, count, threads, TIMEOUT_S))
-
-
-def median_row(rows: Sequence[Row]) -> Row:
-    """Medians of figures; `seconds` of each stage as well."""
-    row = {key: _median(rows, key) for key in ("seconds", "cpu_seconds", "peak_mb")}
-    row["each_seconds"] = [each["seconds"] for each in rows]
-    if "stages" in rows[0]:
-        stages = [each["stages"] for each in rows]
-        row["stages"] = {stage: _median(stages, stage) for stage in stages[0]}
-    return row
-
-
-def _median(rows: Sequence[Row], key: str) -> float:
-    return statistics.median(row[key] for row in rows)
 
 
 @empty_cache()
@@ -73,7 +57,14 @@ def run(args: argparse.Namespace) -> Row:
             for key, measure in work.items():
                 rows[key].append(measure())
                 print(*key, json.dumps(rows[key][-1]), file=sys.stderr, flush=True)
-    medians = [{kind: n, **median_row(each)} for (kind, n), each in rows.items()]
+    figures = [
+        {
+            kind: n,
+            **medians(each, (key for _, key, _ in (*COSTS, *MEMORY))),
+            "each_seconds": [row["seconds"] for row in each],
+        }
+        for (kind, n), each in rows.items()
+    ]
     return {
         "model": label,
         "weights_sha256": weights_sha256(bundle),
@@ -81,9 +72,9 @@ def run(args: argparse.Namespace) -> Row:
         "runs": args.runs,
         "with_threads": most,
         "size": args.size,
-        "sizes": [row for row in medians if "size" in row],
-        "threads": [row for row in medians if "threads" in row],
-        "pairs": [row for row in medians if "pairs" in row],
+        "sizes": [row for row in figures if "size" in row],
+        "threads": [row for row in figures if "threads" in row],
+        "pairs": [row for row in figures if "pairs" in row],
     }
 
 

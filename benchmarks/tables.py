@@ -90,6 +90,17 @@ def origin(result: Result) -> str:
     )
 
 
+def medians(rows: Sequence[Row], keys: Iterable[str]) -> Row:
+    """Of some figures of a job that was done several times, and of each of its `stages`, if any."""
+    entry: Row = {key: statistics.median(row[key] for row in rows) for key in keys}
+    if stages := dict.fromkeys(stage for row in rows for stage in row.get("stages", ())):
+        entry["stages"] = {
+            stage: statistics.median(row["stages"].get(stage, 0.0) for row in rows)
+            for stage in stages
+        }
+    return entry
+
+
 def stages_of(rows: Iterable[Row]) -> list[str]:
     """All stages of some rows, in the order in which they are done; others come last."""
     stages = dict.fromkeys(stage for row in rows for stage in row["stages"])
