@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import quality_pairs
 import troubles
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume
@@ -83,3 +84,18 @@ def test_what_is_planted_is_there():
     assert troubles.half_cut(task, 0).moving.data[:10].max() == 0
     field = troubles.smooth_rubbish((8, 9, 10), 2.0, 5.0)
     assert np.linalg.norm(field, axis=0).mean() == pytest.approx(5)
+
+
+def test_pairs_of_a_set_are_made_coarse_with_their_labels(phantoms, monkeypatch):
+    coarse = quality_pairs.JudgedSet(phantoms.name, "*_t1", "*_t1", "*_labels", 0.5, coarse=True)
+    monkeypatch.setitem(quality_pairs.SETS, "phantoms", coarse)
+    ((name, pair),) = quality_pairs.pairs(phantoms.parent, "phantoms", 1)
+    assert name == "a → b"
+    for image, labels in (
+        (pair.moving, pair.moving_labels),
+        (pair.fixed, pair.fixed_labels),
+    ):
+        np.testing.assert_allclose(image.grid.spacing, quality_pairs.COARSE_MM)
+        assert image.grid is labels.grid
+        assert set(np.unique(labels.data)) == {0, 1, 2, 7}
+    assert not pair.doomed
