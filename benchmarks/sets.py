@@ -20,8 +20,11 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from colin import BRAIN
 from pairs import Case, write_subject
 from paramorph.data import SubjectFiles, each_to_next
+from paramorph_rt import Registration
 from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid, to_sitk
+from paramorph_rt.geometry.warp import warp_volume
 from paramorph_rt.images.volume import Volume, load_labels, load_volume
 from paramorph_rt.transforms.itk import write_displacement
 
@@ -89,9 +92,35 @@ def ring(
     ]
 
 
-def rings(folder: Path, made: Path, collections: tuple[str, ...], **files: str) -> list[Case]:
-    """A ring in each of some folders."""
-    return [case for name in collections for case in ring(folder / name, made, **files)]
+def native_prostates(folder: Path, made: Path) -> list[Case]:
+    """A ring in each of two collections."""
+    cases = [
+        case
+        for name in ("prostate_dx", "prostatex")
+        for case in ring(folder / name, made, moving="*_t2")
+    ]
+    exact = {case.moving.name: on_its_image(case.moving, made) for case in cases}
+    return [Case(exact[case.moving.name], exact[case.fixed.name]) for case in cases]
+
+
+def scanned_twice(folder: Path, made: Path) -> list[Case]:
+    """A patient's first scan to the second, onto which the gland is carried rigidly: a
+    registration has nothing to add to that."""
+    there = folder / "prostatex"
+    scans = [there / f"{name}_t2.nii.gz" for name in ("0001", "0001_repeat")]
+    each_to_next([scan for scan in scans if scan.exists()], "scans of patient 0001", there)
+    first = on_its_image(SubjectFiles("0001", scans[0], there / "0001_labels.nii.gz"), made)
+    again, gland = load_volume(scans[1]), load_labels(first.labels)
+    rigid = Registration("none")(first.image, again, affine="rigid", refine=()).displacement
+    carried = warp_volume(gland, rigid, "nearest").data
+    return [Case(first, write_subject(made, "0001_repeat", again, carried))]
+
+
+def on_its_image(files: SubjectFiles, made: Path) -> SubjectFiles:
+    """A subject with its labels on exactly its image's voxels: some masks' headers are rounded."""
+    image, labels = load_volume(files.image), load_labels(files.labels)
+    data = resample_to_grid(labels, image.grid, interpolation="nearest")
+    return write_subject(made, files.name, image, data)
 
 
 def newborns(moving: str, fixed: str) -> Callable[[Path, Path], list[Case]]:
@@ -217,14 +246,30 @@ SETS: dict[str, PairSet] = {
     "prostates-native": PairSet(
         "prostates in T2 at native spacing (PROSTATE-DIAGNOSIS, ProstateX), the gland, rigid first",
         "prostate_native",
-        partial(rings, collections=("prostate_dx", "prostatex"), moving="*_t2"),
+        native_prostates,
         affine="rigid",
+    ),
+    "prostate-twice": PairSet(
+        "one patient's prostate in T2, scanned twice (ProstateX)",
+        "prostate_native",
+        scanned_twice,
+        affine="rigid",
+    ),
+    "heads-2mm": PairSet(
+        "whole heads in T1 (IXI), structures of the brain",
+        "heads_2mm",
+        partial(ring, moving="*_t1"),
     ),
     "colin27-mni152": PairSet("Colin27 → MNI152, grey and white matter", "", colin_to_mni),
     "hippocampus": PairSet(
         "hippocampi in T1 (Medical Segmentation Decathlon)",
         "hippocampus/validation",
         partial(ring, moving="*_t1"),
+    ),
+    "contrasts-t1": PairSet(
+        "T1 → another patient's T1, grey and white matter",
+        "contrasts",
+        partial(across_contrasts, contrast="t1"),
     ),
     "contrasts-t1-t2": PairSet(
         "T1 → another patient's T2, grey and white matter",

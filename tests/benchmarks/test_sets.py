@@ -46,15 +46,36 @@ def test_newborns_are_paired_in_a_ring_within_and_across_contrasts(tmp_path):
     assert cases[2].name == "03 → 01"
 
 
-def test_native_prostates_without_labels_are_left_out_and_collections_stay_apart(tmp_path):
+@pytest.fixture
+def prostates(tmp_path) -> Path:
+    """Two collections; one mask lies 0.06 mm beside its image, as those with rounded headers do."""
+    grid = centred_grid("LPS", (30, 28, 20), (3, 3, 4))
+    beside = centred_grid("LPS", (30, 28, 20), (3, 3, 4), centre=(0.06, 0.06, 0.06))
     folder = tmp_path / "prostate_native"
-    touched(folder / "prostate_dx", "3_t2", "3_labels", "4_t2", "4_labels")
-    touched(folder / "prostatex", "0_t2", "0_labels", "0_zones", "1_t2", "1_repeat_t2", "1_labels")
-    touched(folder / "prostatex", "2_t2")
-    found = files_of(SETS["prostates-native"].cases(tmp_path, tmp_path))
-    expected = [("3_t2", "4_t2"), ("4_t2", "3_t2"), ("0_t2", "1_t2"), ("1_t2", "0_t2")]
-    assert found == expected
+    images = ["prostate_dx/3", "prostate_dx/4", "prostatex/0000", "prostatex/0001"]
+    for name in [*images, "prostatex/0001_repeat", "prostatex/2"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_volume(folder / f"{name}_t2.nii.gz", volume_of(head, grid))
+    for name in images:
+        there = beside if name.endswith("0000") else grid
+        save_labels(folder / f"{name}_labels.nii.gz", volume_of(head_labels, there))
+    return tmp_path
+
+
+def test_native_prostates_without_labels_are_left_out_and_collections_stay_apart(prostates):
+    cases = SETS["prostates-native"].cases(prostates, prostates)
+    assert [case.name for case in cases] == ["3 → 4", "4 → 3", "0000 → 0001", "0001 → 0000"]
     assert SETS["prostates-native"].affine == "rigid"
+    pair = load_pair(cases[2].moving, cases[2].fixed)
+    assert pair.moving_labels.grid.matches(pair.moving.grid, 1e-4)
+    assert pair.moving_labels.data.any()
+
+
+def test_the_gland_of_a_patient_scanned_twice_is_carried_rigidly(prostates):
+    (case,) = SETS["prostate-twice"].cases(prostates, prostates)
+    assert case.name == "0001 → 0001_repeat"
+    pair = load_pair(case.moving, case.fixed)  # of one phantom, which lies still
+    assert np.mean(pair.moving_labels.data == pair.fixed_labels.data) > 0.99
 
 
 @pytest.mark.parametrize("name", sorted({*SETS} - {"colin27-mni152"}))
