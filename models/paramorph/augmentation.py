@@ -74,6 +74,7 @@ class Augmentation:
     common_scale: float = option(0.1, "relative change of size of both alike, uniform in ±")
     own_rotation_deg: float = option(2.0, "of each volume about each axis, uniform in ±")
     own_scale: float = option(0.02, "relative change of size of each volume, uniform in ±")
+    own_stretch: float = option(0.0, "the same along each of its axes by itself, uniform in ±")
     own_shift_vox: float = option(1.0, "of each volume along each axis, uniform in ±")
     flip_probability: float = option(0.5, "of mirroring both along an axis of flip_axes")
     flip_axes: tuple[int, ...] = option(
@@ -90,7 +91,7 @@ class Augmentation:
         if not set(self.flip_axes) <= {0, 1, 2}:
             raise OptionError(f"flip_axes: expected some of 0, 1, 2, got {self.flip_axes}.")
         check_range(self, (f.name for f in fields(self) if f.name != "flip_axes"))
-        check_range(self, ("common_scale", "own_scale", "flip_probability"), most=1)
+        check_range(self, ("common_scale", "own_scale", "own_stretch", "flip_probability"), most=1)
         check_range(self, ("elastic_knots",), least=2)
 
     def __call__(
@@ -125,6 +126,8 @@ class Augmentation:
         elastic: Float[Tensor, "1 3 d h w"],
     ) -> Change:
         own = _random_affine(rng, self.own_rotation_deg, self.own_scale, self.own_shift_vox)
+        if self.own_stretch:
+            own[:, :3] *= 1 + self.own_stretch * _uniform(rng, 3)
         device = elastic.device
         shift = elastic + self._elastic(rng, shape, self.own_elastic_vox, device)
         gamma = math.exp(self.gamma * _uniform(rng))

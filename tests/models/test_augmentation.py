@@ -70,6 +70,26 @@ def test_other_axes_can_be_mirrored_each_by_itself():
         assert any(torch.allclose(image, moving.flip(axes), atol=1e-5) for image in seen)
 
 
+def test_each_axis_can_be_stretched_by_itself():
+    volume = volume_with_ball()
+    sizes = []
+    for seed in range(20):
+        stretched, _ = only(own_stretch=0.4)(volume, volume, rng(seed))
+        inside = (stretched[0, 0] > 0.5).nonzero().float()
+        sizes.append(inside.std(0))
+    ratios = torch.stack(sizes) / (volume[0, 0] > 0.5).nonzero().float().std(0)
+    assert (ratios.amin(0) < 0.85).all()
+    assert (ratios.amax(0) > 1.2).all()
+    assert (ratios[:, 0] - ratios[:, 2]).abs().max() > 0.3  # not alike
+
+
+def volume_with_ball() -> torch.Tensor:
+    """A ball in the middle, of which stretching keeps the middle."""
+    axes = [torch.arange(n) - (n - 1) / 2 for n in SHAPE]
+    far = sum(a.square() for a in torch.meshgrid(*axes, indexing="ij"))
+    return (far < 100).float()[None, None]
+
+
 def test_an_axis_that_a_volume_lacks_is_refused():
     with pytest.raises(OptionError, match="flip_axes: expected some of 0, 1, 2"):
         Augmentation(flip_axes=(3,))
