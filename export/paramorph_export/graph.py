@@ -34,7 +34,7 @@ from paramorph_export.volumes import (
     NarrowBlocksByElements,
     NormsAsRows,
     NormScalesInWeights,
-    RepeatedUpsamplingAsProducts,
+    RepeatedUpsamplingInOtherShapes,
     SkipInConvolution,
     WideFeaturesInSlabs,
     WideJoinSplit,
@@ -66,7 +66,7 @@ REWRITES: tuple[type[Rewrite], ...] = (
     PatchMergingAsTransposition,
     TokensFromVolume,
     VolumeFromTokens,
-    RepeatedUpsamplingAsProducts,
+    RepeatedUpsamplingInOtherShapes,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,42 +92,41 @@ class WideJoinSplit(Rewrite):
         return op.Add(op.Conv(a, of_a, **attributes), op.Conv(b, of_b, **attributes))
 
 
-class RepeatedUpsamplingAsProducts(Rewrite):
-    """Trilinear doubling as one matrix product per axis, where it occurs before in the same size.
+class RepeatedUpsamplingInOtherShapes(Rewrite):
+    """Trilinear doubling with channels moved into the batch, where it occurs before in its size.
 
-    The compiler computes which voxels each result comes from in the kernel that uses it; when the
-    same doubling occurs twice, as in networks of several passes, it stores those indices, eight per
-    element, as tensors instead. Two passes at 96×128×96: 5.89 GB → 331 MB of activations.
+    The compiler computes which voxels each result comes from in the kernel that uses it; when a
+    doubling of the same shape occurs twice, as in networks of several passes, it stores those
+    indices, eight per element, as tensors instead. Two passes at 96×128×96: 5.89 GB → 211 MB of
+    activations.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
         super().__init__(graph)
-        first: dict[tuple[int, ...], ir.Value] = {}
+        seen: Counter[tuple[int, ...]] = Counter()
+        self._before: dict[ir.Value, int] = {}  # how many there are of the shape before each
         for node in graph:
             if node.op_type == "Resize":
-                first.setdefault(tuple(node.inputs[0].shape), node.outputs[0])
-        self._first = first
+                shape = tuple(node.inputs[0].shape)
+                self._before[node.outputs[0]] = seen[shape]
+                seen[shape] += 1
 
     def pattern(self, op: Any, x: Any, scales: Any) -> Any:
         return op.Resize(x, None, scales, mode="linear", _outputs=["doubled"])
 
     def check(self, context: Any, x: ir.Value, scales: ir.Value, doubled: ir.Value) -> MatchResult:
-        repeated = self._first.get(tuple(x.shape)) is not doubled
+        repeated = self._before.get(doubled, 0) > 0 and x.shape[0] == 1 < x.shape[1]
         return judged(
             repeated and list(array_of(scales)) == [1, 1, 2, 2, 2], "the first, or no doubling"
         )
 
-    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> ir.Value:
-        _, channels, d, h, w = x.shape
-        x = op.Transpose(x, perm=[0, 2, 3, 4, 1])
-        for n, shape in (
-            (d, [1, d, h * w * channels]),
-            (h, [2 * d, h, w * channels]),
-            (w, [4 * d * h, w, channels]),
-        ):
-            x = op.MatMul(constant(op, doubling_matrix(n)), op.Reshape(x, constant(op, shape)))
-        x = op.Reshape(x, constant(op, [1, 2 * d, 2 * h, 2 * w, channels]))
-        return op.Transpose(x, perm=[0, 4, 1, 2, 3])
+    def rewrite(self, op: Any, x: ir.Value, scales: ir.Value, doubled: ir.Value) -> ir.Value:
+        channels, size = x.shape[1], x.shape[2:]
+        batches = [n for n in range(channels, 1, -1) if channels % n == 0]
+        batch = batches[(self._before[doubled] - 1) % len(batches)]
+        moved = op.Reshape(x, constant(op, [batch, channels // batch, *size]))
+        found = op.Resize(moved, None, scales, **attributes_of(doubled))
+        return op.Reshape(found, constant(op, list(doubled.shape)))
 
 
 class SkipInConvolution(Rewrite):
@@ -278,12 +278,6 @@ class NormsAsRows(Rewrite):
         epsilon = attributes_of(normed).get_float("epsilon", 1e-5)
         rows = op.LayerNormalization(rows, *plain, axis=-1, epsilon=epsilon)
         return op.Reshape(rows, constant(op, list(x.shape)))
-
-
-def doubling_matrix(n: int) -> np.ndarray:
-    """The matrix (2n, n) of linear interpolation between the centres of n voxels."""
-    at = np.clip((np.arange(2 * n) - 0.5) / 2, 0, n - 1)
-    return np.maximum(1 - np.abs(at[:, None] - np.arange(n)), 0).astype(np.float32)
 
 
 def _is_beyond(limit: int, value: ir.Value) -> bool:
