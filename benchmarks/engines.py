@@ -125,8 +125,8 @@ def _by_group(rows: list[Row]) -> str:
         "product for queries, keys and values, attention, the projection, its sum with a norm, and "
         "two products. A pass of the network has 18 such blocks: 126 launches in one pass and 252 "
         "in two, without the 8 of a pass that make the queries of blocks which look at the other "
-        "volume. No graph leaves out the rest: convolutions, the norms between them, and, among "
-        "the others, launches that clear the counters of sums over whole volumes, 28 of "
+        "volume. Most of the rest are convolutions, the norms between them and, among the others, "
+        "launches that clear the counters of sums over whole volumes, 28 of "
         "brain-t1-small's for 8.6.\n\n" + markdown_table(told, columns)
     )
 
