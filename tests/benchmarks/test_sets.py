@@ -66,7 +66,7 @@ def test_native_prostates_without_labels_are_left_out_and_collections_stay_apart
     cases = SETS["prostates-native"].cases(prostates, prostates)
     assert [case.name for case in cases] == ["3 → 4", "4 → 3", "0000 → 0001", "0001 → 0000"]
     assert SETS["prostates-native"].affine == "rigid"
-    pair = load_pair(cases[2].moving, cases[2].fixed)
+    pair = cases[2].load()
     assert pair.moving_labels.grid.matches(pair.moving.grid, 1e-4)
     assert pair.moving_labels.data.any()
 
@@ -74,7 +74,7 @@ def test_native_prostates_without_labels_are_left_out_and_collections_stay_apart
 def test_the_gland_of_a_patient_scanned_twice_is_carried_rigidly(prostates):
     (case,) = SETS["prostate-twice"].cases(prostates, prostates)
     assert case.name == "0001 → 0001_repeat"
-    pair = load_pair(case.moving, case.fixed)  # of one phantom, which lies still
+    pair = case.load()  # of one phantom, which lies still
     assert np.mean(pair.moving_labels.data == pair.fixed_labels.data) > 0.99
 
 

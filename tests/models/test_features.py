@@ -25,7 +25,7 @@ from paramorph.training import TrainingError
 SHAPE = (16, 24, 20)
 TINY = FeatureConfig((4, 8, 8), 6, 4, 5)
 STILL = Augmentation(
-    *(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    *(0.0,) * 7,
     common_elastic_vox=0.0,
     gamma=0.0,
     bias=0.0,

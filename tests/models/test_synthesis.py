@@ -30,7 +30,7 @@ PLAIN = Synthesis(
     blur=0.0,
     thick_probability=0.0,
 )
-STILL = Augmentation(*(0.0,) * 6, common_elastic_vox=0.0, gamma=0.0, bias=0.0, noise=0.0)
+STILL = Augmentation(*(0.0,) * 7, common_elastic_vox=0.0, gamma=0.0, bias=0.0, noise=0.0)
 
 
 def head() -> torch.Tensor:

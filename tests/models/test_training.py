@@ -29,7 +29,9 @@ CONFIG = TrainingConfig(
     validate_every=3,
     checkpoint_every=3,
 )
-UNCHANGED = Augmentation(**{name: 0.0 for name in vars(Augmentation()) if name != "elastic_knots"})
+UNCHANGED = Augmentation(
+    **{name: 0.0 for name, value in vars(Augmentation()).items() if isinstance(value, float)}
+)
 
 
 def ball(name: str, centre: tuple[float, float, float], radius: float) -> Subject:
