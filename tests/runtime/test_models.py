@@ -19,6 +19,7 @@ def test_the_default_comes_first(capsys):
         DEFAULT_NAME,
         "brain-any-small",
         "hippocampus-small",
+        "prostate-t2-small",
     }
 
 

@@ -281,6 +281,14 @@ def test_a_skull_stays_a_doubt_though_the_model_is_left_out(domain):
     assert names(found.doubts) == ["large", "large"]
 
 
+def test_what_only_the_first_model_minds_is_no_doubt_where_another_fits(domain):
+    large = look_of(image(lambda points: uneven(points * 0.85)))
+    fitting = model("fitting", None)
+    found = choose([model("narrow", domain), fitting], large, large, is_free=True)
+    assert found.model is fitting
+    assert (names(found.flags), found.doubts) == (["large", "large"], ())
+
+
 def test_shipped_models_go_by_name_and_a_folder_comes_first(tmp_path, monkeypatch):
     monkeypatch.delenv("PARAMORPH_MODEL", raising=False)
     shipped = default_bundle_path()

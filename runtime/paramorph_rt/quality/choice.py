@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..model import Model
     from .looks import Look
 
-#: What another start than the model's makes up for; the others stay doubts of the result.
+#: What going without a model makes up for; the others stay doubts of the result.
 MENDED = ("small", "border", "coarse", "contrast")
 #: What the affine alone makes no better.
 NO_REASON = ("left_right",)
@@ -33,12 +33,15 @@ class Choice:
 
     Attributes:
         model: None is the affine alone, which the refinement goes on from.
-        flags: Why a pair does not suit it; or, without a model, the first of all candidates.
+        flags: Why a pair does not suit the first of all candidates.
+        doubts: Those of the flags that the choice does not make up for, and what else about the
+            pair does not suit the model that it gets.
         reason: A sentence, where a candidate was passed over.
     """
 
     model: Model | None
     flags: tuple[Flag, ...] = ()
+    doubts: tuple[Flag, ...] = ()
     reason: str | None = None
 
     def as_metrics(self) -> dict[str, Any]:
@@ -47,11 +50,6 @@ class Choice:
             "name": NO_MODEL if self.model is None else self.model.bundle.name,
             "reason": self.reason,
         }
-
-    @property
-    def doubts(self) -> tuple[Flag, ...]:
-        """The flags that the choice does not make up for."""
-        return tuple(f for f in self.flags if self.reason is None or f.name not in MENDED)
 
 
 def choose(models: Sequence[Model], moving: Look, fixed: Look, *, is_free: bool) -> Choice:
@@ -68,8 +66,11 @@ def choose(models: Sequence[Model], moving: Look, fixed: Look, *, is_free: bool)
         return Choice(None)
     first, why = judged[0]
     if not is_free or not _reasons(why):
-        return Choice(first, why)
-    fitting = next((model for model, flags in judged if not _reasons(flags)), None)
+        return Choice(first, why, why)
+    fitting, doubts = next(
+        ((model, flags) for model, flags in judged if not _reasons(flags)),
+        (None, tuple(flag for flag in why if flag.name not in MENDED)),
+    )
     instead = "the affine alone" if fitting is None else fitting.bundle.name
     names = ", ".join(sorted({f"{flag.name} ({flag.of})" for flag in _reasons(why)}))
     bundle = first.bundle
@@ -79,7 +80,7 @@ def choose(models: Sequence[Model], moving: Look, fixed: Look, *, is_free: bool)
         f"{instead}, and --model {forced} takes the model all the same."
     )
     log.info("%s", reason)
-    return Choice(fitting, why, reason)
+    return Choice(fitting, why, doubts, reason)
 
 
 def _reasons(flags: Sequence[Flag]) -> list[Flag]:
