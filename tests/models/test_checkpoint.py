@@ -77,7 +77,8 @@ def test_int8_weights_are_the_nearest_multiples_of_a_scale_per_row(tiny, tmp_pat
         torch.testing.assert_close(scales, rows.abs().amax(1) / 127)
 
 
-def test_weights_are_quantized_by_a_command(tiny, tmp_path, capsys):
+def test_weights_are_quantized_by_a_command(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "models")
     import quantize
 
     info = WeightsInfo("tiny", tiny.config, (32, 32, 32))
