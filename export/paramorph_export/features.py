@@ -79,6 +79,7 @@ def write_features(
     return {
         "name": info.name,
         "channels": info.network.channels,
+        "smoothing": info.network.smoothing,
         "network": info.network.as_dict(),
         "inputs": list(INPUTS),
         "networks": networks,

@@ -63,6 +63,8 @@ def stays_float(node: ir.Node, half: ir.DataType) -> bool:
             # for RTX fails to compile two passes (ssa_validation), and takes more memory for one.
             shape = node.outputs[0].shape
             return len(shape) == 5 and (shape[1] <= 2 or _is_by_elements(node))
+        case "ReduceMean" | "Sub" | "Div" | "Sqrt":
+            return True  # of norms of one or two channels, which are of float32 volumes
         case "Mul" | "ReduceSum" | "Gelu":
             return _is_by_elements(node)
         case "Gather" if node.inputs[0].is_initializer():

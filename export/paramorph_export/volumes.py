@@ -29,6 +29,8 @@ LARGEST_ON_CPU = 8_000_000
 FEW_CHANNELS = 2
 #: Voxels of a norm up to which a row of them pays.
 LONGEST_ROW = 5000
+#: Of a norm in two steps. Of fewer than 512, the second step would be two launches.
+MOST_ROWS = 1024
 
 
 class WideFeaturesInSlabs(Rewrite):
@@ -278,6 +280,39 @@ class NormsAsRows(Rewrite):
         epsilon = attributes_of(normed).get_float("epsilon", 1e-5)
         rows = op.LayerNormalization(rows, *plain, axis=-1, epsilon=epsilon)
         return op.Reshape(rows, constant(op, list(x.shape)))
+
+
+class NormsOfFewChannelsInTwoSteps(Rewrite):
+    """Norms of one or two channels by mean and variance of rows, then of all rows together.
+
+    Nothing has to wait for the sum of a whole volume, so two launches do what takes four. The
+    variance is that of rows and that between them (Chan, Golub and LeVeque 1983), as exact as in
+    one step.
+    """
+
+    def pattern(self, op: Any, x: Any, scale: Any, bias: Any) -> Any:
+        return op.InstanceNormalization(x, scale, bias, _outputs=["normed"])
+
+    def check(self, context: Any, x: ir.Value, **_: Any) -> MatchResult:
+        return judged(x.shape[1] <= FEW_CHANNELS, "many channels")
+
+    def rewrite(
+        self, op: Any, x: ir.Value, scale: ir.Value, bias: ir.Value, normed: ir.Value
+    ) -> ir.Value:
+        batch, channels, *size = x.shape
+        length, of_row, of_rows = int(np.prod(size)), constant(op, [3]), constant(op, [2])
+        rows = next(n for n in range(MOST_ROWS, 0, -1) if length % n == 0)
+        values = op.Reshape(x, constant(op, [batch, channels, rows, length // rows, 1]))
+        means = op.ReduceMean(values, of_row)
+        apart = op.Sub(values, means)
+        variances = op.ReduceMean(op.Mul(apart, apart), of_row)
+        mean = op.ReduceMean(means, of_rows)
+        between = op.Sub(means, mean)
+        variance = op.ReduceMean(op.Add(op.Mul(between, between), variances), of_rows)
+        epsilon = np.float32(attributes_of(normed).get_float("epsilon", 1e-5))
+        deviation = op.Sqrt(op.Add(variance, constant(op, epsilon)))
+        scale, bias = (constant(op, array_of(v).reshape(1, -1, 1, 1, 1)) for v in (scale, bias))
+        return op.Add(op.Mul(op.Div(op.Sub(x, mean), deviation), scale), bias)
 
 
 def _is_beyond(limit: int, value: ir.Value) -> bool:

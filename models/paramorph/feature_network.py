@@ -42,6 +42,9 @@ class FeatureConfig:
     labels: int = 2  # background among them
     channels: int = 12  # features per voxel, which a label's code consists of
     strength: float = 1.0  # length of the codes: how much features count beside the intensities
+    smoothing: float = (
+        1.0  # factor on the refinement's `feature_sigma`; of smooth anatomies above 1
+    )
 
     def __post_init__(self) -> None:
         if len(self.widths) < 2 or min(*self.widths, self.embedding, self.channels) < 1:
@@ -49,8 +52,11 @@ class FeatureConfig:
                 "feature network: expected at least two scales and one channel at each, got "
                 f"{self}."
             )
-        if not self.strength > 0:
-            raise ConfigError(f"feature network: expected a strength above 0, got {self.strength}.")
+        if not (self.strength > 0 and self.smoothing > 0):
+            raise ConfigError(
+                f"feature network: expected strength and smoothing above 0, got {self.strength} and "
+                f"{self.smoothing}."
+            )
         if self.labels < 2:
             raise ConfigError(
                 f"feature network: expected a label beside the background, got {self.labels}."

@@ -122,7 +122,8 @@ class FeatureTrainer:
         """
         network, info = load_feature_weights(path)
         ours = self.info.network
-        if replace(info.network, channels=ours.channels, strength=ours.strength) != ours:
+        free = {name: getattr(ours, name) for name in ("channels", "strength", "smoothing")}
+        if replace(info.network, **free) != ours:
             raise TrainingError(
                 f"{path}: expected weights of {ours}, got {info.network}; change "
                 "[features], or start without [run] init."

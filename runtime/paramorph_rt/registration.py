@@ -280,6 +280,7 @@ def _described(
     refinement = {
         "engine": refinement_engine(),
         "features": prediction.features is not None,
+        "smoothing": 1.0 if prediction.features is None else prediction.features.smoothing,
         "levels": [asdict(level) for level in levels],
     }
     return {

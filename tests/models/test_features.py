@@ -190,8 +190,9 @@ def test_configs_that_cannot_be():
         FeatureConfig((8,))
     with pytest.raises(ConfigError, match="a label beside the background"):
         FeatureConfig(labels=1)
-    with pytest.raises(ConfigError, match="a strength above 0"):
-        FeatureConfig(strength=0.0)
+    for wrong in ({"strength": 0.0}, {"smoothing": -1.0}):
+        with pytest.raises(ConfigError, match="strength and smoothing above 0"):
+            FeatureConfig(**wrong)
     with pytest.raises(ConfigError, match="fields of this version"):
         FeatureConfig.from_dict({"widths": [4, 8], "depth": 3})
 

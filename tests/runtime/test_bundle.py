@@ -58,6 +58,7 @@ def test_manifest_is_no_json(folder):
         (["displacement", "unit"], "mm", "'mm' where one of voxel"),
         (["displacement", "direction"], "moving-to-fixed", "one of fixed-to-moving"),
         (["intensity", "lower_percentile"], "low", "could not convert"),
+        (["features"], {"smoothing": 0}, "0 where a positive number belongs"),
         (["networks", 0, "precision"], "fp8", "'fp8' where one of fp32, fp16, bf16"),
         (["networks", 0, "file"], "other.onnx", r"without \['other.onnx'\]"),
         (["networks"], [], "without a network"),

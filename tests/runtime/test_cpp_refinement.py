@@ -118,7 +118,7 @@ def test_field_is_that_of_python(client, given):
         VIEW,
         field_from_network(start, VIEW),
         INTENSITY,
-        None if features is None else Features(*features),
+        None if features is None else Features(*features, smoothing=1.5),
     )
     field, *pair = refined_by_python(moving, fixed, prediction, mask=mask)
     assert field.grid.shape == SHAPE
@@ -129,6 +129,7 @@ def test_field_is_that_of_python(client, given):
         counts=None if mask is None else ndimage.maximum_filter(mask.data, 5).astype(np.float32),
         start=start if "start" in given else None,
         features=features,
+        smoothing=1.5,
     )
     wanted = in_voxels(field)
     assert np.abs(wanted).max() > 2
@@ -252,6 +253,10 @@ def test_bad_arguments_are_refused_in_one_sentence(client):
         (refused(start=start_of(), start_shape=(-1, 2, 3)), "start_shape: expected three positive"),
         (refused(features=features_of(), channels=0), "channels: expected those of the features"),
         (refused(features=np.stack([[hole]] * 2)), "features: expected finite values"),
+        (
+            refused(features=features_of(), smoothing=-1),
+            "smoothing: expected that of the features'",
+        ),
         (refused(threads=-1), "threads: expected at most 1024, got -1; 0 is one per core"),
         (refused(threads=2000), "threads: expected at most 1024, got 2000;"),
         (refused(level_count=2), "levels: expected an array and its level_count, or NULL and 0,"),
@@ -292,6 +297,7 @@ def test_features_are_those_of_python(on_cpu):
     with on_cpu(SMALL, network="features") as engine:
         info = engine.info
         assert (info.channels, info.has_warped, info.file) == (3, 0, b"features.onnx")
+        assert info.smoothing == bundle.smoothing == 1.25
         pair = smooth(engine.shape, 1), smooth(engine.shape, 2)
         found = engine.features(*pair)
     wanted = choose_features(bundle, "onnxruntime", "fp32", 2).run(*pair)
@@ -347,11 +353,12 @@ def test_example_refines_by_features(client, on_cpu, example, tmp_path):
     with on_cpu(SMALL, network="features") as engine:
         view = Grid(engine.shape, np.diag([*engine.info.spacing_mm, 1.0]))
         coarse = smooth(engine.shape, 1), smooth(engine.shape, 2)
-        features = engine.features(*coarse)
+        features, smoothing = engine.features(*coarse), engine.info.smoothing
     grid = view.with_shape((40, 50, 45))
     fine = [rescaled(image, view, grid) for image in coarse]
     found = refined_by_example(example, SMALL, grid, fine, coarse, tmp_path)
-    wanted, _ = client.refine(*fine, tuple(grid.spacing), features=features)
+    spacing = tuple(grid.spacing)
+    wanted, _ = client.refine(*fine, spacing, features=features, smoothing=smoothing)
     np.testing.assert_array_equal(found, wanted)
     assert np.abs(found).max() > 1
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,18 +17,19 @@ import paramorph_rt
 from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL
 from paramorph_rt.errors import BackendError
-from paramorph_rt.geometry.field import field_from_network
+from paramorph_rt.geometry.field import DisplacementField, field_from_network
 from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, save_volume
 from paramorph_rt.metrics.deformation import regularity
 from paramorph_rt.refinement import compiled, graph
+from paramorph_rt.refinement.coarse_to_fine import refine
 from paramorph_rt.refinement.forces import LEAST_FORCE, gaussian_taps
 from paramorph_rt.refinement.images import Features, LevelImages
 from paramorph_rt.refinement.rescaling import rescaled
 from paramorph_rt.refinement.settings import Level, levels_of
 from paramorph_rt.steps.foreground import MaskedImage
-from paramorph_rt.steps.predict import view_over
+from paramorph_rt.steps.predict import INTENSITY, Prediction, view_over
 from paramorph_rt.steps.preparation import prepare_pair
 
 from .phantoms import centred_grid, head, smooth_displacement_vox, volume_of
@@ -228,6 +230,30 @@ def test_what_lies_in_the_hole_of_a_mask_drives_nothing():
     moved = [np.abs(found.displacement.vectors_mm[lesion]).max() for found in (free, held)]
     assert moved[0] > 1
     assert moved[1] < 0.1
+
+
+def test_features_ask_for_smoother_fields():
+    """By a factor on `feature_sigma`, and on nothing else."""
+    grid = centred_grid("RAS", (24, 26, 22), (2.0, 2.0, 2.0))
+    fixed, moving = volume_of(head, grid), volume_of(head, grid, through=bent)
+    still = DisplacementField(grid, np.zeros((*grid.shape, 3), np.float32))
+    channels = [volume.data[None] / 50 for volume in (moving, fixed)]
+
+    def refined(smoothing, sigma):
+        features = Features(*channels, smoothing)
+        start = Prediction("made up", None, grid, still, INTENSITY, features)
+        levels = [Level(4.0, 3, feature_sigma=sigma), Level(2.0, 2, feature_sigma=sigma)]
+        images = SimpleNamespace(
+            masked_moving=MaskedImage(moving),
+            masked_fixed=MaskedImage(fixed),
+            fixed=fixed,
+            fixed_mask=None,
+        )
+        return refine(images, np.eye(4), start, levels, threads=1).vectors_mm
+
+    smoother = refined(2.0, 0.8)
+    np.testing.assert_array_equal(smoother, refined(1.0, 1.6))
+    assert np.abs(smoother - refined(1.0, 0.8)).max() > 0.1
 
 
 def test_levels_finer_than_the_fixed_image_are_left_out():

@@ -83,6 +83,7 @@ static int refine(const request* wanted, const paramorph_info* info, const float
     refinement.fixed = fixed;
     refinement.features = features;
     refinement.channels = info->channels;
+    refinement.smoothing = info->smoothing;
     memcpy(refinement.feature_shape, info->shape, sizeof refinement.feature_shape);
     const int good =
         moving && fixed && succeeded(paramorph_refine(&refinement, displacement, warped));

@@ -77,6 +77,7 @@ typedef struct paramorph_info {
     double upper_percentile;        /* becomes 1 */
     int64_t device_memory;          /* bytes: activations and buffers, without the weights */
     int32_t channels;               /* of the features; 0: it is a registration network */
+    double smoothing;               /* that the features ask for: factor on feature_sigma */
 } paramorph_info;
 
 /* One resolution of a refinement, and what is done on it. */
@@ -86,7 +87,7 @@ typedef struct paramorph_level {
     double step;          /* length of a step's longest vector, in spacing_mm */
     double force_sigma;   /* of the Gaussian that smooths the forces, in spacing_mm: fluid */
     double field_sigma;   /* the same for the whole field after each step: elastic */
-    double feature_sigma; /* in its place where features are compared */
+    double feature_sigma; /* in its place where features are compared; times their smoothing */
     double features;      /* weight of the features beside the local correlation; 0: not compared */
 } paramorph_level;
 
@@ -103,6 +104,7 @@ typedef struct paramorph_refinement {
     const float* features;         /* (2, channels, d, h, w): of moving, of fixed; NULL: none */
     int32_t channels;              /* of the features */
     int32_t feature_shape[3];      /* d, h, w; zeros: those of the images */
+    double smoothing;              /* info.smoothing of the features' model; 0: 1 */
     const paramorph_level* levels; /* coarse to fine; NULL: paramorph_usual_levels(7, …) */
     int32_t level_count;           /* of levels */
     int32_t threads;               /* 0: all cores */

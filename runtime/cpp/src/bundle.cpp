@@ -61,6 +61,13 @@ int32_t channels(const json& value) {
     return value.get<int32_t>();
 }
 
+double smoothing(const json& value) {
+    if (!value.is_number() || !(value > 0.0)) {
+        throw Malformed{value.dump() + " where a positive number belongs"};
+    }
+    return value.get<double>();
+}
+
 std::string orientation(const json& value) {
     const auto code = value.get<std::string>();
     const auto letters_of = [&code](const char* axis) {
@@ -152,7 +159,8 @@ Bundle bundle_from(const fs::path& folder, const json& manifest) {
                   {},
                   {},
                   {},
-                  0};
+                  0,
+                  1};
     for (const json& output : manifest.value("outputs", json::array())) {
         bundle.has_warped = bundle.has_warped || output == "warped";
     }
@@ -165,6 +173,7 @@ Bundle bundle_from(const fs::path& folder, const json& manifest) {
     if (const auto features = manifest.find("features");
         features != manifest.end() && !features->is_null()) {
         bundle.feature_channels = channels(features->at("channels"));
+        bundle.smoothing = smoothing(features->value("smoothing", json(1.0)));
         for (const json& entry : features->at("networks")) {
             bundle.feature_networks.push_back(network_entry(entry, manifest.at("files")));
         }

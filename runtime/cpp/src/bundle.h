@@ -47,6 +47,7 @@ struct Bundle {
     std::vector<EngineEntry> engines;
     std::vector<NetworkEntry> feature_networks;
     int32_t feature_channels;  // 0 without feature networks
+    double smoothing;          // factor on feature_sigma; 1 without feature networks
 };
 
 // Throws PARAMORPH_BUNDLE_ERROR: no bundle there, an unknown format, a malformed entry.

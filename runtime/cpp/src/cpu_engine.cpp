@@ -62,6 +62,7 @@ paramorph_info CpuEngine::info() const {
     info.precision = entry_.precision.c_str();
     info.has_warped = !gives_features_ && bundle_.has_warped;
     info.channels = gives_features_ ? bundle_.feature_channels : 0;
+    info.smoothing = gives_features_ ? bundle_.smoothing : info.smoothing;
     return info;
 }
 

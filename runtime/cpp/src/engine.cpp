@@ -58,6 +58,7 @@ paramorph_info info_of(const Bundle& bundle, const Shape& shape) {
     std::copy(bundle.spacing_mm.begin(), bundle.spacing_mm.end(), info.spacing_mm);
     info.lower_percentile = bundle.lower_percentile;
     info.upper_percentile = bundle.upper_percentile;
+    info.smoothing = 1;
     return info;
 }
 

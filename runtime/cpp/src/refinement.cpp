@@ -56,8 +56,9 @@ void check_values(const char* name, const float* values, std::size_t count) {
     }
 }
 
+bool good(double value, double least) { return value >= least && std::isfinite(value); }
+
 void check_level(const paramorph_level& level, int32_t number) {
-    const auto good = [](double value, double least) { return value >= least && std::isfinite(value); };
     const double tiny = std::numeric_limits<double>::min();
     if (!good(level.spacing_mm, tiny) || !good(level.step, tiny) || level.iterations < 0 ||
         !good(level.force_sigma, 0) || !good(level.field_sigma, 0) ||
@@ -108,6 +109,10 @@ void check_arrays(const paramorph_refinement& given) {
         if (given.channels < 1) {
             refuse_argument("channels: expected those of the features, got " +
                             std::to_string(given.channels) + "; take info.channels.");
+        }
+        if (!good(given.smoothing, 0)) {
+            refuse_argument("smoothing: expected that of the features' model, or 0, got " +
+                            std::to_string(given.smoothing) + "; take info.smoothing.");
         }
         check_values("features", given.features,
                      2 * static_cast<std::size_t>(given.channels) * voxels(own));
@@ -196,7 +201,8 @@ void compare_features(Stage& stage, LevelImages& images, const paramorph_refinem
         rescaled(given.features, given.channels, grid.shape, images.grid.shape);
     images.fixed_features =
         rescaled(given.features + one, given.channels, grid.shape, images.grid.shape);
-    stage.level.field_sigma = stage.level.feature_sigma;
+    const double smoothing = given.smoothing == 0 ? 1 : given.smoothing;
+    stage.level.field_sigma = smoothing * stage.level.feature_sigma;
 }
 
 // A displacement in voxels of one grid, in those of another.

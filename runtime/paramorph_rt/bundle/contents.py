@@ -87,6 +87,7 @@ class Bundle:
         engines: What was built from them.
         manifest: Everything else, as written by the export.
         feature_networks: ONNX files that give features of both images, for the refinement.
+        smoothing: Factor on the refinement's `feature_sigma` where these features are compared.
         output: What the networks give: "displacement" (1, 3, i, j, k) in voxels, or "features"
             (2, channels, i, j, k) of the moving and the fixed image.
     """
@@ -99,6 +100,7 @@ class Bundle:
     engines: tuple[EngineEntry, ...]
     manifest: Mapping[str, Any]
     feature_networks: tuple[NetworkEntry, ...] = ()
+    smoothing: float = 1.0
     output: str = "displacement"
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ def load_bundle(path: str | Path) -> Bundle:
 
 def _bundle_of(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
     grid, intensity = manifest["grid"], manifest["intensity"]
+    features = manifest.get("features", {})
     for key, value in _DISPLACEMENT.items():
         _one_of((value,), manifest["displacement"][key])
     return Bundle(
@@ -75,7 +77,8 @@ def _bundle_of(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         networks=tuple(_network(entry) for entry in manifest["networks"]),
         engines=tuple(_engine(entry) for entry in manifest["engines"]),
         manifest=manifest,
-        feature_networks=tuple(map(_network, manifest.get("features", {}).get("networks", ()))),
+        feature_networks=tuple(map(_network, features.get("networks", ()))),
+        smoothing=_positive(features.get("smoothing", 1.0)),
     )
 
 
@@ -294,6 +297,13 @@ def _spacing(values: Any) -> tuple[float, float, float]:
     result = tuple(map(float, values))
     if len(result) != 3 or not all(1e-3 <= mm <= 1e3 for mm in result):  # NaN is none of them
         raise ValueError(f"{_short(values)} where three spacings in mm belong")
+    return result
+
+
+def _positive(value: Any) -> float:
+    result = float(value)
+    if not 0 < result < math.inf:  # NaN is not
+        raise ValueError(f"{_short(value)} where a positive number belongs")
     return result
 
 

@@ -88,7 +88,7 @@ def refine(
     for (level, _), pair in zip(plan, pyramid, strict=True):
         if features is not None and _compares_features(level, view):
             pair = replace(pair, features=features.on(view, pair.grid))
-            level = replace(level, field_sigma=level.feature_sigma)
+            level = replace(level, field_sigma=features.smoothing * level.feature_sigma)
         log.debug("refinement: %s voxels, %d steps", pair.grid.shape, level.iterations)
         displacement = iterate(pair, level, _rescaled(displacement, last, pair.grid), threads)
         last = pair.grid

@@ -21,14 +21,17 @@ class Features:
     Attributes:
         moving: On the grid of the images, affinely aligned.
         fixed: On the same grid.
+        smoothing: Factor on `Level.feature_sigma`.
     """
 
     moving: Float[np.ndarray, "c d h w"]
     fixed: Float[np.ndarray, "c d h w"]
+    smoothing: float = 1.0
 
     def on(self, grid: Grid, target: Grid) -> Features:
         """The features, which lie on `grid`, on another of the same field of view."""
-        return Features(rescaled(self.moving, grid, target), rescaled(self.fixed, grid, target))
+        moving, fixed = (rescaled(image, grid, target) for image in (self.moving, self.fixed))
+        return Features(moving, fixed, self.smoothing)
 
 
 @dataclass(frozen=True, eq=False)

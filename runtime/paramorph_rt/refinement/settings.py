@@ -16,7 +16,8 @@ class Level:
         force_sigma: Standard deviation of the Gaussian that smooths the force, in `spacing_mm`:
             the larger, the more fluid is the deformation.
         field_sigma: The same for the whole field after each step, which makes it elastic.
-        feature_sigma: The same where features are compared, whose forces make fields rougher.
+        feature_sigma: The same where features are compared, whose forces make fields rougher; times
+            the smoothing that their model asks for.
         features: Weight of the features' force beside that of the local correlation, if the model
             has features and they are not much coarser than the level.
     """

@@ -139,12 +139,14 @@ def _refinement() -> Schema:
         step={"type": "number", "description": "length of the longest vector, in spacings"},
         force_sigma={"type": "number", "description": "smoothing of the force, in spacings"},
         field_sigma={"type": "number", "description": "smoothing of the field, in spacings"},
+        feature_sigma={"type": "number", "description": "the same where features are compared"},
         features={"type": "number", "description": "weight of the features' force"},
     )
     return _fields(
         "of the field on the pair itself",
         engine=_string("what ran it", enum=["compiled", "onnxruntime"]),
         features={"type": "boolean", "description": "whether the model's features were compared"},
+        smoothing={"type": "number", "description": "factor on feature_sigma, by the model"},
         levels={"type": "array", "items": level},
     )
 

@@ -52,6 +52,7 @@ class Info(Structure):
         ("upper_percentile", ctypes.c_double),
         ("device_memory", ctypes.c_int64),
         ("channels", ctypes.c_int32),
+        ("smoothing", ctypes.c_double),
     ]
 
 
@@ -80,6 +81,7 @@ class Refinement(Structure):
         ("features", Pointer),
         ("channels", ctypes.c_int32),
         ("feature_shape", ctypes.c_int32 * 3),
+        ("smoothing", ctypes.c_double),
         ("levels", ctypes.POINTER(Level)),
         ("level_count", ctypes.c_int32),
         ("threads", ctypes.c_int32),
