@@ -54,8 +54,8 @@ class FeatureConfig:
             )
         if not (self.strength > 0 and self.smoothing > 0):
             raise ConfigError(
-                f"feature network: expected strength and smoothing above 0, got {self.strength} and "
-                f"{self.smoothing}."
+                f"feature network: expected strength and smoothing above 0, got {self.strength} "
+                f"and {self.smoothing}."
             )
         if self.labels < 2:
             raise ConfigError(

@@ -261,7 +261,6 @@ def test_norms_over_few_voxels_are_norms_of_rows():
     ("channels", "size", "pads"),
     [
         (4, (20, 20, 20), 0),  # many voxels
-        (2, SHAPE, 0),  # the volumes themselves
         (4, SHAPE, 1),  # a scale that cannot be part of what is behind it, because of the border
     ],
 )
@@ -269,6 +268,16 @@ def test_other_norms_stay(channels, size, pads):
     before = normed(channels, size, pads)
     after = rewritten(before)
     assert operators(after) == {"Conv": 2, "InstanceNormalization": 1}
+    check_same(before, after)
+
+
+@pytest.mark.parametrize("pads", [0, 1])  # with a scale of its own
+@pytest.mark.parametrize("channels", [1, 2])
+def test_norms_of_few_channels_take_two_steps(channels, pads):
+    before = normed(channels, (12, 10, 14), pads)
+    after = rewritten(before)
+    found = operators(after)
+    assert (found["InstanceNormalization"], found["ReduceMean"]) == (0, 4)
     check_same(before, after)
 
 

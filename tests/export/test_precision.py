@@ -55,20 +55,18 @@ def test_what_is_half_and_what_is_not(two_passes, precision):
     for value in (*model.graph.input, *model.graph.output):
         assert value.type.tensor_type.elem_type == TensorProto.FLOAT, value.name
     weights = {tensor.name: tensor.dims for tensor in model.graph.initializer}
-    maker = {name: node for node in model.graph.node for name in node.output}
     reader = {name: node.op_type for node in model.graph.node for name in node.input}
     seen = set()
     for node in model.graph.node:
         type_ = types[node.output[0]]
         match node.op_type:
-            case "MatMul" | "Softmax" | "LayerNormalization" | "LeakyRelu":
+            case (
+                "MatMul" | "Softmax" | "LayerNormalization" | "LeakyRelu" | "InstanceNormalization"
+            ):
                 expected = half
-            case "InstanceNormalization":  # after a convolution of one channel each, or others
-                of_each = weights[maker[node.input[0]].input[1]][1]
-                expected = TensorProto.FLOAT if of_each == 1 else half
             case "Gelu":  # of a block by elements, or of features
                 expected = TensorProto.FLOAT if reader[node.output[0]] == "Mul" else half
-            case "GridSample3D" | "Mul" | "ReduceSum":
+            case "GridSample3D" | "Mul" | "ReduceSum" | "ReduceMean" | "Sub" | "Div" | "Sqrt":
                 expected = TensorProto.FLOAT
             case "Conv":
                 out_channels, in_channels, *_ = weights[node.input[1]]
@@ -79,9 +77,9 @@ def test_what_is_half_and_what_is_not(two_passes, precision):
                 continue
         assert type_ == expected, node.name
         seen.add((node.op_type, type_))
-    operators = ("Conv", "InstanceNormalization", "Gelu")
-    both = {(op, t) for op in operators for t in (half, TensorProto.FLOAT)}
-    assert {"head", ("MatMul", half), *both} <= seen
+    both = {(op, t) for op in ("Conv", "Gelu") for t in (half, TensorProto.FLOAT)}
+    of_norms = {("InstanceNormalization", half), ("ReduceMean", TensorProto.FLOAT)}
+    assert {"head", ("MatMul", half), *both, *of_norms} <= seen
 
 
 def test_float32_for_gpus_is_rewritten_and_computes_the_same(two_passes):
