@@ -47,6 +47,9 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
+IN_HALF = {"MatMul", "Softmax", "LayerNormalization", "InstanceNormalization", "LeakyRelu"}
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_what_is_half_and_what_is_not(two_passes, precision):
     model = with_precision(onnx.load(two_passes), precision)
@@ -60,9 +63,7 @@ def test_what_is_half_and_what_is_not(two_passes, precision):
     for node in model.graph.node:
         type_ = types[node.output[0]]
         match node.op_type:
-            case (
-                "MatMul" | "Softmax" | "LayerNormalization" | "LeakyRelu" | "InstanceNormalization"
-            ):
+            case op if op in IN_HALF:
                 expected = half
             case "Gelu":  # of a block by elements, or of features
                 expected = TensorProto.FLOAT if reader[node.output[0]] == "Mul" else half

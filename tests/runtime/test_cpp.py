@@ -250,6 +250,7 @@ def test_engine_tells_what_preprocessing_must_know(client, bundle):
         "upper_percentile": 99.8,
         "device_memory": 1000 + 6 * 4 * np.prod(SHAPE),
         "channels": 0,
+        "smoothing": 1.0,
     }
 
 
