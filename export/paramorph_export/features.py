@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     Shape = tuple[int, int, int]
 
 WEIGHTS = "features.safetensors"
-#: Largest difference of a feature to PyTorch's, as a share of the codes' length. Of noise, a network
-#: that tells labels sharply makes more of rounding than of images: up to 1.4e-3 was seen.
+#: Largest difference of a feature to PyTorch's, as a share of the codes' length. On noise,
+#: a network that tells labels sharply makes more of rounding than on images: up to 1.4e-3 was seen.
 TOLERANCE = 3e-3
 
 
