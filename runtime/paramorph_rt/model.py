@@ -97,7 +97,8 @@ class Model:
         output = self.engine(levels).run(pair.moving, pair.fixed)
         if self.has_features(levels):
             still = np.zeros((*pair.grid.shape, 3), np.float32)
-            features = Features(*output, smoothing=self.bundle.smoothing)
+            moving, fixed = output
+            features = Features(moving, fixed, self.bundle.smoothing)
             return DisplacementField(pair.grid, still), features
         return field_from_network(output, pair.grid, self.bundle.sampling), None
 
