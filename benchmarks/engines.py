@@ -126,8 +126,8 @@ def _by_group(rows: list[Row]) -> str:
         "two products. A pass of the network has 18 such blocks: 126 launches in one pass and 252 "
         "in two, without the 8 of a pass that make the queries of blocks which look at the other "
         "volume. Most of the rest are convolutions, the norms between them and, among the others, "
-        "launches that clear the counters of sums over whole volumes, 10 of "
-        "brain-t1-small's for 8.6.\n\n" + markdown_table(told, columns)
+        "launches that clear the counters of sums over whole volumes.\n\n"
+        + markdown_table(told, columns)
     )
 
 

@@ -49,7 +49,7 @@ class FeatureOptions:
     channels: int = option(6, "features per voxel, which the code of a label consists of")
     strength: float = option(1.0, "of the features beside the intensities: length of the codes")
     smoothing: float = option(
-        1.0, "of fields where features are compared, times the refinement's own: above 1 for smooth"
+        1.0, "factor on the refinement's smoothing of fields where these features are compared"
     )
 
 

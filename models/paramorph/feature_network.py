@@ -42,9 +42,7 @@ class FeatureConfig:
     labels: int = 2  # background among them
     channels: int = 12  # features per voxel, which a label's code consists of
     strength: float = 1.0  # length of the codes: how much features count beside the intensities
-    smoothing: float = (
-        1.0  # factor on the refinement's `feature_sigma`; of smooth anatomies above 1
-    )
+    smoothing: float = 1.0  # factor on the refinement's `feature_sigma`
 
     def __post_init__(self) -> None:
         if len(self.widths) < 2 or min(*self.widths, self.embedding, self.channels) < 1:

@@ -33,8 +33,12 @@ if TYPE_CHECKING:
 
     from paramorph.examples import Examples, Source
 
+#: Smoothing has no part in the training, and older checkpoints do not know it.
 FREE_ON_RESUME = frozenset(
-    f"training.{name}" for name in ("steps", "validate_every", "checkpoint_every")
+    {
+        "features.smoothing",
+        *(f"training.{name}" for name in ("steps", "validate_every", "checkpoint_every")),
+    }
 )
 _CODED_BY = 4  # subjects from whose maps the labels' codes are made
 

@@ -281,6 +281,21 @@ def test_norms_of_few_channels_take_two_steps(channels, pads):
     check_same(before, after)
 
 
+def test_norms_in_two_steps_are_exact_where_the_mean_is_large():
+    size = (12, 10, 14)
+    node = helper.make_node("InstanceNormalization", ["shifted", "scale", "bias"], ["y"])
+    shift = helper.make_node("Add", ["x", "mean"], ["shifted"])
+    constants = {"mean": np.float32([1000]), "scale": np.ones(1), "bias": np.zeros(1)}
+    shapes = {"x": [1, 1, *size]}, {"y": [1, 1, *size]}
+    constants = {name: np.float32(array) for name, array in constants.items()}
+    after = rewritten(model_of([shift, node], *shapes, constants))
+    assert operators(after)["ReduceMean"] == 4
+    values = (random(1, 1, *size) + np.float32(1000)).astype(np.float64)
+    # Of the mean square and the squared mean, float32 keeps 0.06 of a variance of 1.
+    truth = (values - values.mean()) / np.sqrt(values.var() + 1e-5)
+    np.testing.assert_allclose(run(after)[0], truth, atol=2e-3)
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(6, 3), (3, 3), (2, 2)])
 def test_channels_are_convolved_in_pairs(channels, groups):
     before = normed(channels, SHAPE)

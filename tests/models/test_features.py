@@ -174,6 +174,15 @@ def test_other_settings_do_not_resume(tmp_path):
         other.resume()
 
 
+def test_smoothing_may_be_another_and_missing_on_resume(tmp_path):
+    trainer(tmp_path / "run", 10).run()
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    del state["settings"]["features"]["smoothing"]  # as of a version that did not know it
+    torch.save(state, checkpoint)
+    assert trainer(tmp_path / "run", 20).resume()
+
+
 def test_rare_labels_are_left_out():
     present = [(0, 4, 17, 300), (0, 4, 17), (0, 4), (0, 4, 17)]
     assert common_labels([subject("s", 0, labels).labels for labels in present]) == [0, 4, 17]

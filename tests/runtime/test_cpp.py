@@ -651,6 +651,14 @@ def bad_bundles(tmp_path_factory) -> tuple[Path, dict[str, str]]:
             f"got {json.dumps(shape, separators=(',', ':'))} where three positive numbers belong",
             lambda m, shape=shape: m["engines"][0].update(shape=shape),
         )
+    for name, smoothing in {"negative": -1.0, "text": "1"}.items():
+        bad(
+            f"smoothing-{name}",
+            f"got {json.dumps(smoothing)} where a positive number belongs",
+            lambda m, smoothing=smoothing: m.update(
+                features={"channels": 1, "networks": [], "smoothing": smoothing}
+            ),
+        )
     bad("unit", 'got "mm" where another', lambda m: m["displacement"].update(unit="mm"))
     bad("sampling", 'got "x" where another', lambda m: m.update(sampling={"convention": "x"}))
     bad("axes", '"RRS" where an orientation', lambda m: m["grid"].update(orientation="RRS"))
