@@ -10,6 +10,7 @@ from typing import Any
 
 from paramorph_rt.bundle import PRECISIONS
 from paramorph_rt.errors import exit_code
+from paramorph_rt.refinement.settings import DEFAULT_ITERATIONS
 
 
 def parser() -> argparse.ArgumentParser:  # a list: one option after the other
@@ -23,6 +24,15 @@ def parser() -> argparse.ArgumentParser:  # a list: one option after the other
         type=Path,
         help="weights of a feature network, for the refinement; alone, they make a model of which "
         "the refinement finds the whole field",
+    )
+    p.add_argument(
+        "--refined",
+        type=int,
+        nargs="?",
+        const=DEFAULT_ITERATIONS,
+        metavar="N",
+        help="make one network of --features and the refinement by them, with N iterations at 1.5 "
+        "mm (%(const)s), for GPUs: from two volumes to the refined displacement",
     )
     p.add_argument("--out-dir", type=Path, required=True, help="the bundle's folder")
     p.add_argument(
@@ -76,10 +86,16 @@ def run(args: argparse.Namespace) -> None:
     from paramorph_export.errors import ExportError
 
     halves = [p for p in dict.fromkeys(args.precision) if p != "fp32"]
-    if args.features and not args.weights and (halves or args.fp32_for_gpus):
+    refined = args.refined is not None
+    if refined and (args.weights or not args.features or args.shape or args.fp32_for_gpus):
         raise ExportError(
-            "expected --weights of a registration network for graphs for GPUs, got --features "
-            "alone, which run on the CPU; leave --precision and --fp32-for-gpus out."
+            "--refined: expected --features, but no --weights, --shape or --fp32-for-gpus, got "
+            "others; leave these out."
+        )
+    if args.features and not args.weights and not refined and (halves or args.fp32_for_gpus):
+        raise ExportError(
+            "expected --weights of a registration network, or --refined, for graphs for GPUs, got "
+            "--features alone, which run on the CPU; leave --precision and --fp32-for-gpus out."
         )
     shapes = [tuple(shape) for shape in args.shape or ()]
     manifest = write_bundle(
@@ -87,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
         args.weights,
         Graphs(shapes, halves, args.fp32_for_gpus, args.verify_on),
         features=args.features,
+        refined=args.refined,
         card=args.card,
         domain=args.domain,
         force=args.force,

@@ -20,6 +20,7 @@ from paramorph_export.features import write_features
 from paramorph_export.graph import for_cpus
 from paramorph_export.grid_sample import STANDARD_OPSET
 from paramorph_export.precision import with_precision
+from paramorph_export.refined import refinement_by, write_refined
 from paramorph_export.refinement import REFINEMENT_GRAPHS
 from paramorph_export.storage import WEIGHTS, stored_small
 from paramorph_export.trace import onnx_from_network
@@ -66,6 +67,7 @@ def write_bundle(  # its keywords are options of the command
     graphs: Graphs = Graphs(),
     *,
     features: Path | None = None,
+    refined: int | None = None,
     card: Path | None = None,
     domain: Path | None = None,
     force: bool = False,
@@ -82,6 +84,8 @@ def write_bundle(  # its keywords are options of the command
             makes a bundle of features alone.
         graphs: Of the registration network.
         features: Weights of a feature network for the refinement.
+        refined: Make one network of the features and a refinement by them, with so many iterations
+            at 1.5 mm; only without `weights`.
         card: Model card, whose name the bundle gets; None is the name of the weights.
         domain: A bundle whose domain is this one's, too; it may be the one that is replaced.
         force: Replace an existing bundle.
@@ -100,27 +104,36 @@ def write_bundle(  # its keywords are options of the command
         staging = home / out_dir.name
         staging.mkdir()
         started = time.perf_counter()
-        networks = _write_networks(staging, source, network, info, graphs) if network else []
-        shapes = graphs.shapes
-        of_features = write_features(staging, features, info, shapes) if features else None
-        for name, graph in REFINEMENT_GRAPHS.items():
-            onnx.save(graph(), staging / name)
+        inputs, networks, of_features = input_spec(info, graphs.shapes[0]), [], None
+        refinement = refinement_by(source, refined) if refined is not None else None
+        if refinement:
+            inputs = replace(inputs, grid=refinement.finest())
+            pairs = _real_pairs(graphs, inputs)
+            networks = write_refined(staging, source, refinement, graphs.halves, pairs)
+        else:
+            if network:
+                networks = _write_networks(staging, source, network, info, graphs)
+            if features:
+                of_features = write_features(staging, features, info, graphs.shapes)
+            for name, graph in REFINEMENT_GRAPHS.items():
+                onnx.save(graph(), staging / name)
         more = {
             "card": read_card(card) if card else None,
             "opset": STANDARD_OPSET,
-            "refinement": list(REFINEMENT_GRAPHS),
+            "refinement": None if refinement else list(REFINEMENT_GRAPHS),
+            "refined": refinement.as_manifest() if refinement else None,
             "features": of_features,
             "domain": _copy_domain(staging, domain) if domain else None,
             "provenance": _provenance(source, info, time.perf_counter() - started),
         }
-        sampling = info.network.sampling if networks else "exact"
+        sampling = info.network.sampling if network else "exact"
         manifest = new_manifest(
             card.stem if card else info.name,
-            input_spec(info, shapes[0]),
+            inputs,
             {"convention": sampling, **SAMPLING[sampling]},
             networks,
             sorted(staging.iterdir()),
-            info.network.as_dict() if networks else None,
+            info.network.as_dict() if network else None,
             **more,
         )
         write_manifest(staging, manifest)
@@ -213,13 +226,7 @@ def _write_graphs(
         onnx.save(model, file)
         entry = NetworkEntry(file.name, "fp32", shape, "gpu")
         yield _measured(entry, model, verify(file, network, shape))
-    pairs: Sequence[Pair] = ()
-    if graphs.real_pairs and graphs.halves:
-        # Imported here: pairs are read as the runtime reads them, by packages that nothing else of
-        # an export needs.
-        from paramorph_export.pairs import pairs_of
-
-        pairs = pairs_of(graphs.real_pairs, input_spec(info, shape))
+    pairs = _real_pairs(graphs, input_spec(info, shape))
     for precision in graphs.halves:
         file = path.with_name(f"{path.name}.{precision}.onnx")
         log.info("%s: rounding to %s …", file.name, precision)
@@ -227,6 +234,17 @@ def _write_graphs(
         onnx.save(model, file)
         measured = verify_half(file, reference, shape, precision, pairs, info.network.sampling)
         yield _measured(NetworkEntry(file.name, precision, shape, "gpu"), model, measured)
+
+
+def _real_pairs(graphs: Graphs, inputs: InputSpec) -> Sequence[Pair]:
+    """On which the halves are measured."""
+    if not (graphs.real_pairs and graphs.halves):
+        return ()
+    # Imported here: pairs are read as the runtime reads them, by packages that nothing else of an
+    # export needs.
+    from paramorph_export.pairs import pairs_of
+
+    return pairs_of(graphs.real_pairs, inputs)
 
 
 def _measured(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 from onnx import checker, numpy_helper, parser
 
@@ -46,6 +47,7 @@ def level_graph(
     spacing_mm: tuple[float, float, float],
     shape: tuple[int, int, int],
     channels: int | None = None,
+    counts: bool = True,
 ) -> onnx.ModelProto:
     """The graph of one level on one grid, which reads images and fields alone.
 
@@ -57,9 +59,12 @@ def level_graph(
         spacing_mm: Of the grid's voxels.
         shape: Of the grid (d, h, w).
         channels: Of the features; None refines by intensities alone.
+        counts: Read the weight of each voxel's force; otherwise all count.
     """
     model = refinement_graph(channels is not None)
     numbers = numbers_of(level, spacing_mm, channels is not None)
+    if not counts:
+        numbers["counts"] = np.ones((1, 1, 1, 1, 1), np.float32)
     graph = model.graph
     for value in [value for value in graph.input if value.name in numbers]:
         graph.input.remove(value)

@@ -232,7 +232,7 @@ def _batch(volume: Volume) -> torch.Tensor:
 def _random_volume(shape: Shape, generator: torch.Generator) -> Volume:
     volume = torch.zeros(1, 1, *shape)
     for cell in (4, 8, 32):
-        noise = torch.rand(1, 1, *[n // cell for n in shape], generator=generator)
+        noise = torch.rand(1, 1, *[max(1, n // cell) for n in shape], generator=generator)
         volume += F.interpolate(noise, size=shape, mode="trilinear") * cell
     volume -= volume.min()
     return (volume / volume.max())[0, 0].numpy()

@@ -243,9 +243,9 @@ class DepthwiseInPairs(Rewrite):
     def pattern(self, op: Any, x: Any, w: Any) -> Any:
         return op.Conv(x, w, _outputs=["convolved"])
 
-    def check(self, context: Any, w: ir.Value, **_: Any) -> MatchResult:
-        channels, of_each, *_ = w.shape
-        even = w.is_initializer() and of_each == 1 and channels % 2 == 0
+    def check(self, context: Any, x: ir.Value, w: ir.Value, **_: Any) -> MatchResult:
+        channels = x.shape[1]
+        even = w.is_initializer() and tuple(w.shape[:2]) == (channels, 1) and channels % 2 == 0
         return judged(even and channels > FEW_CHANNELS, "no channels in pairs")
 
     def rewrite(self, op: Any, x: ir.Value, w: ir.Value, convolved: ir.Value) -> ir.Value:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,11 +15,11 @@ from .errors import BundleError, ParamorphError
 from .geometry.field import DisplacementField, field_from_network
 from .quality.domain import Domain, domain_of
 from .refinement.images import Features
+from .refinement.settings import DEFAULT_LEVELS, Level
 from .system.threads import Later, at_once
 
 if TYPE_CHECKING:
     from .bundle import Bundle
-    from .refinement.settings import Level
     from .steps.preparation import PreparedPair
 
 
@@ -52,6 +52,18 @@ class Model:
         """What it was made for, if its bundle says so."""
         return domain_of(self.bundle)
 
+    @property
+    def refinement(self) -> dict[str, Any] | None:
+        """What its networks do to their field themselves, for metrics.json."""
+        if not self.bundle.refined:
+            return None
+        return {
+            "engine": "network",
+            "features": True,
+            "smoothing": self.bundle.smoothing,
+            "levels": [asdict(level) for level in self.bundle.refined],
+        }
+
     def has_features(self, levels: Sequence[Level]) -> bool:
         """Whether a refinement compares features; else it starts from the network's field."""
         if self.feature_networks is None or not self.bundle.feature_networks:
@@ -66,7 +78,8 @@ class Model:
         """What runs for these levels; one that is still loading is waited for.
 
         Raises:
-            BundleError: A model of features alone, and no refinement that compares them.
+            BundleError: A model of features alone, and no refinement that compares them; one whose
+                networks refine themselves, and another refinement than theirs.
             ParamorphError: Whatever else is wrong with it.
         """
         wanted = self._wanted(levels)
@@ -106,9 +119,19 @@ class Model:
         if self.has_features(levels):
             assert self.feature_networks is not None
             return self.feature_networks
+        if self.bundle.refined:
+            self._check_refinement(levels)
         if not self.bundle.networks:
             raise BundleError(
                 f"{self.bundle.name}: expected a refinement that compares its features, got none; "
                 "leave --refine off out, or choose a model that has a registration network."
             )
         return self.networks
+
+    def _check_refinement(self, levels: Sequence[Level]) -> None:
+        """Refuse another refinement than that of the networks, as far as one was asked for."""
+        if tuple(levels) not in (self.bundle.refined, DEFAULT_LEVELS):
+            raise BundleError(
+                f"{self.bundle.name}: expected the refinement that its network does itself, got "
+                "another; leave --refine out, or export it again with --refined N."
+            )

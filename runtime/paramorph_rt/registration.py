@@ -267,7 +267,7 @@ class Registration(Closable):
         seconds: Stopwatch,
     ) -> Deformation:
         field = prediction.field
-        if levels:
+        if levels and prediction.refinement is None:
             with seconds("refine"):
                 field = refine(images, start.affine, prediction, levels, self.threads)
         return Deformation(field, start.affine)
@@ -277,12 +277,6 @@ def _described(
     images: Images, start: Start, prediction: Prediction, levels: Sequence[Level]
 ) -> dict[str, Any]:
     """The metrics that say how the result came about."""
-    refinement = {
-        "engine": refinement_engine(),
-        "features": prediction.features is not None,
-        "smoothing": 1.0 if prediction.features is None else prediction.features.smoothing,
-        "levels": [asdict(level) for level in levels],
-    }
     return {
         "schema": METRICS,
         "moving": images.moving.name,
@@ -290,7 +284,19 @@ def _described(
         "warnings": [],
         "affine": start.alignment and start.alignment.as_metrics(),
         **prediction.as_metrics(),
-        "refinement": refinement if levels else None,
+        "refinement": _refinement(prediction, levels),
+    }
+
+
+def _refinement(prediction: Prediction, levels: Sequence[Level]) -> Mapping[str, Any] | None:
+    if prediction.refinement is not None or not levels:
+        return prediction.refinement
+    features = prediction.features
+    return {
+        "engine": refinement_engine(),
+        "features": features is not None,
+        "smoothing": 1.0 if features is None else features.smoothing,
+        "levels": [asdict(level) for level in levels],
     }
 
 

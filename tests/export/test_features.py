@@ -35,9 +35,9 @@ CONFIG = FeatureConfig((4, 8, 8), 6, 7, 5)
 def write_features(path: Path, **changes) -> Path:
     torch.manual_seed(1)
     network = FeatureNetwork(CONFIG)
-    facts = {"spacing_mm": (2.0, 2.0, 2.0), "orientation": "LPS"}
+    facts = {"shape": SHAPE, "spacing_mm": (2.0, 2.0, 2.0), "orientation": "LPS"}
     percentiles = {"lower_percentile": 1.0, "upper_percentile": 99.0}
-    info = FeatureInfo("tiny-features", CONFIG, SHAPE, **facts | percentiles | changes)
+    info = FeatureInfo("tiny-features", CONFIG, **facts | percentiles | changes)
     save_weights(path, network.state_dict(), info, torch.float16)
     return path
 

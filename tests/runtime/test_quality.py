@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.eulerangles import euler2mat
 
 from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL, bundle_path, candidates, default_bundle_path, load_bundle
 from paramorph_rt.cli import main
 from paramorph_rt.errors import BundleError
+from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.images.volume import Volume, load_volume, save_labels, save_volume
 from paramorph_rt.quality import checks
 from paramorph_rt.quality.choice import choose
@@ -172,6 +174,37 @@ def test_what_a_model_was_not_made_for_is_told(domain, change, flag):
     if flag == "border":  # a cut-out fills its image whatever it shows
         domain = replace(domain, ranks=None, volume_ml=None)
     assert names(misfits(look, "fixed", domain)) == ([flag] if flag else [])
+
+
+def structured(points: np.ndarray) -> np.ndarray:
+    """With folds, by which a tilt shows."""
+    x, y, z = np.moveaxis(points, -1, 0)
+    folds = 60 * np.cos(x / 3) * np.sin(y / 4 + 1) * np.cos(z / 3 + 0.5)
+    return np.where(uneven(points) > 0, uneven(points) + folds, 0).astype(np.float32)
+
+
+@pytest.mark.parametrize("degrees", [(15, 0, 0), (0, -20, 0), (8, -12, 15)])
+@pytest.mark.parametrize("orientation", ["RAS", "PIR"])
+def test_a_tilted_head_is_of_its_kind_all_the_same(domain, degrees, orientation):
+    domain = replace(domain, ranks=look_of(image(structured)).ranks, least_likeness=0.9)
+    rotation = euler2mat(*np.deg2rad(degrees)[::-1])
+    tilted = image(lambda points: structured(points @ rotation), orientation)
+    assert likeness(look_of(tilted).ranks, domain.ranks) < 0.9
+    assert names(misfits(look_of(tilted), "moving", domain)) == []
+    inverted = changed(tilted, lambda data: np.where(data > 0, 250 - data, 0))
+    assert names(misfits(look_of(inverted), "moving", domain)) == ["contrast"]
+
+
+def test_a_tilted_brain_is_registered_by_the_model_of_brains():
+    brain = load_volume(COLIN)
+    domain = domain_of(load_bundle(default_bundle_path()))
+    rotation = np.eye(4)
+    rotation[:3, :3] = euler2mat(*np.deg2rad((12, -9, 6)))
+    tilted = look_of(
+        replace(brain, data=resample_to_grid(brain, brain.grid, rotation).astype(np.float32))
+    )
+    assert likeness(tilted.ranks, domain.ranks) < domain.least_likeness
+    assert names(misfits(tilted, "moving", domain)) == []
 
 
 def test_a_mirrored_image_is_told_by_its_asymmetry(domain):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
+from ..refinement.settings import Level
 from ..system.files import fresh_sha256_of
 from .names import CHANNELS, FEATURES
 from .shipped import SHIPPED
@@ -87,7 +88,9 @@ class Bundle:
         engines: What was built from them.
         manifest: Everything else, as written by the export.
         feature_networks: ONNX files that give features of both images, for the refinement.
-        smoothing: Factor on the refinement's `feature_sigma` where these features are compared.
+        smoothing: Factor on the refinement's `feature_sigma` where its features are compared.
+        refined: Levels of the refinement that its networks do themselves, by features of their own;
+            none if what they give is yet to be refined.
         output: What the networks give: "displacement" (1, 3, i, j, k) in voxels, or "features"
             (2, channels, i, j, k) of the moving and the fixed image.
     """
@@ -101,6 +104,7 @@ class Bundle:
     manifest: Mapping[str, Any]
     feature_networks: tuple[NetworkEntry, ...] = ()
     smoothing: float = 1.0
+    refined: tuple[Level, ...] = ()
     output: str = "displacement"
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
+from ..refinement.settings import Level
 from ..system.files import check_regular, parse_json, read_bytes, sha256_of
 from ..system.staging import staged_file
 from .contents import Bundle, EngineEntry, GridSpec, InputSpec, IntensitySpec, NetworkEntry
@@ -59,7 +60,7 @@ def load_bundle(path: str | Path) -> Bundle:
 
 def _bundle_of(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
     grid, intensity = manifest["grid"], manifest["intensity"]
-    features = manifest.get("features", {})
+    features, refined = manifest.get("features", {}), manifest.get("refined", {})
     for key, value in _DISPLACEMENT.items():
         _one_of((value,), manifest["displacement"][key])
     return Bundle(
@@ -78,7 +79,8 @@ def _bundle_of(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         engines=tuple(_engine(entry) for entry in manifest["engines"]),
         manifest=manifest,
         feature_networks=tuple(map(_network, features.get("networks", ()))),
-        smoothing=_positive(features.get("smoothing", 1.0)),
+        smoothing=_positive((features or refined).get("smoothing", 1.0)),
+        refined=tuple(Level(**level) for level in refined.get("levels", ())),
     )
 
 

@@ -19,6 +19,7 @@ from nibabel.spatialimages import HeaderDataError
 from ..errors import BundleError
 from .flags import Flag
 from .looks import CELLS, asymmetry, likeness
+from .tilt import straightened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ class Domain:
         volume_ml: Least and most of the foreground.
         spacing_mm: The coarsest voxel side.
         at_border: Least and most of the image's border that is foreground, 0 to 1.
-        least_likeness: With the map.
+        least_likeness: With the map, of an image that lies straight.
         ranks: The map: mean of those of the training's images (see `looks`).
     """
 
@@ -163,7 +164,8 @@ def _of_contrast(look: Look, domain: Domain) -> Found:
     """One of: lies upside down, is of another contrast or anatomy, is mirrored."""
     if domain.ranks is None:
         return
-    as_it_lies = likeness(look.ranks, domain.ranks)
+    ranks = straightened(look, domain.ranks, domain.least_likeness)
+    as_it_lies = likeness(ranks, domain.ranks)
     turned = {
         name: likeness(np.flip(look.ranks, axes), domain.ranks) for name, axes in TURNS.items()
     }
@@ -186,7 +188,7 @@ def _of_contrast(look: Look, domain: Domain) -> Found:
             domain.least_likeness,
         )
     elif as_it_lies >= LEAST_FOR_HANDEDNESS:
-        hand = likeness(asymmetry(look.ranks), asymmetry(domain.ranks))
+        hand = likeness(asymmetry(ranks), asymmetry(domain.ranks))
         if hand < LEAST_HANDEDNESS:
             yield (
                 "left_right",

@@ -44,6 +44,8 @@ class Look:
             background is not the darkest thing in the image.
         smooth: Correlation of neighbouring foreground voxels; near 0 for noise.
         ranks: The map, 0 to 1, NaN where there is no foreground.
+        coarse: The image around its foreground, in voxels about as large as the map's cells.
+        threshold: Above which its foreground is.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Look:
     commonest: float
     smooth: float
     ranks: Float[np.ndarray, "20 24 20"]
+    coarse: Volume
+    threshold: float
 
     @property
     def size_mm(self) -> float:
@@ -79,6 +83,7 @@ def look_of(volume: Volume) -> Look:
     extents = np.empty(3)
     extents[along[:, 0].astype(int)] = (high - low) * grid.spacing
     flat, commonest, smooth = _texture(data, foreground)
+    coarse = averaged(box, extents.min() / max(CELLS))
     return Look(
         name=volume.name,
         volume_ml=count * float(np.prod(grid.spacing)) / 1000,
@@ -88,7 +93,9 @@ def look_of(volume: Volume) -> Look:
         flat=flat,
         commonest=commonest,
         smooth=smooth,
-        ranks=_ranks(box, threshold, along),
+        ranks=_ranks(box.grid, coarse, threshold),
+        coarse=coarse,
+        threshold=threshold,
     )
 
 
@@ -138,17 +145,44 @@ def _texture(
     )
 
 
-def _ranks(
-    box: Volume, threshold: float, along: Float[np.ndarray, "3 2"]
+def ranks_along(look: Look, axes: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "20 24 20"]:
+    """The map along other axes than right, anterior and superior.
+
+    Args:
+        look: Of the image.
+        axes: Columns are their directions (RAS), at right angles.
+    """
+    grid = look.coarse.grid
+    points = grid.world(np.argwhere(look.coarse.data > look.threshold)) @ axes
+    if not len(points):
+        return np.full(CELLS, np.nan, np.float32)
+    half = grid.spacing.mean() / 2
+    low, high = points.min(axis=0) - half, points.max(axis=0) + half
+    cells = Grid.from_spacing(CELLS, (high - low) / CELLS, axes, centre=axes @ (low + high) / 2)
+    return _ranked(resample_to_grid(look.coarse, cells), look.threshold)
+
+
+def axes_of(grid: Grid) -> Float[np.ndarray, "3 3"]:
+    """A grid's own axes as columns (RAS): those closest to right, anterior and superior."""
+    along = _anatomical(grid)
+    axes = np.empty((3, 3))
+    axes[:, along[:, 0].astype(int)] = grid.directions * along[:, 1]
+    return axes
+
+
+def _ranks(box: Grid, coarse: Volume, threshold: float) -> Float[np.ndarray, "20 24 20"]:
+    """The map of a box that is full of foreground from end to end, along its own axes."""
+    extents = np.empty(3)
+    extents[_anatomical(box)[:, 0].astype(int)] = box.spacing * box.shape
+    centre = box.world((np.array(box.shape) - 1) / 2)
+    cells = Grid.from_spacing(CELLS, extents / CELLS, axes_of(box), centre=centre)
+    return _ranked(resample_to_grid(coarse, cells), threshold)
+
+
+def _ranked(
+    cells: Float[np.ndarray, "20 24 20"], threshold: float
 ) -> Float[np.ndarray, "20 24 20"]:
-    """The map of a box that is full of foreground from end to end."""
-    extents, axes = np.empty(3), np.empty((3, 3))
-    for axis, (anatomical, sign) in enumerate(along):
-        extents[int(anatomical)] = box.grid.spacing[axis] * box.grid.shape[axis]
-        axes[:, int(anatomical)] = box.grid.directions[:, axis] * sign
-    centre = box.grid.world((np.array(box.data.shape) - 1) / 2)
-    grid = Grid.from_spacing(CELLS, extents / CELLS, axes, centre=centre)
-    cells = resample_to_grid(averaged(box, extents.min() / max(CELLS)), grid)
+    """Ranks of intensities among the cells of the foreground."""
     foreground = cells > threshold
     ranks = np.full(CELLS, np.nan, np.float32)
     values = cells[foreground]

@@ -14,7 +14,6 @@ Source:
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,11 +28,12 @@ from ..steps.preparation import images_on_grid
 from . import compiled, graph
 from .forces import RADIUS
 from .images import LevelImages
+from .plan import compares_features, levels_on_grids
 from .rescaling import rescaled
 from .settings import Level
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from jaxtyping import Bool, Float
 
@@ -41,14 +41,6 @@ if TYPE_CHECKING:
     from ..steps.predict import Prediction
 
 log = logging.getLogger(__name__)
-
-#: A level of more voxels is left out: it would take longer, and more memory, than it is worth.
-MOST_VOXELS = 24_000_000
-#: A level must be at least this share of the fixed image's finest spacing, or it shows nothing new.
-_FINER = 0.75
-_LEAST_SIZE = 4  # voxels along an axis
-#: Features are compared on levels whose voxels are not smaller than theirs by more than this.
-_COARSER = 1.4
 
 
 def refine(
@@ -76,7 +68,7 @@ def refine(
     """
     iterate = compiled.iterate if compiled.is_available() else graph.iterate
     view, features = start.view, start.features
-    plan = list(_grids(view, images.fixed.grid, levels))
+    plan = list(levels_on_grids(view, images.fixed.grid, levels))
     if not plan:
         return start.field
     finest = plan[-1][1]
@@ -86,44 +78,18 @@ def refine(
     pyramid = _pyramid(LevelImages(whole.moving, whole.fixed, finest, None, counts), plan)
     displacement, last = _voxels(start.field, plan[0][1]), plan[0][1]
     for (level, _), pair in zip(plan, pyramid, strict=True):
-        if features is not None and _compares_features(level, view):
+        if features is not None and compares_features(level, view):
             pair = replace(pair, features=features.on(view, pair.grid))
             level = replace(level, field_sigma=features.smoothing * level.feature_sigma)
         log.debug("refinement: %s voxels, %d steps", pair.grid.shape, level.iterations)
-        displacement = iterate(pair, level, _rescaled(displacement, last, pair.grid), threads)
+        displacement = iterate(pair, level, in_voxels_of(displacement, last, pair.grid), threads)
         last = pair.grid
     return field_from_network(displacement, last)
-
-
-def _compares_features(level: Level, grid: Grid) -> bool:
-    return level.features > 0 and level.spacing_mm * _COARSER >= grid.spacing.min()
 
 
 def engine() -> str:
     """What the refinement runs in here: "compiled", or "onnxruntime"."""
     return "compiled" if compiled.is_available() else "onnxruntime"
-
-
-def _grids(view: Grid, fixed: Grid, levels: Sequence[Level]) -> Iterator[tuple[Level, Grid]]:
-    """The levels that are worth it for a fixed image, each with its grid."""
-    extents = view.spacing * view.shape
-    native = fixed.spacing[np.abs(view.directions.T @ fixed.directions).argmax(axis=1)]
-    usable = [level for level in levels if level.iterations]
-    for level in usable:
-        spacing = np.maximum(level.spacing_mm, native)
-        shape = np.maximum(_LEAST_SIZE, np.round(extents / spacing).astype(int))
-        if level is not usable[0]:
-            if level.spacing_mm < _FINER * native.min():
-                log.debug(
-                    "refinement: no level of %g mm for voxels of %s", level.spacing_mm, native
-                )
-                continue
-            if math.prod(shape.tolist()) > MOST_VOXELS:
-                log.info(
-                    "refinement: no level of %g mm, which has too many voxels", level.spacing_mm
-                )
-                continue
-        yield level, view.with_shape(shape.tolist())
 
 
 def _pyramid(finest: LevelImages, plan: Sequence[tuple[Level, Grid]]) -> list[LevelImages]:
@@ -162,9 +128,9 @@ def _voxels(field: DisplacementField, grid: Grid) -> Float[np.ndarray, "3 i j k"
     return np.stack([vectors_mm @ row for row in to_voxels])
 
 
-def _rescaled(
+def in_voxels_of(
     displacement_vox: Float[np.ndarray, "3 d h w"], grid: Grid, target: Grid
 ) -> Float[np.ndarray, "3 a b c"]:
-    """A displacement in voxels of one level, in those of another."""
+    """A displacement in voxels of one grid, in those of another of the same field of view."""
     growth = np.divide(target.shape, grid.shape).astype(np.float32)
     return rescaled(displacement_vox, grid, target) * growth[:, np.newaxis, np.newaxis, np.newaxis]

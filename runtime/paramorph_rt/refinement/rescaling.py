@@ -35,15 +35,15 @@ def rescaled(
     """
     if target.shape == grid.shape:
         return np.ascontiguousarray(array, np.float32)
-    d, h, w = (_matrix(*sizes) for sizes in zip(grid.shape, target.shape, strict=True))
+    d, h, w = (matrix(*sizes) for sizes in zip(grid.shape, target.shape, strict=True))
     result = h @ (array.astype(np.float32, copy=False) @ w.T)
     *channels, depth, height, width = result.shape
     result = d @ result.reshape(*channels, depth, height * width)
     return np.ascontiguousarray(result.reshape(*channels, len(d), height, width))
 
 
-def _matrix(size: int, target: int) -> Float[np.ndarray, "target size"]:
-    """What each of `target` samples takes from `size` voxels."""
+def matrix(size: int, target: int) -> Float[np.ndarray, "target size"]:
+    """What each of `target` samples along an axis takes from its `size` voxels."""
     step = size / target
     samples = (np.arange(target) + 0.5) * step - 0.5
     # Rows of the identity, interpolated, are the weights of linear interpolation.

@@ -144,7 +144,7 @@ def _refinement() -> Schema:
     )
     return _fields(
         "of the field on the pair itself",
-        engine=_string("what ran it", enum=["compiled", "onnxruntime"]),
+        engine=_string("what ran it", enum=["compiled", "onnxruntime", "network"]),
         features={"type": "boolean", "description": "whether the model's features were compared"},
         smoothing={"type": "number", "description": "factor on feature_sigma, by the model"},
         levels={"type": "array", "items": level},

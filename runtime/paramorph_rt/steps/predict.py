@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ class Prediction:
         field: Without the affine; zeros where the model gives features alone.
         intensity: Percentiles that become 0 and 1.
         features: Of both images.
+        refinement: By the network itself, for metrics.json; None if the field is yet to be refined.
         spacing_growth: As of `PreparedPair`.
     """
 
@@ -51,6 +52,7 @@ class Prediction:
     field: DisplacementField
     intensity: IntensitySpec
     features: Features | None = None
+    refinement: Mapping[str, Any] | None = None
     spacing_growth: float = 1.0
 
     def as_metrics(self) -> dict[str, Any]:
@@ -120,5 +122,6 @@ def predict(
         field,
         inputs.intensity,
         features,
+        model.refinement,
         pair.spacing_growth,
     )
