@@ -35,6 +35,7 @@ from volumes import smooth_volume
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = ("brain-t1-small", "paramorph")
+REFINED = ":refined"  # after a model's name: its features and the refinement as one network
 PACKAGES = ("onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "cuda-bindings", "pycuda")
 ENGINES = ("onnxruntime", "tensorrt", "openvino")  # which need a bundle
 COLUMNS = (
@@ -65,10 +66,14 @@ class Prepared:
     def __init__(
         self, name: str, folder: Path, args: argparse.Namespace, targets: dict[str, str]
     ) -> None:
+        self.is_refined = name.endswith(REFINED)
         self.weights = Path(name)
         self.bundle = folder / "bundle"
         self.failures: list[dict[str, str]] = []
-        if self.weights.suffix != ".safetensors":
+        if self.is_refined:
+            model = ROOT / "runtime/paramorph_rt/bundles" / name.removesuffix(REFINED)
+            self.weights = model / "features.safetensors"
+        elif self.weights.suffix != ".safetensors":
             self.weights = ROOT / "runtime/paramorph_rt/bundles" / name / "weights.safetensors"
         if not self.weights.is_file():
             self.weights = folder / "weights.safetensors"
@@ -78,10 +83,14 @@ class Prepared:
         if not any(contender.startswith(ENGINES) for contender in args.contenders):
             return
         if not self.bundle.is_dir():
-            export = [ROOT / "export" / "to_onnx.py", "--weights", self.weights]
-            export += ["--out-dir", self.bundle, "--shape", *args.shape]
+            export = [ROOT / "export" / "to_onnx.py", "--out-dir", self.bundle]
+            if self.is_refined:
+                export += ["--features", self.weights, "--refined"]
+            else:
+                export += ["--weights", self.weights, "--shape", *args.shape]
             if targets:
-                export += ["--precision", "fp32", "fp16", "--fp32-for-gpus"]
+                export += ["--precision", "fp32", "fp16"]
+                export += [] if self.is_refined else ["--fp32-for-gpus"]
             self._step("export", export, args)
         engines = load_bundle(self.bundle).engines if (self.bundle / MANIFEST).is_file() else ()
         built = {(engine.flavour, engine.compute_capability) for engine in engines}
@@ -90,6 +99,17 @@ class Prepared:
             if (flavour, target) not in built:
                 command = [*build, "--flavour", flavour, "--target", target]
                 self._step(f"engine of {flavour}", command, args)
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """What can run it; a refinement has no PyTorch form."""
+        return ENGINES if self.is_refined else ("",)
+
+    def shape(self, wanted: list[int]) -> tuple[int, ...]:
+        """Of the volumes; a refinement's are those of its finest level."""
+        if self.is_refined and (self.bundle / MANIFEST).is_file():
+            return load_bundle(self.bundle).inputs.grid.shape
+        return tuple(wanted)
 
     def _step(self, what: str, command: list[Any], args: argparse.Namespace) -> None:
         failure = run_isolated([sys.executable, *map(str, command)], args.threads, args.timeout)
@@ -120,12 +140,14 @@ def measure_network(
         save: Called after every change of it.
     """
     work.mkdir(parents=True)
-    home = args.prepared / Path(name).stem if args.prepared else work
+    home = args.prepared / _folder(name) if args.prepared else work
     prepared = Prepared(name, home, args, targets_here(args.device))
     network["steps_that_failed"] = prepared.failures
-    volumes = np.stack([smooth_volume(tuple(args.shape), seed) for seed in (1, 2)])
+    shape = prepared.shape(args.shape)
+    network["shape"] = list(shape)
+    volumes = np.stack([smooth_volume(shape, seed) for seed in (1, 2)])
     reference: np.ndarray | None = None
-    for contender in args.contenders:
+    for contender in [c for c in args.contenders if c.startswith(prepared.contenders)]:
         print(f"{name}: {contender} …", file=sys.stderr)
         files = str(prepared.bundle), str(prepared.weights)
         row, displacement = measure(
@@ -140,6 +162,10 @@ def measure_network(
                 row |= differences([reference], [displacement])
         network["rows"].append(row)
         save()
+
+
+def _folder(name: str) -> str:
+    return Path(name).stem.replace(":", "-")
 
 
 def measure(
@@ -164,10 +190,11 @@ def measure(
 
 def body(result: Result) -> str:
     """The text of a result's page."""
-    text = f"Volumes of {' × '.join(map(str, result['shape']))}.\n"
+    text = ""
     for network in result["networks"]:
         measured = [row for row in network["rows"] if "error" not in row]
-        text += f"\n## {network['network']}\n\n"
+        shape = " × ".join(map(str, network.get("shape", result["shape"])))
+        text += f"\n## {network['network']}\n\nVolumes of {shape}.\n\n"
         if measured:
             text += (
                 f"Displacements of up to {network['largest_displacement_vox']:.1f} voxels; "
@@ -199,7 +226,7 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         for number, name in enumerate(args.networks):
-            network = {"network": Path(name).stem, "steps_that_failed": [], "rows": []}
+            network = {"network": _folder(name), "steps_that_failed": [], "rows": []}
             result["networks"].append(network)
             measure_network(name, Path(work) / str(number), args, network, save)
     yield save()
@@ -208,7 +235,7 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
 def prepare(args: argparse.Namespace) -> None:
     """Weights, networks and RTX's engine for all cards, without a GPU; says what failed."""
     for name in args.networks:
-        folder = args.prepare / Path(name).stem
+        folder = args.prepare / _folder(name)
         folder.mkdir(parents=True, exist_ok=True)
         for failure in Prepared(name, folder, args, {"tensorrt-rtx": "portable"}).failures:
             print(f"{name}, {failure['step']}: {failure['error']}", file=sys.stderr)
@@ -222,8 +249,9 @@ OPTIONS = (
         "--networks",
         nargs="+",
         default=list(NETWORKS),
-        help="names of models/weights, paramorph for random weights of the paper's size, or "
-        "files of weights",
+        help="names of models/weights, paramorph for random weights of the paper's size, files of "
+        f"weights, or NAME{REFINED}: a model's features and the refinement as one network, which "
+        "has to be prepared where the runtime's dependencies are",
     ),
     option("--contenders", nargs="+", default=list(ON_GPU), choices=[*ON_GPU, *ON_CPU]),
     runs(200, "of each, at most"),

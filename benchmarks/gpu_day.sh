@@ -40,6 +40,7 @@ PYTHON_END
 torch=("torch fp32" "torch fp16" "torch bf16" "torch.compile fp16" "torch.compile bf16" "torch.compile fp32")
 engines=("torch fp32" "tensorrt-rtx fp16" "tensorrt-rtx fp16, no CUDA graph" "tensorrt-rtx fp32"
     "tensorrt fp16" "onnxruntime cuda fp16" "onnxruntime cuda fp32")
+refined=("tensorrt-rtx fp16" "onnxruntime cuda fp16")
 
 case $part in
 first)
@@ -50,10 +51,13 @@ first)
         --timeout 60 --name gpu-torch --out "$out" --contenders "${torch[@]}"
     ;;
 second)
-    step engines 170 "$PYTHON" benchmarks/gpu.py --networks brain-t1-small paramorph --seconds 2 \
+    step engines 130 "$PYTHON" benchmarks/gpu.py --networks brain-t1-small paramorph --seconds 2 \
         --timeout 80 --name gpu-engines --out "$out" --contenders "${engines[@]}" \
         ${prepared:+--prepared "$prepared"}
-    step training 240 "$PYTHON" benchmarks/training_step.py --out "$out"
+    step refined 45 "$PYTHON" benchmarks/gpu.py --networks brain-t1-small:refined --seconds 2 \
+        --timeout 30 --name gpu-refined --out "$out" --contenders "${refined[@]}" \
+        ${prepared:+--prepared "$prepared"}
+    step training 235 "$PYTHON" benchmarks/training_step.py --out "$out"
     ;;
 *)
     echo "gpu_day.sh: expected first or second, got $part" >&2

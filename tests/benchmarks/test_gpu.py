@@ -118,6 +118,18 @@ def test_what_was_prepared_is_used(weights, results, tmp_path, capsys):
     assert network["rows"][0]["n"] == 1
 
 
+@pytest.mark.slow
+def test_features_with_their_refinement_are_a_network_too(results, tmp_path):
+    arguments = ["--device", "cpu", "--networks", "hippocampus-small:refined", "--runs", "1"]
+    arguments += ["--work", str(tmp_path), "--threads", "2", "--contenders", "torch fp32"]
+    assert gpu.BENCHMARK.main([*arguments, "onnxruntime cpu fp32"]) == 0
+    (network,) = json.loads((results / "gpu.json").read_text(encoding="utf-8"))["networks"]
+    assert (network["network"], network["shape"]) == ("hippocampus-small-refined", [48, 64, 48])
+    assert [row["contender"] for row in network["rows"]] == ["onnxruntime cpu fp32"]
+    assert network["largest_displacement_vox"] > 1
+    assert "Volumes of 48 × 64 × 48" in (results / "gpu.md").read_text(encoding="utf-8")
+
+
 def test_training_steps_are_those_of_training(tmp_path, capsys):
     # Not 32, where the decoder begins at 2×2×2: there oneDNN computes gradients in bfloat16 from
     # memory that nobody wrote (PyTorch 2.13, a CPU without AMX).
@@ -156,9 +168,9 @@ def test_day_tells_of_every_step_what_came_of_it(tmp_path):
         assert done.returncode == 0, done.stderr
     lines = (tmp_path / "out" / "day.jsonl").read_text(encoding="utf-8").splitlines()
     steps = {line["step"]: line for line in map(json.loads, lines)}
-    names = ["machine", "plugin-kernel", "golden", "torch", "engines", "training"]
+    names = ["machine", "plugin-kernel", "golden", "torch", "engines", "refined", "training"]
     assert list(steps) == names
-    for name in ("plugin-kernel", "torch", "engines", "training"):
+    for name in ("plugin-kernel", "torch", "engines", "refined", "training"):
         assert steps[name]["exit_code"] == 1
         assert "expected PyTorch with a GPU" in steps[name]["said"] or (
             "GPU: expected one of NVIDIA" in steps[name]["said"]
