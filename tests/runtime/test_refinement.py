@@ -292,6 +292,16 @@ def test_resampled_levels_keep_constants_and_their_place(shape):
         np.testing.assert_allclose(found[middle], expected[middle], atol=0.05)
 
 
+@pytest.mark.parametrize("shape", [(5, 5, 5), (20, 20, 20), (12, 18, 31)])
+def test_levels_are_resampled_alike_with_and_without_compiled_passes(shape, monkeypatch):
+    grid = Grid((12, 9, 20), np.eye(4))
+    channels = np.random.default_rng(1).random((2, *grid.shape), np.float32)
+    target = grid.with_shape(shape)
+    found = rescaled(channels, grid, target, threads=2)
+    monkeypatch.setattr(compiled, "is_available", lambda: False)
+    np.testing.assert_allclose(found, rescaled(channels, grid, target), atol=1e-6)
+
+
 def test_view_holds_the_foreground_at_one_millimetre():
     fixed = volume_of(head, centred_grid("SPR", (60, 40, 34), (0.9, 1.3, 2.0)))
     view = view_over(fixed)

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstddef>
 
+#include "kernels.h"
+
 namespace paramorph {
 namespace {
 
@@ -81,21 +83,21 @@ std::vector<Row> matrix(int size, int target, Coarser coarser) {
 // An array of (outer, size, inner), whose middle axis gets one entry per row.
 Values along_axis(const Values& array, std::size_t outer, std::size_t size, std::size_t inner,
                   const std::vector<Row>& rows) {
-    Values result(outer * rows.size() * inner);
-    float* target = result.data();
-    for (std::size_t o = 0; o < outer; ++o) {
-        for (const Row& row : rows) {
-            const float* source =
-                array.data() + (o * size + static_cast<std::size_t>(row.first)) * inner;
-            for (const float weight : row.weights) {
-                for (std::size_t i = 0; i < inner; ++i) {
-                    target[i] += weight * source[i];
-                }
-                source += inner;
-            }
-            target += inner;
-        }
+    std::size_t widest = 0;
+    for (const Row& row : rows) {
+        widest = std::max(widest, row.weights.size());
     }
+    std::vector<int> first, count;
+    Values weights(rows.size() * widest);
+    for (const Row& row : rows) {
+        std::copy(row.weights.begin(), row.weights.end(), &weights[first.size() * widest]);
+        first.push_back(row.first);
+        count.push_back(static_cast<int>(row.weights.size()));
+    }
+    Values result(outer * rows.size() * inner);
+    rescale(array.data(), static_cast<int>(size), static_cast<int>(inner),
+            static_cast<int>(rows.size()), first.data(), count.data(), weights.data(),
+            static_cast<int>(widest), result.data(), 0, static_cast<int>(outer * rows.size()));
     return result;
 }
 
@@ -105,14 +107,14 @@ Values rescaled(const float* array, int channels, const Shape& shape, const Shap
                 Coarser coarser) {
     const auto length = [](int32_t size) { return static_cast<std::size_t>(size); };
     Values result(array, array + length(channels) * voxels(shape));
-    std::size_t outer = length(channels), inner = voxels(shape);
-    for (std::size_t axis = 0; axis < 3; ++axis) {
-        inner /= length(shape[axis]);
+    std::size_t outer = length(channels) * voxels(shape), inner = 1;
+    for (const std::size_t axis : {2, 1, 0}) {  // as in Python
+        outer /= length(shape[axis]);
         if (target[axis] != shape[axis]) {
             const std::vector<Row> rows = matrix(shape[axis], target[axis], coarser);
             result = along_axis(result, outer, length(shape[axis]), inner, rows);
         }
-        outer *= length(target[axis]);
+        inner *= length(target[axis]);
     }
     return result;
 }

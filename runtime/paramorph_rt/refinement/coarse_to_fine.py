@@ -75,15 +75,16 @@ def refine(
     both = images.masked_moving, images.masked_fixed
     whole = images_on_grid(*both, affine, finest, start.intensity)
     counts = _counting(images.fixed_mask, whole.holes, finest)
-    pyramid = _pyramid(LevelImages(whole.moving, whole.fixed, finest, None, counts), plan)
+    finest_images = LevelImages(whole.moving, whole.fixed, finest, None, counts)
+    pyramid = _pyramid(finest_images, plan, threads)
     displacement, last = _voxels(start.field, plan[0][1]), plan[0][1]
     for (level, _), pair in zip(plan, pyramid, strict=True):
         if features is not None and compares_features(level, view):
-            pair = replace(pair, features=features.on(view, pair.grid))
+            pair = replace(pair, features=features.on(view, pair.grid, threads))
             level = replace(level, field_sigma=features.smoothing * level.feature_sigma)
         log.debug("refinement: %s voxels, %d steps", pair.grid.shape, level.iterations)
-        displacement = iterate(pair, level, in_voxels_of(displacement, last, pair.grid), threads)
-        last = pair.grid
+        displacement = in_voxels_of(displacement, last, pair.grid, threads)
+        displacement, last = iterate(pair, level, displacement, threads), pair.grid
     return field_from_network(displacement, last)
 
 
@@ -92,11 +93,13 @@ def engine() -> str:
     return "compiled" if compiled.is_available() else "onnxruntime"
 
 
-def _pyramid(finest: LevelImages, plan: Sequence[tuple[Level, Grid]]) -> list[LevelImages]:
+def _pyramid(
+    finest: LevelImages, plan: Sequence[tuple[Level, Grid]], threads: int | None
+) -> list[LevelImages]:
     """The images on all grids, each made from those on the next finer one."""
     images = [finest]
     for _, grid in reversed(plan[:-1]):
-        images.append(images[-1].on(grid))
+        images.append(images[-1].on(grid, threads))
     return images[::-1]
 
 
@@ -129,8 +132,14 @@ def _voxels(field: DisplacementField, grid: Grid) -> Float[np.ndarray, "3 i j k"
 
 
 def in_voxels_of(
-    displacement_vox: Float[np.ndarray, "3 d h w"], grid: Grid, target: Grid
+    displacement_vox: Float[np.ndarray, "3 d h w"],
+    grid: Grid,
+    target: Grid,
+    threads: int | None = None,
 ) -> Float[np.ndarray, "3 a b c"]:
     """A displacement in voxels of one grid, in those of another of the same field of view."""
     growth = np.divide(target.shape, grid.shape).astype(np.float32)
-    return rescaled(displacement_vox, grid, target) * growth[:, np.newaxis, np.newaxis, np.newaxis]
+    return (
+        rescaled(displacement_vox, grid, target, threads)
+        * growth[:, np.newaxis, np.newaxis, np.newaxis]
+    )

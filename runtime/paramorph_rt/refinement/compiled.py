@@ -20,6 +20,8 @@ from ..errors import MissingDependencyError
 from .forces import LEAST_FORCE, LEAST_PRODUCT, LEAST_VARIANCE, RADIUS, gaussian_taps
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from jaxtyping import Float
 
     from .images import LevelImages
@@ -59,6 +61,34 @@ def iterate(
         return _iterate(passes, images, level, displacement_vox)
 
 
+def along_axis(
+    array: Float[np.ndarray, "outer size inner"],
+    weights: Float[np.ndarray, "target size"],
+    threads: int | None = None,
+) -> Float[np.ndarray, "outer target inner"]:
+    """Products of a matrix whose rows are 0 but for some elements beside one another.
+
+    The sums have one order whatever the threads, which those of linear algebra libraries have not.
+
+    Raises:
+        MissingDependencyError: The package was built without a C compiler.
+    """
+    outer, size, inner = array.shape
+    target = len(weights)
+    counts = weights != 0
+    first = counts.argmax(axis=1).astype(np.int32)
+    count = (size - counts[:, ::-1].argmax(axis=1) - first).astype(np.int32)
+    widest = int(count.max())
+    places = np.minimum(first[:, np.newaxis] + np.arange(widest), size - 1)
+    rows = np.ascontiguousarray(np.take_along_axis(weights, places, axis=1), np.float32)
+    out = np.empty((outer, target, inner), np.float32)
+    source = np.ascontiguousarray(array, np.float32)
+    arguments = source, size, inner, target, first, count, rows, widest, out
+    with _Slabs(threads) as slabs:
+        slabs.over(_library().rescale, outer * target, arguments)
+    return out
+
+
 def _iterate(passes: _Passes, images: LevelImages, level: Level, start: Field) -> Field:
     relative = images.grid.spacing / level.spacing_mm
     # Central differences per millimetre, as steps in voxels.
@@ -92,21 +122,42 @@ def _iterate(passes: _Passes, images: LevelImages, level: Level, start: Field) -
     return field
 
 
-class _Passes:
-    """The functions of `kernels.c` on volumes of one shape, each spread over threads."""
+class _Slabs:
+    """Threads, over which calls of a function of `kernels.c` are spread."""
 
-    def __init__(self, shape: tuple[int, ...], threads: int | None) -> None:
-        self._library = _library()
-        self._shape = shape
-        self._c_shape = (ctypes.c_int * 3)(*shape)
+    def __init__(self, threads: int | None) -> None:
         self._threads = threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._threads)
 
-    def __enter__(self) -> _Passes:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown()
+
+    def over(self, function: Any, slices: int, arguments: Any) -> list[Any]:
+        """Call a function for slabs of an axis, with arrays as pointers; what the calls return."""
+        values = [
+            a.ctypes.data_as(ctypes.c_void_p) if isinstance(a, np.ndarray) else a for a in arguments
+        ]
+        size = -(-slices // (self._threads * _SLABS_PER_THREAD))
+        starts = range(0, slices, size)
+        results = list(
+            self._pool.map(lambda i: function(*values, i, min(i + size, slices)), starts)
+        )
+        if function.restype is ctypes.c_int and any(results):
+            raise MemoryError
+        return results
+
+
+class _Passes(_Slabs):
+    """The functions of `kernels.c` on volumes of one shape."""
+
+    def __init__(self, shape: tuple[int, ...], threads: int | None) -> None:
+        super().__init__(threads)
+        self._library = _library()
+        self._shape = shape
+        self._c_shape = (ctypes.c_int * 3)(*shape)
 
     def sample(
         self,
@@ -118,7 +169,7 @@ class _Passes:
     ) -> None:
         channels, factor = len(volume), ctypes.c_float(scale)
         arguments = volume, channels, self._c_shape, shift, factor, int(add), out
-        self._over_slabs(self._library.sample, self._shape[0], arguments)
+        self.over(self._library.sample, self._shape[0], arguments)
 
     def convolve(self, volume: Volume, taps: Kernels, spare: Volume, out: Volume) -> None:
         """Along all axes; `out` may be `volume`."""
@@ -126,9 +177,9 @@ class _Passes:
         arguments: list[Any] = [volume, self._c_shape]
         for kernel in planes:
             arguments += [kernel, len(kernel) // 2]
-        self._over_slabs(self._library.convolve_planes, self._shape[0], [*arguments, spare])
+        self.over(self._library.convolve_planes, self._shape[0], [*arguments, spare])
         arguments = [spare, self._c_shape, depth, len(depth) // 2, out]
-        self._over_slabs(self._library.convolve_depth, self._shape[1], arguments)
+        self.over(self._library.convolve_depth, self._shape[1], arguments)
 
     def correlation_force(
         self,
@@ -142,7 +193,7 @@ class _Passes:
         least = ctypes.c_float(LEAST_PRODUCT), ctypes.c_float(LEAST_VARIANCE)
         volumes = warped, fixed, fixed_mean, fixed_variance
         arguments = *volumes, self._c_shape, RADIUS, *least, weights, force
-        self._over_slabs(self._library.correlation_force, self._shape[0], arguments)
+        self.over(self._library.correlation_force, self._shape[0], arguments)
 
     def add_difference_force(
         self,
@@ -152,26 +203,12 @@ class _Passes:
         force: Field,
     ) -> None:
         arguments = warped, fixed, len(fixed), self._c_shape, weights, force
-        self._over_slabs(self._library.add_difference_force, self._shape[0], arguments)
+        self.over(self._library.add_difference_force, self._shape[0], arguments)
 
     def longest(self, field: Field, weights: Float[np.ndarray, " 3"]) -> float:
         """Length of the longest vector, whose components count by `weights`."""
         arguments = field, self._c_shape, weights
-        return math.sqrt(max(self._over_slabs(self._library.longest, self._shape[0], arguments)))
-
-    def _over_slabs(self, function: Any, slices: int, arguments: Any) -> list[Any]:
-        """Call a function for slabs of an axis, with arrays as pointers; what the calls return."""
-        values = [
-            a.ctypes.data_as(ctypes.c_void_p) if isinstance(a, np.ndarray) else a for a in arguments
-        ]
-        size = -(-slices // (self._threads * _SLABS_PER_THREAD))
-        starts = range(0, slices, size)
-        results = list(
-            self._pool.map(lambda i: function(*values, i, min(i + size, slices)), starts)
-        )
-        if function.restype is ctypes.c_int and any(results):
-            raise MemoryError
-        return results
+        return math.sqrt(max(self.over(self._library.longest, self._shape[0], arguments)))
 
 
 def _path() -> str | None:

@@ -28,9 +28,10 @@ class Features:
     fixed: Float[np.ndarray, "c d h w"]
     smoothing: float = 1.0
 
-    def on(self, grid: Grid, target: Grid) -> Features:
+    def on(self, grid: Grid, target: Grid, threads: int | None = None) -> Features:
         """The features, which lie on `grid`, on another of the same field of view."""
-        moving, fixed = (rescaled(image, grid, target) for image in (self.moving, self.fixed))
+        both = self.moving, self.fixed
+        moving, fixed = (rescaled(image, grid, target, threads) for image in both)
         return Features(moving, fixed, self.smoothing)
 
 
@@ -52,8 +53,9 @@ class LevelImages:
     features: Features | None = None
     counts: Float[np.ndarray, "d h w"] | None = None
 
-    def on(self, grid: Grid) -> LevelImages:
+    def on(self, grid: Grid, threads: int | None = None) -> LevelImages:
         """The images, without features, on a coarser grid of the same field of view."""
-        counts = None if self.counts is None else rescaled(self.counts, self.grid, grid)
-        moving, fixed = (rescaled(image, self.grid, grid) for image in (self.moving, self.fixed))
+        counts = None if self.counts is None else rescaled(self.counts, self.grid, grid, threads)
+        both = self.moving, self.fixed
+        moving, fixed = (rescaled(image, self.grid, grid, threads) for image in both)
         return LevelImages(moving, fixed, grid, None, counts)

@@ -265,3 +265,28 @@ PASS float longest(const float *restrict field, const int *restrict shape,
     }
     return most;
 }
+
+/* An array of (outer, size, inner) with `target` entries in place of `size`: entry t is the sum of
+ * the `count[t]` entries from `first[t]` on, each times one of the weights in row t, of which a row
+ * has room for `widest`. Slices of outer and target together. */
+PASS int rescale(const float *restrict array, int size, int inner, int target,
+                 const int *restrict first, const int *restrict count,
+                 const float *restrict weights, int widest, float *restrict out, int start,
+                 int stop) {
+    const index_t n = inner;
+    for (index_t row = start; row < stop; row++) {
+        const index_t o = row / target, t = row % target;
+        const float *source = array + (o * size + first[t]) * n, *weight = weights + t * widest;
+        float *entry = out + row * n;
+        if (n == 1) {
+            float sum = 0;
+            for (int j = 0; j < count[t]; j++) sum += weight[j] * source[j];
+            *entry = sum;
+            continue;
+        }
+        memset(entry, 0, (size_t)n * sizeof(float));
+        for (int j = 0; j < count[t]; j++, source += n)
+            for (index_t i = 0; i < n; i++) entry[i] += weight[j] * source[i];
+    }
+    return 0;
+}

@@ -33,6 +33,10 @@ EXPORT int add_difference_force(const float *warped, const float *fixed, int cha
 EXPORT float longest(const float *field, const int *shape, const float *weights, int start,
                      int stop);
 
+EXPORT int rescale(const float *array, int size, int inner, int target, const int *first,
+                   const int *count, const float *weights, int widest, float *out, int start,
+                   int stop);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,25 +1,33 @@
 """From one level's grid to another's over the same field of view: a matrix along each axis.
 
-A product of matrices takes a fraction of the time of ITK's smoothing and resampling, and here the
-grids' axes are parallel always.
+This takes a fraction of the time of ITK's smoothing and resampling, and here the grids' axes are
+parallel always.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..geometry.resample import FWHM
+from . import compiled
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
     from ..geometry.spaces import Grid
 
+#: A weight that changes no float32.
+NEGLIGIBLE = 1e-9
+
 
 def rescaled(
-    array: Float[np.ndarray, "*channels d h w"], grid: Grid, target: Grid
+    array: Float[np.ndarray, "*channels d h w"],
+    grid: Grid,
+    target: Grid,
+    threads: int | None = None,
 ) -> Float[np.ndarray, "*channels a b c"]:
     """Sample an array linearly on another grid; on a coarser one, smoothed first.
 
@@ -29,17 +37,33 @@ def rescaled(
         array: On `grid`.
         grid: Of the array.
         target: Over the same field of view, with another number of voxels.
+        threads: None uses all cores.
 
     Returns:
         float32, in C order; beyond the outermost voxels' centres their values go on.
     """
-    if target.shape == grid.shape:
-        return np.ascontiguousarray(array, np.float32)
-    d, h, w = (matrix(*sizes) for sizes in zip(grid.shape, target.shape, strict=True))
-    result = h @ (array.astype(np.float32, copy=False) @ w.T)
-    *channels, depth, height, width = result.shape
-    result = d @ result.reshape(*channels, depth, height * width)
-    return np.ascontiguousarray(result.reshape(*channels, len(d), height, width))
+    result = np.ascontiguousarray(array, np.float32)
+    for axis in (-1, -2, -3):  # the last first, on which neighbours are nearest in memory
+        size, wanted = grid.shape[axis], target.shape[axis]
+        if size != wanted:
+            result = _along(result, axis, matrix(size, wanted), threads)
+    return result
+
+
+def _along(
+    array: Float[np.ndarray, ...],
+    axis: int,
+    weights: Float[np.ndarray, "target size"],
+    threads: int | None,
+) -> Float[np.ndarray, ...]:
+    """The product of a matrix with every line along an axis."""
+    if not compiled.is_available():
+        lines = np.moveaxis(array, axis, -1) @ weights.T
+        return np.ascontiguousarray(np.moveaxis(lines, -1, axis))
+    axis %= array.ndim
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    flat = array.reshape(math.prod(before), array.shape[axis], math.prod(after))
+    return compiled.along_axis(flat, weights, threads).reshape(*before, len(weights), *after)
 
 
 def matrix(size: int, target: int) -> Float[np.ndarray, "target size"]:
@@ -51,7 +75,7 @@ def matrix(size: int, target: int) -> Float[np.ndarray, "target size"]:
     variance = (step**2 - 1) / FWHM**2
     if variance > 0:
         weights = weights @ _gaussian(size, variance)
-    return weights.astype(np.float32)
+    return np.where(weights < NEGLIGIBLE, 0, weights).astype(np.float32)
 
 
 def _gaussian(size: int, variance: float) -> Float[np.ndarray, "size size"]:
