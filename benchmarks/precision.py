@@ -3,17 +3,22 @@
 Half graphs are emulated on the CPU: every weight and the output of every operator is rounded
 (`paramorph_export.precision.emulated`). "as the CPU runs it" is the half graph itself in ONNX
 Runtime, whose CPU kernels compute most of it in float32: what a measurement without the emulation
-would show. Differences are those of the displacement, as lengths, to the float32 graph.
+would show. Differences are those of the displacement, as lengths, to the float32 graph. Where
+ModelOpt is installed (`nvidia-modelopt[onnx]`), its own choice is a row, too.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+from onnx.inliner import inline_local_functions
 
 from benchmark import FOLDER, MODEL, Benchmark, option
 from bundles import single_bundle, weights_of
@@ -68,6 +73,17 @@ RULES: dict[str, Rule] = {
 }
 
 
+def by_autocast(full: onnx.ModelProto) -> onnx.ModelProto:
+    """What AutoCast of NVIDIA's ModelOpt chooses to compute in half, emulated like the others."""
+    from modelopt.onnx.autocast import convert_to_mixed_precision
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        onnx.save(inline_local_functions(full), path)  # it knows standard operators alone
+        half = convert_to_mixed_precision(str(path), "fp16", keep_io_types=True)
+    return emulated(onnx.shape_inference.infer_shapes(half))
+
+
 def measure(
     model: onnx.ModelProto, expected: Sequence[np.ndarray], pairs: Sequence[Pair], sampling: str
 ) -> dict[str, float | None]:
@@ -105,6 +121,8 @@ def rows_of(bundle: Bundle, pairs: Sequence[Pair], precision: str) -> list[Row]:
         graphs["attention that adds up in half"] = lambda: emulated(
             with_precision(full, precision), attention_adds_in_half=True
         )
+        if find_spec("modelopt") is not None:
+            graphs["by ModelOpt AutoCast"] = lambda: by_autocast(full)
     for name, rule in RULES.items():
         graphs[name] = lambda rule=rule: emulated(with_precision(full, precision, rule))
     session = GraphSession(full)
