@@ -11,6 +11,7 @@ from paramorph_rt.bundle import default_bundle_path, load_bundle
 from paramorph_rt.images.volume import load_labels, load_volume
 from paramorph_rt.quality.domain import domain_of, misfits
 from paramorph_rt.quality.looks import asymmetry, likeness, look_of
+from paramorph_rt.quality.tilt import straightened
 from paramorph_rt.steps.foreground import masked
 from record import Row
 from tables import markdown_table
@@ -70,9 +71,10 @@ def looks(data: Path) -> Iterator[Row]:
     assert domain.ranks is not None
 
     def measures(look: Look) -> dict[str, Any]:
-        hands = likeness(asymmetry(look.ranks), asymmetry(domain.ranks))
+        ranks = straightened(look, domain.ranks, domain.least_likeness)
+        hands = likeness(asymmetry(ranks), asymmetry(domain.ranks))
         keys = ("volume_ml", "at_border", "flat", "commonest", "smooth")
-        more = {"likeness": likeness(look.ranks, domain.ranks), "handedness": hands}
+        more = {"likeness": likeness(ranks, domain.ranks), "handedness": hands}
         return (
             more | {"coarsest_mm": look.spacing_mm[1]} | {key: getattr(look, key) for key in keys}
         )
