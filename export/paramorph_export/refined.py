@@ -226,12 +226,12 @@ def refined(
     network: FeatureNetwork, refinement: Refinement, moving: Volume, fixed: Volume
 ) -> Float[np.ndarray, "3 i j k"]:
     """What the graph is to compute, by PyTorch and the runtime's own passes."""
-    from paramorph_rt.refinement import compiled, graph
+    from paramorph_rt.refinement import compiled, graph, slabs
     from paramorph_rt.refinement.coarse_to_fine import in_voxels_of
     from paramorph_rt.refinement.images import Features, LevelImages
     from paramorph_rt.refinement.rescaling import rescaled
 
-    iterate = compiled.iterate if compiled.is_available() else graph.iterate
+    iterate = compiled.iterate if slabs.is_available() else graph.iterate
     view, plan = refinement.view, refinement.plan()
     pyramid = [LevelImages(moving, fixed, plan[-1][1])]
     for _, grid, _ in reversed(plan[:-1]):

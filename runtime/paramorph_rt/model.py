@@ -61,6 +61,7 @@ class Model:
             "engine": "network",
             "features": True,
             "smoothing": self.bundle.smoothing,
+            "metric": "ncc",
             "levels": [asdict(level) for level in self.bundle.refined],
         }
 

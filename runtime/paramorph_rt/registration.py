@@ -11,12 +11,12 @@ from .backends import AUTO, Backend, check_no_request
 from .backends.interface import Closable
 from .bundle import AUTO_MODEL, NO_MODEL, Bundle, bundle_path, candidates, load_bundle
 from .model import Model
-from .quality.choice import choose
+from .quality.choice import choose, metric_for
 from .quality.score import evidence_of
+from .refinement.coarse_to_fine import Refined, refine
 from .refinement.coarse_to_fine import engine as refinement_engine
-from .refinement.coarse_to_fine import refine
 from .refinement.settings import DEFAULT_LEVELS, Level
-from .request import Options
+from .request import Metric, Options
 from .result import RegistrationResult
 from .results.schemas import METRICS
 from .steps.align import Start, align
@@ -138,6 +138,7 @@ class Registration(Closable):
         surfaces: bool = True,
         label_names: Mapping[int, str] | None = None,
         refine: int | Sequence[Level] = DEFAULT_LEVELS,
+        metric: Metric = "auto",
         strip: bool = False,
     ) -> RegistrationResult:
         """Register the moving to the fixed image.
@@ -167,6 +168,8 @@ class Registration(Closable):
             label_names: By label, to go into the metrics.
             refine: Levels of the refinement, or how many iterations the usual ones have at 1.5 mm;
                 0 leaves the field as the network gave it.
+            metric: That the refinement compares images by: "ncc", "mind" or "auto"; see
+                `refinement.coarse_to_fine.refine`.
             strip: Extract the brain from images that have no mask, such as heads with skull.
 
         Raises:
@@ -194,6 +197,7 @@ class Registration(Closable):
             interpolation=interpolation,
             surfaces=surfaces,
             refine=refine if isinstance(refine, int) else tuple(refine),
+            metric=metric,
             strip=strip,
         )
         return self.register(sources, options)
@@ -219,11 +223,13 @@ class Registration(Closable):
             flags = start.flags(images)
             choice = choose(models, start.moving, start.fixed, is_free=self.is_free)
             prediction = predict(choice.model, images, start.affine, levels, seconds)
-            deformation = self._refined(images, start, prediction, levels, seconds)
+            metric = metric_for(choice.model, options.metric)
+            refined = self._refined(images, start, prediction, levels, metric, seconds)
+            deformation = Deformation(refined.field, start.affine)
             with seconds("warp"):
                 warped = warp(images, deformation.on(images.fixed.grid), options.interpolation)
             with seconds("metrics"):
-                metrics = _described(images, start, prediction, levels)
+                metrics = _described(images, start, prediction, levels, refined.metric)
                 metrics |= measure(images, start, warped, options.surfaces, sources.label_names)
                 both = images.masked_fixed.image, warped.masked_image
                 evidence = evidence_of(metrics, *both, deformation.field, [*flags, *choice.flags])
@@ -264,17 +270,21 @@ class Registration(Closable):
         start: Start,
         prediction: Prediction,
         levels: Sequence[Level],
+        metric: str,
         seconds: Stopwatch,
-    ) -> Deformation:
-        field = prediction.field
-        if levels and prediction.refinement is None:
-            with seconds("refine"):
-                field = refine(images, start.affine, prediction, levels, self.threads)
-        return Deformation(field, start.affine)
+    ) -> Refined:
+        if not levels or prediction.refinement is not None:
+            return Refined(prediction.field, "ncc")
+        with seconds("refine"):
+            return refine(images, start.affine, prediction, levels, self.threads, metric)
 
 
 def _described(
-    images: Images, start: Start, prediction: Prediction, levels: Sequence[Level]
+    images: Images,
+    start: Start,
+    prediction: Prediction,
+    levels: Sequence[Level],
+    metric: str,
 ) -> dict[str, Any]:
     """The metrics that say how the result came about."""
     return {
@@ -284,11 +294,13 @@ def _described(
         "warnings": [],
         "affine": start.alignment and start.alignment.as_metrics(),
         **prediction.as_metrics(),
-        "refinement": _refinement(prediction, levels),
+        "refinement": _refinement(prediction, levels, metric),
     }
 
 
-def _refinement(prediction: Prediction, levels: Sequence[Level]) -> Mapping[str, Any] | None:
+def _refinement(
+    prediction: Prediction, levels: Sequence[Level], metric: str
+) -> Mapping[str, Any] | None:
     if prediction.refinement is not None or not levels:
         return prediction.refinement
     features = prediction.features
@@ -296,6 +308,7 @@ def _refinement(prediction: Prediction, levels: Sequence[Level]) -> Mapping[str,
         "engine": refinement_engine(),
         "features": features is not None,
         "smoothing": 1.0 if features is None else features.smoothing,
+        "metric": metric,
         "levels": [asdict(level) for level in levels],
     }
 

@@ -91,6 +91,9 @@ SINGLE = tuple(name for name, of in fields_of(Inputs).items() if of.default != (
 SEVERAL = tuple(name for name, of in fields_of(Inputs).items() if of.default == ())
 
 
+Metric = Literal["auto", "ncc", "mind"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What is done with a pair, or with all pairs of a cohort.
@@ -119,6 +122,13 @@ class Options:
         heading="refinement",
         text=lambda value: f"{value} iterations" if value else "off",
         record="always",
+    )
+    metric: Metric = option(
+        "auto",
+        "what the refinement compares: local correlation (ncc), also descriptors of "
+        "self-similarity, for unlike contrasts (mind), or what suits the pair (auto, the default)",
+        choices=("auto", "ncc", "mind"),
+        text=lambda value: "" if value == "auto" else value,
     )
     affine: AffineKind | Literal["none"] = option(
         "auto",

@@ -99,7 +99,7 @@ def refined_by_python(moving, fixed, start, levels=DEFAULT_LEVELS, mask=None, af
         fixed_mask=mask,
     )
     affine = np.eye(4) if affine is None else affine
-    field = refine(images, affine, start, levels, threads=2)
+    field = refine(images, affine, start, levels, threads=2).field
     both = images.masked_moving, images.masked_fixed
     on_grid = images_on_grid(*both, affine, field.grid, start.intensity)
     pair = [np.ascontiguousarray(image) for image in (on_grid.moving, on_grid.fixed)]

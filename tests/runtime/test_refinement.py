@@ -22,7 +22,7 @@ from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, save_volume
 from paramorph_rt.metrics.deformation import regularity
-from paramorph_rt.refinement import compiled, graph
+from paramorph_rt.refinement import compiled, graph, slabs
 from paramorph_rt.refinement.coarse_to_fine import refine
 from paramorph_rt.refinement.forces import LEAST_FORCE, gaussian_taps
 from paramorph_rt.refinement.images import Features, LevelImages
@@ -35,7 +35,7 @@ from paramorph_rt.steps.preparation import prepare_pair
 from .phantoms import centred_grid, head, smooth_displacement_vox, volume_of
 
 needs_compiled = pytest.mark.skipif(
-    not compiled.is_available(), reason="needs the compiled passes: python setup.py build_ext -i"
+    not slabs.is_available(), reason="needs the compiled passes: python setup.py build_ext -i"
 )
 FORMS = [
     pytest.param(compiled.iterate, id="compiled", marks=needs_compiled),
@@ -249,7 +249,7 @@ def test_features_ask_for_smoother_fields():
             fixed=fixed,
             fixed_mask=None,
         )
-        return refine(images, np.eye(4), start, levels, threads=1).vectors_mm
+        return refine(images, np.eye(4), start, levels, threads=1).field.vectors_mm
 
     smoother = refined(2.0, 0.8)
     np.testing.assert_array_equal(smoother, refined(1.0, 1.6))
@@ -298,7 +298,7 @@ def test_levels_are_resampled_alike_with_and_without_compiled_passes(shape, monk
     channels = np.random.default_rng(1).random((2, *grid.shape), np.float32)
     target = grid.with_shape(shape)
     found = rescaled(channels, grid, target, threads=2)
-    monkeypatch.setattr(compiled, "is_available", lambda: False)
+    monkeypatch.setattr(slabs, "is_available", lambda: False)
     np.testing.assert_allclose(found, rescaled(channels, grid, target), atol=1e-6)
 
 

@@ -83,6 +83,17 @@ def choose(models: Sequence[Model], moving: Look, fixed: Look, *, is_free: bool)
     return Choice(fitting, why, doubts, reason)
 
 
+def metric_for(model: Model | None, wanted: str) -> str:
+    """What the refinement compares images by: a model that knows one contrast vouches for it.
+
+    Args:
+        model: Of the pair; None is the affine alone.
+        wanted: As of `refinement.coarse_to_fine.refine`.
+    """
+    knows = model is not None and model.domain is not None and model.domain.ranks is not None
+    return "ncc" if wanted == "auto" and knows else wanted
+
+
 def _reasons(flags: Sequence[Flag]) -> list[Flag]:
     return [flag for flag in flags if flag.name not in NO_REASON]
 

@@ -14,7 +14,7 @@ Source:
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,11 +25,12 @@ from ..geometry.resample import resample_to_grid
 from ..geometry.spaces import Grid
 from ..images.volume import Volume
 from ..steps.preparation import images_on_grid
-from . import compiled, graph
+from . import compiled, graph, slabs
 from .forces import RADIUS
 from .images import LevelImages
 from .plan import compares_features, levels_on_grids
 from .rescaling import rescaled
+from .self_similarity import FIELD_SIGMA, FINEST_MM, are_unlike
 from .settings import Level
 
 if TYPE_CHECKING:
@@ -43,13 +44,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """A refined field.
+
+    Attributes:
+        field: Without the affine.
+        metric: What was compared: "ncc" or "mind".
+    """
+
+    field: DisplacementField
+    metric: str
+
+
 def refine(
     images: Images,
     affine: Float[np.ndarray, "4 4"],
     start: Prediction,
     levels: Sequence[Level],
     threads: int | None = None,
-) -> DisplacementField:
+    metric: str = "ncc",
+) -> Refined:
     """Improve a field until it matches this pair.
 
     Args:
@@ -59,6 +74,8 @@ def refine(
             compares. Its field of view is refined, along its axes; its spacing does not matter.
         levels: Coarse to fine.
         threads: None uses all cores.
+        metric: "ncc" compares intensities by local correlation, "mind" also descriptors of
+            self-similarity, "auto" these where the images are unlike.
 
     Returns:
         The field without the affine, on the finest grid; that of `start` if nothing is to be done.
@@ -66,15 +83,17 @@ def refine(
     Raises:
         AlignmentError: The moving foreground lies outside the field of view.
     """
-    iterate = compiled.iterate if compiled.is_available() else graph.iterate
+    iterate = compiled.iterate if slabs.is_available() else graph.iterate
     view, features = start.view, start.features
     plan = list(levels_on_grids(view, images.fixed.grid, levels))
     if not plan:
-        return start.field
+        return Refined(start.field, "ncc")
     finest = plan[-1][1]
     both = images.masked_moving, images.masked_fixed
     whole = images_on_grid(*both, affine, finest, start.intensity)
     counts = _counting(images.fixed_mask, whole.holes, finest)
+    if metric == "auto":
+        metric = "mind" if are_unlike(whole.moving, whole.fixed) else "ncc"
     finest_images = LevelImages(whole.moving, whole.fixed, finest, None, counts)
     pyramid = _pyramid(finest_images, plan, threads)
     displacement, last = _voxels(start.field, plan[0][1]), plan[0][1]
@@ -82,15 +101,18 @@ def refine(
         if features is not None and compares_features(level, view):
             pair = replace(pair, features=features.on(view, pair.grid, threads))
             level = replace(level, field_sigma=features.smoothing * level.feature_sigma)
+        if metric == "mind" and level.features > 0 and level.spacing_mm >= FINEST_MM:
+            pair = replace(pair, features=pair.with_descriptors())
+            level = replace(level, field_sigma=max(level.field_sigma, FIELD_SIGMA))
         log.debug("refinement: %s voxels, %d steps", pair.grid.shape, level.iterations)
         displacement = in_voxels_of(displacement, last, pair.grid, threads)
         displacement, last = iterate(pair, level, displacement, threads), pair.grid
-    return field_from_network(displacement, last)
+    return Refined(field_from_network(displacement, last), metric)
 
 
 def engine() -> str:
     """What the refinement runs in here: "compiled", or "onnxruntime"."""
-    return "compiled" if compiled.is_available() else "onnxruntime"
+    return "compiled" if slabs.is_available() else "onnxruntime"
 
 
 def _pyramid(

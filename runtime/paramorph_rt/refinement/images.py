@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .rescaling import rescaled
+from .self_similarity import descriptors
 
 if TYPE_CHECKING:
-    import numpy as np
     from jaxtyping import Float
 
     from ..geometry.spaces import Grid
@@ -59,3 +61,11 @@ class LevelImages:
         both = self.moving, self.fixed
         moving, fixed = (rescaled(image, self.grid, grid, threads) for image in both)
         return LevelImages(moving, fixed, grid, None, counts)
+
+    def with_descriptors(self) -> Features:
+        """The features, if there are any, with descriptors of both images after them."""
+        moving, fixed = descriptors(self.moving), descriptors(self.fixed)
+        if self.features is not None:
+            moving = np.concatenate([self.features.moving, moving])
+            fixed = np.concatenate([self.features.fixed, fixed])
+        return Features(moving, fixed)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..geometry.resample import FWHM
-from . import compiled
+from . import slabs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -57,13 +57,13 @@ def _along(
     threads: int | None,
 ) -> Float[np.ndarray, ...]:
     """The product of a matrix with every line along an axis."""
-    if not compiled.is_available():
+    if not slabs.is_available():
         lines = np.moveaxis(array, axis, -1) @ weights.T
         return np.ascontiguousarray(np.moveaxis(lines, -1, axis))
     axis %= array.ndim
     before, after = array.shape[:axis], array.shape[axis + 1 :]
     flat = array.reshape(math.prod(before), array.shape[axis], math.prod(after))
-    return compiled.along_axis(flat, weights, threads).reshape(*before, len(weights), *after)
+    return slabs.along_axis(flat, weights, threads).reshape(*before, len(weights), *after)
 
 
 def matrix(size: int, target: int) -> Float[np.ndarray, "target size"]:

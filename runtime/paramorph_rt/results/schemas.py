@@ -147,6 +147,10 @@ def _refinement() -> Schema:
         engine=_string("what ran it", enum=["compiled", "onnxruntime", "network"]),
         features={"type": "boolean", "description": "whether the model's features were compared"},
         smoothing={"type": "number", "description": "factor on feature_sigma, by the model"},
+        metric=_string(
+            "local correlation of intensities alone, or with descriptors of self-similarity",
+            enum=["ncc", "mind"],
+        ),
         levels={"type": "array", "items": level},
     )
 

@@ -1,0 +1,106 @@
+"""Descriptors of self-similarity, and when a refinement compares them."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from paramorph_rt import Registration
+from paramorph_rt.bundle import NO_MODEL
+from paramorph_rt.images.volume import Volume
+from paramorph_rt.model import Model
+from paramorph_rt.quality.choice import metric_for
+from paramorph_rt.quality.domain import Domain
+from paramorph_rt.refinement.self_similarity import WEIGHT, are_unlike, descriptors
+
+from .phantoms import centred_grid, head, volume_of
+
+GRID = centred_grid("RAS", (44, 52, 40))
+
+
+def by_hand(image: np.ndarray, at: tuple[int, int, int]) -> np.ndarray:
+    """MIND-SSC of one voxel, patch by patch, in the order of the descriptors."""
+    six = [sign * axis for axis in np.eye(3, dtype=int) for sign in (1, -1)]
+
+    def patch(offset: np.ndarray) -> np.ndarray:
+        return image[tuple(slice(x + o - 1, x + o + 2) for x, o in zip(at, offset, strict=True))]
+
+    distances = np.array(
+        [
+            np.mean((patch(first) - patch(second)) ** 2)
+            for first, second in combinations(six, 2)
+            if (first + second).any()  # not on opposite sides
+        ]
+    )
+    spread = distances - distances.min()
+    return np.exp(-spread / spread.mean())
+
+
+def test_descriptors_are_those_worked_out_by_hand():
+    image = np.random.default_rng(0).random((9, 10, 11), np.float32)
+    found = descriptors(image)
+    assert found.shape == (12, 9, 10, 11)
+    for at in ((4, 5, 5), (3, 4, 6)):
+        np.testing.assert_allclose(found[(..., *at)], WEIGHT * by_hand(image, at), rtol=1e-4)
+
+
+def test_descriptors_mind_no_unit_and_no_inversion():
+    image = volume_of(head, GRID).data
+    np.testing.assert_allclose(descriptors(image), descriptors(300 - 5 * image), atol=2e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_an_image_without_contrast_has_finite_descriptors(value):
+    assert np.isfinite(descriptors(np.full((5, 6, 7), value, np.float32))).all()
+
+
+def folded(points: np.ndarray) -> np.ndarray:
+    """Another contrast: neither the head's nor its inverse."""
+    image = head(points)
+    return np.where(image > 0, 20 + 100 * np.sin(image / 18) ** 2, 0).astype(np.float32)
+
+
+def bent(points: np.ndarray) -> np.ndarray:
+    return points + 2.5 * np.sin(points[..., ::-1] / 8)
+
+
+def errors(metric: str, function) -> tuple[float, str]:
+    """Mean distance in mm from the deformation between a head and a bent one, and what was used."""
+    fixed = volume_of(function, GRID, through=bent)
+    result = Registration(NO_MODEL, 2)(volume_of(head, GRID), fixed, affine=False, metric=metric)
+    truth = bent(GRID.positions()) - GRID.positions()
+    inside = fixed.data > 10
+    off = np.linalg.norm(result.displacement.vectors_mm - truth, axis=-1)[inside]
+    return float(off.mean()), result.metrics["refinement"]["metric"]
+
+
+def test_unlike_contrasts_are_compared_by_descriptors():
+    by_intensities, by_descriptors = errors("ncc", folded), errors("mind", folded)
+    assert (by_intensities[1], by_descriptors[1]) == ("ncc", "mind")
+    assert by_descriptors[0] < 0.8 * by_intensities[0]
+
+
+def test_auto_tells_unlike_pairs_from_like_ones():
+    moving, like = volume_of(head, GRID), volume_of(head, GRID, through=bent)
+    inverted = Volume((200 - like.data) * (like.data > 0), GRID, "inverted.nii")
+    for fixed, expected in ((like, "ncc"), (inverted, "mind")):
+        assert are_unlike(moving.data, fixed.data) == (expected == "mind")
+        result = Registration(NO_MODEL, 2)(moving, fixed, affine=False, refine=1)
+        assert result.metrics["refinement"]["metric"] == expected
+
+
+def test_a_model_of_one_contrast_vouches_for_it():
+    any_contrast, one = (
+        Model(None, None, None)
+        for _ in range(2)  # type: ignore[arg-type]
+    )
+    any_contrast.__dict__["domain"] = Domain("brains")
+    one.__dict__["domain"] = Domain("T1 brains", ranks=np.zeros((20, 24, 20), np.float32))
+    assert [metric_for(model, "auto") for model in (None, any_contrast, one)] == [
+        "auto",
+        "auto",
+        "ncc",
+    ]
+    assert metric_for(one, "mind") == "mind"
