@@ -14,6 +14,7 @@ from paramorph_rt.images.volume import Volume
 from paramorph_rt.quality.choice import metric_for
 from paramorph_rt.quality.domain import Domain
 from paramorph_rt.refinement.self_similarity import WEIGHT, are_unlike, descriptors
+from paramorph_rt.refinement.settings import Level
 
 from .phantoms import centred_grid, head, volume_of
 
@@ -89,6 +90,14 @@ def test_auto_tells_unlike_pairs_from_like_ones():
         assert are_unlike(moving.data, fixed.data) == (expected == "mind")
         result = Registration(NO_MODEL, 2)(moving, fixed, affine=False, refine=1)
         assert result.metrics["refinement"]["metric"] == expected
+
+
+def test_a_level_too_fine_for_descriptors_is_not_said_to_compare_them():
+    moving, fixed = volume_of(head, GRID), volume_of(head, GRID, through=bent)
+    result = Registration(NO_MODEL, 2)(
+        moving, fixed, affine=False, metric="mind", refine=[Level(1.0, 2)]
+    )
+    assert result.metrics["refinement"]["metric"] == "ncc"
 
 
 def test_a_model_of_one_contrast_vouches_for_it():

@@ -92,7 +92,9 @@ def refine(
     both = images.masked_moving, images.masked_fixed
     whole = images_on_grid(*both, affine, finest, start.intensity)
     counts = _counting(images.fixed_mask, whole.holes, finest)
-    if metric == "auto":
+    if not any(_compares_descriptors(level) for level, _ in plan):
+        metric = "ncc"
+    elif metric == "auto":
         metric = "mind" if are_unlike(whole.moving, whole.fixed) else "ncc"
     finest_images = LevelImages(whole.moving, whole.fixed, finest, None, counts)
     pyramid = _pyramid(finest_images, plan, threads)
@@ -101,13 +103,17 @@ def refine(
         if features is not None and compares_features(level, view):
             pair = replace(pair, features=features.on(view, pair.grid, threads))
             level = replace(level, field_sigma=features.smoothing * level.feature_sigma)
-        if metric == "mind" and level.features > 0 and level.spacing_mm >= FINEST_MM:
+        if metric == "mind" and _compares_descriptors(level):
             pair = replace(pair, features=pair.with_descriptors())
             level = replace(level, field_sigma=max(level.field_sigma, FIELD_SIGMA))
         log.debug("refinement: %s voxels, %d steps", pair.grid.shape, level.iterations)
         displacement = in_voxels_of(displacement, last, pair.grid, threads)
         displacement, last = iterate(pair, level, displacement, threads), pair.grid
     return Refined(field_from_network(displacement, last), metric)
+
+
+def _compares_descriptors(level: Level) -> bool:
+    return level.features > 0 and level.spacing_mm >= FINEST_MM
 
 
 def engine() -> str:
