@@ -22,7 +22,7 @@ REGULARITY = (
 )
 #: Of a job, in their order; a peer's "register" is its affine and all that follows.
 STAGES = (
-    *("start-up", "load", "affine", "preprocess", "network"),
+    *("start-up", "load", "affine", "checks", "preprocess", "network"),
     *("register", "warp", "metrics", "save"),
 )
 

@@ -220,8 +220,9 @@ class Registration(Closable):
             models = self._started(levels)
             with seconds("affine"):
                 start = align(images, options.affine, sources.initial)
-            flags = start.flags(images)
-            choice = choose(models, start.moving, start.fixed, is_free=self.is_free)
+            with seconds("checks"):
+                flags = start.flags(images)
+                choice = choose(models, start.moving, start.fixed, is_free=self.is_free)
             prediction = predict(choice.model, images, start.affine, levels, seconds)
             metric = metric_for(choice.model, options.metric)
             refined = self._refined(images, start, prediction, levels, metric, seconds)

@@ -56,7 +56,7 @@ def test_a_domain_is_written_and_goes_along(weights, images, describe_domain, tm
     assert domain.volume_ml == pytest.approx((0.7 * min(volumes_ml), 1.4 * max(volumes_ml)), abs=1)
     assert (domain.spacing_mm, domain.at_border) == (6, (0, 0.2))
     for path in images:
-        assert not misfits(look_of(load_volume(path)), "fixed", domain)
+        assert not list(misfits(look_of(load_volume(path)), "fixed", domain))
         assert likeness(look_of(load_volume(path)).ranks, domain.ranks) > 0.95
     write_bundle(again, weights, domain=first)
     taken = domain_of(load_bundle(again))

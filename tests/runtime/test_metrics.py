@@ -10,6 +10,7 @@ from medpy.metric.binary import assd as medpy_assd
 from medpy.metric.binary import dc as medpy_dice
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy.ndimage import correlate1d, find_objects
+from scipy.stats import binned_statistic
 from skimage.metrics import mean_squared_error, structural_similarity
 
 from paramorph_rt.geometry.field import DisplacementField
@@ -25,7 +26,7 @@ from paramorph_rt.metrics.deformation import (
     sd_log_jacobian_l2r,
 )
 from paramorph_rt.metrics.overlap import dice, label_counts, mean_dice, mean_over, present_labels
-from paramorph_rt.metrics.similarity import mse, ncc, ssim, within
+from paramorph_rt.metrics.similarity import correlation_ratio, mse, ncc, ssim, within
 from paramorph_rt.metrics.summary import compare_images, compare_labels
 from paramorph_rt.metrics.surface import surface_distances
 
@@ -184,6 +185,18 @@ def noisy_pair() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     warped = np.roll(fixed, 1, axis=1) + 0.1 * rng.normal(size=fixed.shape).astype(np.float32)
     mask = rng.random(fixed.shape) < 0.5
     return fixed, np.clip(warped, 0, 1), mask
+
+
+def test_correlation_ratio_agrees_with_the_means_of_scipys_bins():
+    rng = np.random.default_rng(5)
+    given = rng.normal(size=4000).astype(np.float32)
+    values = (np.sin(2 * given) + rng.normal(0, 0.3, 4000)).astype(np.float32)
+    limits = np.quantile(given, np.linspace(0, 1, 9))
+    means = binned_statistic(given, values, "mean", limits)
+    explained = np.var(means.statistic[means.binnumber.clip(1, 8) - 1]) / np.var(values)
+    assert correlation_ratio(values, given, 8) == pytest.approx(explained, abs=1e-3)
+    assert correlation_ratio(np.ones(50, np.float32), given[:50]) is None
+    assert correlation_ratio(values, np.ones_like(given)) == pytest.approx(0, abs=1e-6)
 
 
 def test_ssim_agrees_with_scikit_image():

@@ -17,7 +17,6 @@ def test_the_default_comes_first(capsys):
     assert models[0]["networks"] == ["registration", "features"]
     assert {model["name"] for model in models} >= {
         DEFAULT_NAME,
-        "brain-any-small",
         "hippocampus-small",
         "prostate-t2-small",
     }

@@ -295,6 +295,16 @@ def test_the_first_model_that_was_made_for_a_pair_is_taken(domain):
     assert "starts from the affine alone" in found.reason
 
 
+def test_models_after_one_that_suits_are_not_looked_at(domain):
+    class Unread(SimpleNamespace):
+        @property
+        def domain(self) -> Domain:
+            raise AssertionError("was looked at")
+
+    right = look_of(image())
+    assert choose([model("narrow", domain), Unread()], right, right, is_free=True).reason is None
+
+
 def test_a_model_that_was_named_is_taken_and_doubted(domain):
     other = look_of(image(lambda points: uneven(points * 1.3)))
     named = model("named", domain)
@@ -338,7 +348,7 @@ def test_shipped_models_go_by_name_and_a_folder_comes_first(tmp_path, monkeypatc
 def test_colin_is_what_the_shipped_model_was_made_for():
     found = domain_of(load_bundle(default_bundle_path()))
     colin = load_volume(COLIN)
-    assert not misfits(look_of(colin), "fixed", found)
+    assert not names(misfits(look_of(colin), "fixed", found))
     foreground = colin.data > 0
     inverted = np.where(foreground, colin.data.max() + 1 - colin.data, 0).astype(np.float32)
     turned = np.ascontiguousarray(colin.data[:, :, ::-1])

@@ -188,7 +188,7 @@ def test_metrics_are_complete(labelled, tmp_path):
     assert metrics["hd95_mm"]["after"]["mean"] > metrics["assd_mm"]["after"]["mean"]
     assert metrics["nonpositive_jacobian_percent"] == 0.0
     assert 0 < metrics["sd_log_jacobian"] < 1
-    stages = ["load", "affine", "preprocess", "network", "warp", "metrics", "save"]
+    stages = ["load", "affine", "checks", "preprocess", "network", "warp", "metrics", "save"]
     assert list(metrics["seconds"]) == stages
     assert metrics["network_grid"]["spacing_growth"] >= 1
 

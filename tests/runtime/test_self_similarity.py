@@ -11,9 +11,17 @@ import pytest
 from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL
 from paramorph_rt.images.volume import Volume
+from paramorph_rt.metrics.similarity import ncc
 from paramorph_rt.quality.choice import metric_for
 from paramorph_rt.quality.domain import Domain
-from paramorph_rt.refinement.self_similarity import WEIGHT, are_unlike, descriptors
+from paramorph_rt.refinement.self_similarity import (
+    LEAST_LINEARITY,
+    LEAST_NCC,
+    WEIGHT,
+    are_unlike,
+    descriptors,
+    linearity,
+)
 from paramorph_rt.refinement.settings import Level
 
 from .phantoms import centred_grid, head, volume_of
@@ -92,6 +100,22 @@ def test_auto_tells_unlike_pairs_from_like_ones():
         assert result.metrics["refinement"]["metric"] == expected
 
 
+def brightest_dimmed(points: np.ndarray) -> np.ndarray:
+    """A contrast that goes with the head's but for its brightest tissue, as FLAIR does with T1."""
+    image = head(points)
+    return np.where(image > 100, 50, image).astype(np.float32)
+
+
+def test_a_contrast_that_differs_in_one_tissue_is_told_though_it_correlates():
+    fixed, moving = volume_of(head, GRID).data, volume_of(brightest_dimmed, GRID).data
+    inside = fixed > 10
+    assert ncc(fixed[inside], moving[inside]) > LEAST_NCC
+    assert linearity(fixed[inside], moving[inside]) < LEAST_LINEARITY
+    assert are_unlike(moving, fixed)
+    shaded = fixed * np.linspace(0.7, 1.3, GRID.shape[0], dtype=np.float32)[:, None, None]
+    assert not are_unlike(shaded, fixed)
+
+
 def test_a_level_too_fine_for_descriptors_is_not_said_to_compare_them():
     moving, fixed = volume_of(head, GRID), volume_of(head, GRID, through=bent)
     result = Registration(NO_MODEL, 2)(
@@ -106,3 +130,11 @@ def test_a_model_of_one_contrast_vouches_for_it():
     chosen = [metric_for(model, "auto") for model in (None, any_contrast, one)]
     assert chosen == ["auto", "auto", "ncc"]
     assert metric_for(one, "mind") == "mind"
+
+
+def test_linearity_is_told_by_hand_made_images():
+    ramp = np.repeat(np.arange(40.0), 50)
+    assert linearity(ramp, 3 * ramp + 7) == pytest.approx(1, abs=0.01)
+    assert linearity(ramp, -ramp) == pytest.approx(-1, abs=0.01)
+    assert linearity(ramp, (ramp - 19.5) ** 2) == pytest.approx(0, abs=0.01)
+    assert linearity(ramp, np.ones_like(ramp)) is None

@@ -19,6 +19,14 @@ MOST_DARKER = 0.05
 DEEPEST = 0.5
 
 
+def faces(data: Float[np.ndarray, "i j k"]) -> list[Float[np.ndarray, "a b"]]:
+    """The first and last slice along each axis, as views.
+
+    Not by np.take, which copies all of an array that is stored the other way round, as NIfTI is.
+    """
+    return [np.moveaxis(data, axis, 0)[end] for axis in range(3) for end in (0, -1)]
+
+
 def background_of(data: Float[np.ndarray, "i j k"]) -> float:
     """The lowest intensity, or one that fills the border and has little below it.
 
@@ -30,8 +38,7 @@ def background_of(data: Float[np.ndarray, "i j k"]) -> float:
         data: Intensities in any unit, all finite.
     """
     lowest = float(data.min())
-    faces = [np.take(data, end, axis).ravel() for axis in range(3) for end in (0, -1)]
-    border = np.concatenate(faces)
+    border = np.concatenate([face.ravel() for face in faces(data)])
     level = float(np.median(border))
     if level == lowest:
         return lowest

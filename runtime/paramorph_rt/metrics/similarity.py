@@ -31,6 +31,34 @@ def ncc(fixed: Float[np.ndarray, " n"], warped: Float[np.ndarray, " n"]) -> floa
     return float(first @ second / norm) if norm > 0 else None
 
 
+def correlation_ratio(
+    values: Float[np.ndarray, " n"], given: Float[np.ndarray, " n"], bins: int = 32
+) -> float | None:
+    """The share of one image's variance that another image explains, by any function of it.
+
+    Never less than the square of the two images' correlation, but for the width of the bins, and
+    equal to it where they depend on one another linearly.
+
+    Args:
+        values: Intensities in any unit.
+        given: Intensities in any unit, of the same voxels.
+        bins: Into which `given` is divided, with as many voxels in each.
+
+    Returns:
+        0 to 1; None where `values` are constant.
+
+    Source:
+        Roche et al., The correlation ratio as a new similarity measure for multimodal image
+        registration (1998).
+    """
+    centred = values.astype(np.float64) - values.mean(dtype=np.float64)
+    total = centred @ centred
+    limits = np.unique(np.quantile(given, np.linspace(0, 1, bins + 1)[1:-1]))
+    of_bin = np.digitize(given, limits)
+    sums = np.bincount(of_bin, centred)
+    return float((sums**2 / np.bincount(of_bin).clip(1)).sum() / total) if total > 0 else None
+
+
 def mse(fixed: Float[np.ndarray, " n"], warped: Float[np.ndarray, " n"]) -> float:
     """Mean squared difference of the same voxels, in squared units."""
     return float(np.mean((fixed - warped) ** 2, dtype=np.float64))

@@ -14,7 +14,7 @@ from .domain import misfits
 from .flags import Flag
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..model import Model
     from .looks import Look
@@ -61,18 +61,19 @@ def choose(models: Sequence[Model], moving: Look, fixed: Look, *, is_free: bool)
         fixed: The same of the fixed one.
         is_free: Whether another than the first may be chosen, or none.
     """
-    judged = [(model, _misfits(model, moving, fixed)) for model in models]
-    if not judged:
+    if not models:
         return Choice(None)
-    first, why = judged[0]
-    if not is_free or not _reasons(why):
+    first, why = models[0], tuple(_misfits(models[0], moving, fixed))
+    if not is_free or not any(map(_is_reason, why)):
         return Choice(first, why, why)
-    fitting, doubts = next(
-        ((model, flags) for model, flags in judged if not _reasons(flags)),
-        (None, tuple(flag for flag in why if flag.name not in MENDED)),
-    )
+    others = (model for model in models[1:] if _suits(model, moving, fixed))
+    fitting = next(others, None)
+    if fitting is None:
+        doubts = tuple(flag for flag in why if flag.name not in MENDED)
+    else:
+        doubts = tuple(_misfits(fitting, moving, fixed))
     instead = "the affine alone" if fitting is None else fitting.bundle.name
-    names = ", ".join(sorted({f"{flag.name} ({flag.of})" for flag in _reasons(why)}))
+    names = ", ".join(sorted({f"{flag.name} ({flag.of})" for flag in why if _is_reason(flag)}))
     bundle = first.bundle
     forced = bundle.name if bundle.comes_along else bundle.folder
     reason = (
@@ -94,11 +95,16 @@ def metric_for(model: Model | None, wanted: str) -> str:
     return "ncc" if wanted == "auto" and knows else wanted
 
 
-def _reasons(flags: Sequence[Flag]) -> list[Flag]:
-    return [flag for flag in flags if flag.name not in NO_REASON]
+def _is_reason(flag: Flag) -> bool:
+    return flag.name not in NO_REASON
 
 
-def _misfits(model: Model, moving: Look, fixed: Look) -> tuple[Flag, ...]:
-    if model.domain is None:
-        return ()
-    return (*misfits(moving, "moving", model.domain), *misfits(fixed, "fixed", model.domain))
+def _suits(model: Model, moving: Look, fixed: Look) -> bool:
+    return not any(map(_is_reason, _misfits(model, moving, fixed)))
+
+
+def _misfits(model: Model, moving: Look, fixed: Look) -> Iterator[Flag]:
+    """Of both images, one after the other, as far as they are asked for."""
+    if model.domain is not None:
+        yield from misfits(moving, "moving", model.domain)
+        yield from misfits(fixed, "fixed", model.domain)

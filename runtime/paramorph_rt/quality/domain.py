@@ -95,19 +95,17 @@ def domain_of(bundle: Bundle) -> Domain | None:
         ) from err
 
 
-def misfits(look: Look, which: str, domain: Domain) -> list[Flag]:
-    """Why an image is not of a domain, or may not be.
+def misfits(look: Look, which: str, domain: Domain) -> Iterator[Flag]:
+    """Why an image is not of a domain, or may not be; what takes longest to find out comes last.
 
     Args:
         look: Of the image.
         which: "moving" or "fixed".
         domain: Of the model.
     """
-    return [
-        Flag(name, which, f"{look.name}: {sentence}", value, limit)
-        for check in (_of_size, _of_border, _of_spacing, _of_contrast)
-        for name, sentence, value, limit in check(look, domain)
-    ]
+    for check in (_of_size, _of_border, _of_spacing, _of_contrast):
+        for name, sentence, value, limit in check(look, domain):
+            yield Flag(name, which, f"{look.name}: {sentence}", value, limit)
 
 
 def _of_size(look: Look, domain: Domain) -> Found:

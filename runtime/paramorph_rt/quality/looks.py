@@ -16,6 +16,7 @@ import numpy as np
 
 from ..geometry.resample import averaged, resample_to_grid
 from ..geometry.spaces import Grid
+from ..images.background import faces
 from ..images.volume import Volume
 from ..steps.foreground import foreground_box, foreground_threshold
 
@@ -120,9 +121,9 @@ def _anatomical(grid: Grid) -> Float[np.ndarray, "3 2"]:
 
 
 def _at_border(data: Float[np.ndarray, "i j k"], threshold: float) -> float:
-    faces = [np.take(data, index, axis) for axis in range(3) for index in (0, -1)]
-    count = sum(int(np.count_nonzero(face > threshold)) for face in faces)
-    return count / sum(face.size for face in faces)
+    border = faces(data)
+    count = sum(int(np.count_nonzero(face > threshold)) for face in border)
+    return count / sum(face.size for face in border)
 
 
 def _texture(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
-from ..metrics.similarity import ncc
+from ..metrics.similarity import correlation_ratio, ncc
 from ..steps.foreground import foreground_threshold
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
     Volume = Float[np.ndarray, "d h w"]
 
-#: Correlation of two images, affinely aligned, below which they are compared by descriptors. Above
-#: it they were no better, and adult T1 brains worse (benchmarks/results/settled/similarity.md).
-LEAST_NCC = 0.35
+#: What two images of one contrast have at least, affinely aligned: their correlation, and how
+#: linear their dependence is. For others, and for badly shaded ones, descriptors were the better
+#: measure; for T1 brains the worse one (benchmarks/results/settled/similarity.md).
+LEAST_NCC, LEAST_LINEARITY = 0.35, 0.75
+_EVERY = (slice(None, None, 2),) * 3  # an eighth of the voxels suffices to judge contrasts
 #: Levels finer than that compare intensities alone.
 FINEST_MM = 1.5
 #: Length of the descriptors beside 1 for the weight of features, and how smooth fields are kept
@@ -42,9 +44,35 @@ _RANGE = 1e3  # of a voxel's variance, around the mean over the image
 
 def are_unlike(moving: Volume, fixed: Volume) -> bool:
     """Whether two images on one grid are of so different contrast that descriptors suit them."""
+    moving, fixed = moving[_EVERY], fixed[_EVERY]
     inside = fixed > foreground_threshold(fixed)
-    correlation = ncc(fixed[inside], moving[inside]) if inside.any() else None
-    return correlation is not None and correlation < LEAST_NCC
+    within_both = inside & (moving > foreground_threshold(moving))
+    if not within_both.any():
+        return False
+    correlation = ncc(fixed[inside], moving[inside])
+    linear = linearity(fixed[within_both], moving[within_both])
+    return correlation is not None and (
+        correlation < LEAST_NCC or (linear is not None and linear < LEAST_LINEARITY)
+    )
+
+
+def linearity(fixed: Float[np.ndarray, " n"], moving: Float[np.ndarray, " n"]) -> float | None:
+    """How much of what two images tell of one another a rising straight line tells.
+
+    Args:
+        fixed: Intensities in any unit.
+        moving: Intensities in any unit, of the same voxels.
+
+    Returns:
+        1 for images of one contrast, less where only some tissues are brighter in both, such as T1
+        and FLAIR; below 0 where one is the other's inverse. None where either is constant.
+    """
+    correlation = ncc(fixed, moving)
+    ratios = correlation_ratio(fixed, moving), correlation_ratio(moving, fixed)
+    if correlation is None or None in ratios:
+        return None
+    most = max(ratios)
+    return correlation * abs(correlation) / most if most > 0 else None
 
 
 def descriptors(image: Volume) -> Float[np.ndarray, "12 d h w"]:
