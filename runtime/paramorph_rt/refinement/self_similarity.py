@@ -68,11 +68,9 @@ def linearity(fixed: Float[np.ndarray, " n"], moving: Float[np.ndarray, " n"]) -
         and FLAIR; below 0 where one is the other's inverse. None where either is constant.
     """
     correlation = ncc(fixed, moving)
-    ratios = correlation_ratio(fixed, moving), correlation_ratio(moving, fixed)
-    if correlation is None or None in ratios:
-        return None
-    most = max(ratios)
-    return correlation * abs(correlation) / most if most > 0 else None
+    ratios = [correlation_ratio(fixed, moving), correlation_ratio(moving, fixed)]
+    most = max((ratio for ratio in ratios if ratio), default=0.0)
+    return correlation * abs(correlation) / most if correlation is not None and most > 0 else None
 
 
 def descriptors(image: Volume) -> Float[np.ndarray, "12 d h w"]:
