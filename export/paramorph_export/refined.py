@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Of the usual levels, those that a network has: finer ones would take far more memory.
+FINEST_MM = 1.0
 #: Mean and 99.9th percentile of the difference to the runtime's own refinement, in voxels.
 TOLERANCES_VOX = 2e-3, 2e-2
 
@@ -115,7 +117,8 @@ def refinement_by(weights: Path, iterations: int) -> Refinement:
     _, info = load_feature_weights(weights)
     grid = GridSpec(info.shape, info.spacing_mm, info.orientation)
     config = info.network
-    return Refinement(grid, config.channels, config.smoothing, levels_of(iterations))
+    levels = [level for level in levels_of(iterations) if level.spacing_mm >= FINEST_MM]
+    return Refinement(grid, config.channels, config.smoothing, tuple(levels))
 
 
 def write_refined(

@@ -115,7 +115,7 @@ class Options:
     )
     refine: int | tuple[Level, ...] = option(
         DEFAULT_ITERATIONS,
-        "iterations at 1.5 mm that refine the field on the pair itself; at 6, 3 and 1 mm in "
+        "iterations at 1.5 mm that refine the field on the pair itself; at 6, 3, 1 and 0.7 mm in "
         f"proportion (default: {DEFAULT_ITERATIONS}); off keeps the network's field",
         metavar="N|off",
         parse=lambda text: 0 if text == "off" else whole(0, MOST_ITERATIONS)(text),

@@ -322,7 +322,7 @@ def test_taps_are_a_gaussian():
 
 def test_iterations_are_in_proportion():
     assert levels_of(0) == ()
-    assert [level.iterations for level in levels_of(15)] == [30, 15, 15, 6]
+    assert [level.iterations for level in levels_of(15)] == [30, 15, 15, 6, 6]
     with pytest.raises(ValueError, match="no negative number of iterations"):
         Level(1.0, -1)
 

@@ -110,7 +110,7 @@ typedef struct paramorph_refinement {
     int32_t threads;               /* 0: all cores */
 } paramorph_refinement;
 
-#define PARAMORPH_USUAL_LEVELS 4
+#define PARAMORPH_USUAL_LEVELS 5
 
 /* Version of this library, such as "0.2.0". */
 const char* paramorph_version(void);

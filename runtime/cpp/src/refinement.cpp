@@ -271,6 +271,7 @@ void usual_levels(int32_t iterations, paramorph_level* levels) {
     levels[1] = {3.0, iterations, 1.5, 1.7, 0.7, 0.8, 3.0};
     levels[2] = {1.5, iterations, 1.5, 1.7, 0.7, 0.8, 3.0};
     levels[3] = {1.0, few, 1.0, 1.7, 0.5, 0.6, 3.0};
+    levels[4] = {0.7, few, 1.0, 1.7, 0.5, 0.6, 3.0};
 }
 
 }  // namespace paramorph

@@ -47,12 +47,13 @@ def levels_of(iterations: int = DEFAULT_ITERATIONS) -> tuple[Level, ...]:
     """The usual levels, coarse to fine, with so many iterations at 1.5 mm; none at all for 0."""
     if iterations == 0:
         return ()
+    few = -(-2 * iterations // 5)  # with more of them fields get rougher faster than better
     return (
         Level(6.0, 2 * iterations, step=1.0),
         Level(3.0, iterations, _STEP),
         Level(1.5, iterations, _STEP),
-        # With more of it the field gets rougher faster than it gets better.
-        Level(1.0, -(-2 * iterations // 5), step=1.0, field_sigma=0.5, feature_sigma=0.6),
+        Level(1.0, few, step=1.0, field_sigma=0.5, feature_sigma=0.6),
+        Level(0.7, few, step=1.0, field_sigma=0.5, feature_sigma=0.6),
     )
 
 
