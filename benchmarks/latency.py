@@ -40,7 +40,7 @@ from record import (
 )
 from tables import differences, failures, markdown_table
 
-DEFAULT = ("pytorch", "onnxruntime:fp32", "openvino:fp32", "openvino:bf16")
+DEFAULT = (PYTORCH, "onnxruntime:fp32", "openvino:fp32", "openvino:bf16")
 # Mean difference as a share of the largest displacement, beyond which it is not the same network.
 MOST_DIFFERENCE = {"fp32": 1e-3, "other": 2e-2}
 AT_LEAST = 3  # turns, however long they take
@@ -86,8 +86,7 @@ def measure(
 ) -> list[Row]:
     """Each contender on one network with so many threads: its figures, or its `error`."""
     engines = args.contenders.split(",")
-    by_torch = set(engines) & set(PYTORCH)
-    weights = str(weights_of(bundle, args.weights)) if by_torch else None
+    weights = str(weights_of(bundle, args.weights)) if PYTORCH in engines else None
     outputs: dict[str, list[np.ndarray]] = {}
     rows = {engine: {"contender": engine, "threads": threads} for engine in engines}
     with ExitStack() as stack:
@@ -131,8 +130,8 @@ def _checked(
     if expected is None:
         return {"largest_displacement_vox": float(max(abs(u).max() for u in output))}
     difference = differences(expected, output)
-    precision = "fp32" if engine in PYTORCH else engine.partition(":")[2]
-    allowed = MOST_DIFFERENCE.get(precision, MOST_DIFFERENCE["other"])
+    is_full = engine == PYTORCH or engine.endswith(":fp32")
+    allowed = MOST_DIFFERENCE["fp32" if is_full else "other"]
     allowed *= float(max(abs(u).max() for u in expected))
     if not difference["mean_difference_vox"] <= allowed:  # nor NaN
         raise BenchmarkError(
@@ -276,7 +275,7 @@ def headline(result: Result) -> dict[str, float]:
         f"times faster than {result['baseline']}, {row['contender']}": row["times_faster"]
         for network in result["networks"]
         for row in network["rows"]
-        if "error" not in row and row["contender"] not in PYTORCH
+        if "error" not in row and row["contender"] != PYTORCH
     }
 
 
@@ -285,7 +284,7 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     """Measure; compare with an older result."""
     engines = args.contenders.split(",")
     runtime = (f"{way.backend}:{p}" for way in WAYS for p in way.precisions)
-    check_known("--contenders", engines, (*PYTORCH, *runtime))
+    check_known("--contenders", engines, (PYTORCH, *runtime))
     older = read_result(args.compare) if args.compare else None
     bundles = named_bundles(args.model)
     networks = []
@@ -314,7 +313,7 @@ OPTIONS = (
     option(
         "--contenders",
         default=",".join(DEFAULT),
-        help=f"{', '.join(PYTORCH)}, or backend:precision; the first is compared with",
+        help=f"{PYTORCH}, or backend:precision; the first is compared with",
     ),
     option("--folder", type=Path, help="labelled volumes, for Dice (default: Colin27)"),
     option("--threads", type=int, nargs="+", default=[CORES], help="(default: all cores)"),
