@@ -91,12 +91,6 @@ def body(result: Result) -> str:
     )
 
 
-def headline(result: Result) -> dict[str, float]:
-    """Seconds of our jobs."""
-    ours = [row for row in summarise(result["rows"]) if row["ours"]]
-    return {f"seconds from files to files, {row['job']}": row["seconds"] for row in ours}
-
-
 @empty_cache()
 def run(args: argparse.Namespace) -> Iterator[Path]:
     """Warm up, measure."""
@@ -134,7 +128,7 @@ OPTIONS = (
     THREADS,
     option("--timeout", type=float, default=1800, metavar="S", help="of a job on a pair"),
 )
-BENCHMARK = Benchmark(run, body, OPTIONS, "end-to-end", headline=headline)
+BENCHMARK = Benchmark(run, body, OPTIONS, "end-to-end")
 
 if __name__ == "__main__":
     BENCHMARK.exit()

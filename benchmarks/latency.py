@@ -269,16 +269,6 @@ def body(result: Result) -> str:
     return text
 
 
-def headline(result: Result) -> dict[str, float]:
-    """Leads of the runtime's engines with the most threads."""
-    return {
-        f"times faster than {result['baseline']}, {row['contender']}": row["times_faster"]
-        for network in result["networks"]
-        for row in network["rows"]
-        if "error" not in row and row["contender"] != PYTORCH
-    }
-
-
 @empty_cache()
 def run(args: argparse.Namespace) -> Iterator[Path]:
     """Measure; compare with an older result."""
@@ -322,7 +312,7 @@ OPTIONS = (
     option("--compare", type=Path, metavar="JSON", help="older result; fails on a lesser lead"),
     option("--tolerance", type=float, default=0.15, help="share of a lead that may be noise"),
 )
-BENCHMARK = Benchmark(run, body, OPTIONS, headline=headline)
+BENCHMARK = Benchmark(run, body, OPTIONS)
 
 
 def _say(what: str) -> None:
