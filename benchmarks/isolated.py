@@ -1,8 +1,8 @@
 """Run a method in its own process, so that its memory, threads and crashes are its own.
 
-Three ways, one protocol: `run_measured` measures a command from start to end; `python_command` is
-the command that calls one of our functions; a `worker` loads something once and is then called
-again and again. Each ends with a result and what it took, or with the reason why there is none.
+Two ways: `run_measured` measures a command from start to end; a `worker` loads something once and
+is then called again and again. Each ends with a result and what it took, or with the reason why
+there is none.
 
 As a script, the other process. It needs the standard library alone, and what its target needs.
 """
@@ -89,11 +89,6 @@ def run_measured(
         if error := run_isolated(script, threads, timeout_s + 60):
             return {"error": error}
         return json.load(report)
-
-
-def python_command(target: str, *arguments: Any) -> list[str]:
-    """The command that calls `target`, a "module:function", with arguments as JSON has them."""
-    return [sys.executable, __file__, "call", target, json.dumps(arguments)]
 
 
 class Answer(NamedTuple):
@@ -193,17 +188,6 @@ def _ending(code: int) -> str:
 def _function(target: str) -> Any:
     module, _, name = target.partition(":")
     return getattr(import_module(module), name)
-
-
-def _call(target: str, arguments: str) -> None:
-    try:
-        _function(target)(*json.loads(arguments))
-    except Exception as err:
-        from paramorph_rt.errors import ParamorphError
-
-        if isinstance(err, ParamorphError):  # its sentence, without what led there
-            sys.exit(str(err))
-        raise
 
 
 def _serve(descriptor: str, target: str) -> None:

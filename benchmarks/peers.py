@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from isolated import THREAD_VARIABLES
 from jobs import FIELD, METRICS, WARPED, WARPED_LABELS, Task
+from paramorph_rt.errors import exit_code
 from paramorph_rt.system.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -319,11 +321,16 @@ def mean_dice(task: Task) -> float | None:
     return overlap.mean_dice(fixed.data, warped.data, moving.data)
 
 
-def run(peer: str, task: dict[str, str]) -> None:
-    """Do a peer's job and write its metrics; the process of `Job.run`."""
-    job, seconds = Task(**task), Stopwatch({})
-    PEERS[peer](job, seconds)
+def run(peer: str, task: Task) -> None:
+    """Do a peer's job and write its metrics."""
+    seconds = Stopwatch({})
+    PEERS[peer](task, seconds)
     with seconds("metrics"):
-        dice = mean_dice(job)
+        dice = mean_dice(task)
     metrics = json.dumps({"seconds": seconds.table, "dice": dice})
-    (Path(job.out) / METRICS).write_text(metrics, encoding="utf-8")
+    (Path(task.out) / METRICS).write_text(metrics, encoding="utf-8")
+
+
+if __name__ == "__main__":  # the process of `Job.run`
+    name, arguments = sys.argv[1:]
+    sys.exit(exit_code(name, lambda: run(name, Task(**json.loads(arguments)))))
