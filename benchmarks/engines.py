@@ -32,16 +32,6 @@ COLUMNS = (
     ("traffic, GB", "gigabytes", ".2f"),
     *((f"model of {card.name}, ms", card.name, ".1f") for card in CARDS),
 )
-#: What launches are for, as of `schedule.Launch.group`.
-GROUPS = (
-    "convolution",
-    "linear",
-    "attention",
-    "layer norm",
-    "instance norm",
-    "upsampling",
-    "others",
-)
 FROM_MANIFEST = ("flavour", "version", "compute_capability", "precision", "build_seconds")
 
 
@@ -110,24 +100,6 @@ def body(result: Result) -> str:
         "any, compute the same without one choice of the export each (classes of "
         "`paramorph_export.graph`, rules of `paramorph_export.precision`).\n\n"
         + markdown_table(rows, measured(COLUMNS, rows))
-        + _by_group(rows)
-    )
-
-
-def _by_group(rows: list[Row]) -> str:
-    """What the launches are for, of the engines that tell."""
-    told = [{**row, **row["groups"]} for row in rows if "groups" in row]
-    if not told:
-        return ""
-    columns = (*COLUMNS[:1], *COLUMNS[5:6], *((group, group, "d") for group in GROUPS))
-    return (
-        "\n\nLaunches by what they are for. A block of window attention takes seven: a norm, the "
-        "product for queries, keys and values, attention, the projection, its sum with a norm, and "
-        "two products. A pass of the network has 18 such blocks: 126 launches in one pass and 252 "
-        "in two, without the 8 of a pass that make the queries of blocks which look at the other "
-        "volume. Most of the rest are convolutions, the norms between them and, among the others, "
-        "launches that clear the counters of sums over whole volumes.\n\n"
-        + markdown_table(told, columns)
     )
 
 

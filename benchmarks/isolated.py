@@ -216,16 +216,10 @@ def _serve(descriptor: str, target: str) -> None:
 
 
 def _measure(report: str, timeout_s: str, *command: str) -> None:
-    def run() -> int:
-        process = subprocess.Popen(command)
-        try:
-            return process.wait(float(timeout_s))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            sys.exit(f"stopped after {float(timeout_s):g} s")
-
-    code, seconds, _ = timed(run)
+    try:
+        code, seconds, _ = timed(lambda: subprocess.call(command, timeout=float(timeout_s)))
+    except subprocess.TimeoutExpired as err:
+        sys.exit(f"stopped after {err.timeout:g} s")
     if code:
         sys.exit(_ending(code) if code < 0 else code)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -62,23 +61,6 @@ class Launch:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    @property
-    def group(self) -> str:
-        """What it is for, by the compiler's names."""
-        if "mha" in self.name:
-            return "attention"
-        if self.kind == "corrltn" or "Corr" in self.name:
-            return "convolution"
-        if self.kind == "fully_connected" or "Fc" in self.name:
-            return "linear"
-        if self.kind == "inorm" or "Inor" in self.name:
-            return "instance norm"
-        if "Mean" in self.name:
-            return "layer norm"
-        if "Floo" in self.name or "Resi" in self.name:
-            return "upsampling"
-        return "others"
-
 
 @dataclass
 class Schedule:
@@ -100,13 +82,14 @@ class Schedule:
         inputs = [self.tensors[n] for n in known]
         weights = [self.tensors[n] for n in known if n.endswith("const")]
         given = math.prod(self.tensors[launch.outputs[0]].dims)
-        match launch.group:
-            case "convolution":
-                kernels = [w for w in weights[:1] if len(w.dims) == 5]
-                return 2 * given * math.prod(kernels[0].dims[1:]) if kernels else 0
-            case "linear":
-                return 2 * given * inputs[0].dims[-1] if inputs and weights else 0
-        return 0  # attention's are one in a hundred
+        if "mha" in launch.name:
+            return 0  # attention's are one in a hundred
+        if launch.kind == "corrltn" or "Corr" in launch.name:
+            kernels = [w for w in weights[:1] if len(w.dims) == 5]
+            return 2 * given * math.prod(kernels[0].dims[1:]) if kernels else 0
+        if launch.kind == "fully_connected" or "Fc" in launch.name:
+            return 2 * given * inputs[0].dims[-1] if inputs and weights else 0
+        return 0
 
     def seconds_of(self, launch: Launch, card: Card) -> float:
         """Modelled: the longer of moving and computing, and the launch itself."""
@@ -123,7 +106,6 @@ class Schedule:
             "launches": len(self.launches),
             "gigabytes": sum(map(self.bytes_of, self.launches)) / 1e9,
             "gflop": sum(map(self.flop_of, self.launches)) / 1e9,
-            "groups": dict(Counter(launch.group for launch in self.launches)),
             "modelled_ms": {
                 card.name: 1e3 * sum(self.seconds_of(launch, card) for launch in self.launches)
                 for card in CARDS

@@ -34,11 +34,11 @@ main {
 def test_text_between_bytes_is_read():
     binary = b"\x00\x01ab\xff" + TEXT.encode() + b"\x00\xfemain {}\x00"
     schedule = schedule_of(binary)
-    assert [launch.group for launch in schedule.launches] == [
-        "convolution",
-        "others",
-        "linear",
-        "attention",
+    assert [launch.kind for launch in schedule.launches] == [
+        "corrltn",
+        "function",
+        "fully_connected",
+        "function",
     ]
     convolution, cast, linear, attention = schedule.launches
     x, w, y, z = 8 * 120 * 2, 16 * 8 * 27 * 2, 16 * 120 * 2, 16 * 120 * 4
