@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmark import MODEL, Benchmark, option
+from benchmark import MODELS, Benchmark, option
 from bundles import named_bundles
 from paramorph_export.engine import add_engines
 from paramorph_rt.bundle import Bundle, load_bundle
@@ -104,7 +104,7 @@ def body(result: Result) -> str:
 
 
 OPTIONS = (
-    MODEL,
+    MODELS,
     option("--target", nargs="+", default=["rtx3080"], help="as of export/build_engine.py"),
     option("--precision", nargs="+", default=["fp16"], help="of the bundle's networks"),
     option("--flavour", default="tensorrt-rtx"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark import FIRST, FOLDER, RESUME, Benchmark, option
+from benchmark import FIRST, FOLDER, MODEL, RESUME, Benchmark, option
 from pairs import LabelledPair, labelled_pairs
 from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL
@@ -139,7 +139,7 @@ def body(result: Result) -> str:
 OPTIONS = (
     FOLDER,
     FIRST,
-    option("--model", type=Path, metavar="BUNDLE", help="default: the shipped one"),
+    MODEL,
     option("--name", help="of the result files (default: the model's)"),
     RESUME,
     option("--threads", type=int, help="default: all cores"),

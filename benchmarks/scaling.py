@@ -12,11 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmark import CORES, MODEL, Benchmark, option, runs
-from bundles import single_bundle
 from colin import SIDE_MM, write_colin_pair
 from isolated import empty_cache
 from jobs import START_UP, Job, Task
 from pairs import Case
+from paramorph_rt.bundle import bundle_path, load_bundle
 from record import Result, Row, succeeded, weights_sha256
 from tables import markdown_table, medians, stages_of
 
@@ -37,8 +37,8 @@ def whole_job(job: Job, case: Case, threads: int) -> Row:
 @empty_cache()
 def run(args: argparse.Namespace) -> Row:
     """Measure in turns."""
-    label, bundle = single_bundle(args.model)
-    job = Job(label, model=str(bundle.folder), engine=args.engine)
+    bundle = load_bundle(bundle_path(args.model))
+    job = Job(bundle.name, model=str(bundle.folder), engine=args.engine)
     most = max(args.threads)
     with TemporaryDirectory() as name:
         sizes = {*args.sizes, args.size}
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> Row:
         for (kind, n), each in rows.items()
     ]
     return {
-        "model": label,
+        "model": bundle.name,
         "weights_sha256": weights_sha256(bundle),
         "engine": args.engine,
         "runs": args.runs,

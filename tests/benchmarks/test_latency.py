@@ -12,7 +12,7 @@ import latency
 from bundles import named_bundles, weights_of
 from contenders import Spec
 from isolated import Answer, worker
-from latency import check_leads, compared
+from latency import check_leads
 from paramorph.checkpoint import WeightsInfo, load_weights, save_weights
 from paramorph_rt.bundle import load_bundle
 from paramorph_rt.errors import BackendError, BundleError
@@ -161,14 +161,14 @@ def test_lead_is_of_the_same_turn():
 
 def test_only_a_lead_that_shrinks_too_much_fails(capsys):
     older = result_of(leading(8.0))
-    check_leads(compared(result_of(leading(7.0)), older), 0.15)
-    check_leads(compared(result_of(leading(16.0)), older), 0.15)
+    check_leads(result_of(leading(7.0)), older)
+    check_leads(result_of(leading(16.0)), older)
     with pytest.raises(BenchmarkError, match=r"got openvino:bf16 with 2 threads 0\.75; run again"):
-        check_leads(compared(result_of(leading(6.0)), older), 0.15)
+        check_leads(result_of(leading(6.0)), older)
 
 
 def test_results_that_cannot_be_compared():
     with pytest.raises(BenchmarkError, match="compares with pytorch, got one with abacus"):
-        compared(result_of(leading(1)), result_of(leading(1), "abacus"))
+        check_leads(result_of(leading(1)), result_of(leading(1), "abacus"))
     with pytest.raises(BenchmarkError, match="got none of them"):
-        compared(result_of(leading(1)), result_of(leading(1, "cuda:fp16")))
+        check_leads(result_of(leading(1)), result_of(leading(1, "cuda:fp16")))

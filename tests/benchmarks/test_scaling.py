@@ -31,11 +31,6 @@ def test_sizes_and_threads_are_measured(bundle, results):
     assert "| 32 |" in page
 
 
-def test_more_than_one_bundle_is_refused(bundle, capsys):
-    assert scaling.BENCHMARK.main(["--model", f"{bundle}:a", "--model", f"{bundle}:b"]) == 1
-    assert "--model: expected one bundle, got 2" in capsys.readouterr().err
-
-
 @pytest.fixture(scope="module")
 def colin_pair(tmp_path_factory):
     return colin.write_colin_pair(tmp_path_factory.mktemp("colin"), 64).load()
