@@ -190,7 +190,6 @@ def _add_dice(
         rows[engine] |= {
             "dice": statistics.mean(values),
             "dice_change": statistics.mean(changes),
-            "largest_dice_change": max(changes, key=abs),
         }
 
 
