@@ -48,11 +48,8 @@ COLUMNS = (
 
 def run(args: argparse.Namespace) -> Row:
     """Single calls, then cohorts."""
-    unlabelled = {"moving_labels": None, "fixed_labels": None}
-    pairs = [
-        replace(pair, inputs=replace(pair.inputs, **unlabelled))
-        for pair in pairs_of_all(images_with_labels([args.folder]))[: args.pairs]
-    ]
+    images = [replace(image, labels=None) for image in images_with_labels([args.folder])]
+    pairs = pairs_of_all(images)[: args.pairs]
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
 

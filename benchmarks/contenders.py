@@ -224,8 +224,5 @@ ON_GPU: dict[str, Load] = {
     ),
 }
 #: For what a GPU has no time.
-ON_CPU: dict[str, Load] = {
-    f"{name} cpu fp32": partial(by_backend, name=name, precision="fp32")
-    for name in ("onnxruntime", "openvino")
-}
+ON_CPU = {"onnxruntime cpu fp32": partial(by_backend, name="onnxruntime", precision="fp32")}
 LOADERS = {PYTORCH: by_torch, **ON_GPU, **ON_CPU}

@@ -144,12 +144,11 @@ class Worker:
 
 @contextmanager
 def worker(
-    name: str, target: str, *arguments: Any, threads: int, timeout_s: float | None = None
+    target: str, *arguments: Any, threads: int, timeout_s: float | None = None
 ) -> Iterator[Worker]:
     """Start a process, and end it after the block.
 
     Args:
-        name: For messages.
         target: The "module:function" that the process calls first. If it returns a function, that
             is what the worker calls from then on.
         arguments: Of the first call.
@@ -167,7 +166,7 @@ def worker(
     theirs.close()
     try:
         ours.send(arguments)
-        yield Worker(name, process, ours, timeout_s)
+        yield Worker(target, process, ours, timeout_s)
     finally:
         ours.close()  # which ends its loop
         process.wait()
@@ -177,7 +176,7 @@ def call_isolated(
     target: str, *arguments: Any, threads: int, timeout_s: float | None = None
 ) -> Answer:
     """Call a "module:function" once, in a process of its own; see `worker`."""
-    with worker(target, target, *arguments, threads=threads, timeout_s=timeout_s) as running:
+    with worker(target, *arguments, threads=threads, timeout_s=timeout_s) as running:
         return running.loaded
 
 

@@ -10,13 +10,12 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isolated import run_measured
 from paramorph_rt.errors import MissingDependencyError
-from record import check_known, read_result
+from record import check_known, read_result, version_of
 
 if TYPE_CHECKING:
     from pairs import Case
@@ -153,9 +152,16 @@ def jobs_named(names: str, bundles: Mapping[str, Bundle]) -> list[Job]:
         BenchmarkError: A name that is unknown.
         MissingDependencyError: A peer whose package is not installed.
     """
+    wanted = [name for name in names.split(",") if name]
+    check_known("--methods", wanted, JOBS)
     jobs = []
-    for name in filter(None, names.split(",")):
-        job = _known(name)
+    for name in wanted:
+        job = JOBS[name]
+        if job.package and version_of(job.package) is None:
+            raise MissingDependencyError(
+                f"{name}: expected the package {job.package}, found none; install it as "
+                "benchmarks/README.md says, or leave it out of --methods."
+            )
         if job.peer or job.model:
             jobs.append(job)
             continue
@@ -179,17 +185,3 @@ def of_network(stages: Mapping[str, float]) -> float | None:
 def of_registration(stages: Mapping[str, float]) -> float:
     """Seconds of a job's registration, from images in memory to warped images and field."""
     return sum(seconds for stage, seconds in stages.items() if stage not in AROUND)
-
-
-def _known(name: str) -> Job:
-    check_known("--methods", [name], JOBS)
-    job = JOBS[name]
-    try:
-        if job.package:
-            version(job.package)
-    except PackageNotFoundError as err:
-        raise MissingDependencyError(
-            f"{name}: expected the package {job.package}, found none; install it as "
-            "benchmarks/README.md says, or leave it out of --methods."
-        ) from err
-    return job

@@ -98,9 +98,7 @@ def measure(
             try:
                 # Of a stack of its own, so that one which fails ends at once.
                 with ExitStack() as own:
-                    started = own.enter_context(
-                        worker(engine, "contenders:runner", spec, threads=threads)
-                    )
+                    started = own.enter_context(worker("contenders:runner", spec, threads=threads))
                     output = [_answer(started, case).result for case in cases]
                     rows[engine] |= _checked(engine, output, outputs.get(engines[0]))
                     stack.enter_context(own.pop_all())

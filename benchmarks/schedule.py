@@ -105,7 +105,6 @@ class Schedule:
         return {
             "launches": len(self.launches),
             "gigabytes": sum(map(self.bytes_of, self.launches)) / 1e9,
-            "gflop": sum(map(self.flop_of, self.launches)) / 1e9,
             "modelled_ms": {
                 card.name: 1e3 * sum(self.seconds_of(launch, card) for launch in self.launches)
                 for card in CARDS

@@ -38,7 +38,7 @@ def volumes():
 
 
 def contender(spec: Spec):
-    return worker(spec.engine, "contenders:runner", spec, threads=1)
+    return worker("contenders:runner", spec, threads=1)
 
 
 def result_of(row, baseline="pytorch"):
@@ -133,7 +133,7 @@ def test_error_of_the_other_process_is_raised_here(tmp_path):
 
 def test_end_of_the_other_process_is_told(tmp_path):
     with (
-        pytest.raises(BackendError, match=r"pytorch: expected an answer, .* \(exit code 1\)"),
+        pytest.raises(BackendError, match=r"runner: expected an answer, .* \(exit code 1\)"),
         contender(Spec("pytorch", 1, str(tmp_path), weights=None)),
     ):
         pass
