@@ -18,7 +18,6 @@ from tables import markdown_table, measured
 
 COLUMNS = (
     ("network", "label", ""),
-    ("graph", "graph", ""),
     ("passes", "passes", "d"),
     ("grid", "grid", ""),
     ("precision", "precision", ""),
@@ -96,9 +95,7 @@ def body(result: Result) -> str:
         "which no card has confirmed: the longer of moving at "
         f"{' or '.join(f'{c.bytes_per_second / 1e9:.0f}' for c in CARDS)} GB/s and computing at "
         f"{EFFICIENCY:.0%} of {' or '.join(f'{c.flop_per_second / 1e12:g}' for c in CARDS)} "
-        f"TFLOP/s, and {LAUNCH_SECONDS * 1e6:g} µs for each launch. Other graphs, where there are "
-        "any, compute the same without one choice of the export each (classes of "
-        "`paramorph_export.graph`, rules of `paramorph_export.precision`).\n\n"
+        f"TFLOP/s, and {LAUNCH_SECONDS * 1e6:g} µs for each launch.\n\n"
         + markdown_table(rows, measured(COLUMNS, rows))
     )
 

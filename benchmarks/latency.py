@@ -43,7 +43,7 @@ from tables import differences, failures, markdown_table
 DEFAULT = (PYTORCH, "onnxruntime:fp32", "openvino:fp32", "openvino:bf16")
 # Mean difference as a share of the largest displacement, beyond which it is not the same network.
 MOST_DIFFERENCE = {"fp32": 1e-3, "other": 2e-2}
-NOISE = 0.15  # share of a lead that may be it
+MOST_LOST = 0.15  # of a lead; less may be noise
 AT_LEAST = 3  # turns, however long they take
 PAUSE_SECONDS = 0.2  # in which threads of the one before fall asleep
 COLUMNS = (
@@ -197,7 +197,7 @@ def check_leads(new: Result, old: Result) -> None:
     Leads and not seconds, which differ between machines and days.
 
     Raises:
-        BenchmarkError: A contender lost more of its lead than `NOISE`, or the two results have
+        BenchmarkError: A contender lost more of its lead than `MOST_LOST`, or the two results have
             nothing in common, or another first contender.
     """
     if new["baseline"] != old["baseline"]:
@@ -220,13 +220,13 @@ def check_leads(new: Result, old: Result) -> None:
             "result, got none of them; compare with another."
         )
     print(markdown_table(rows, LEAD_COLUMNS))
-    if slower := [row for row in rows if row["change"] < 1 - NOISE]:
+    if slower := [row for row in rows if row["change"] < 1 - MOST_LOST]:
         what = ", ".join(
             f"{r['contender']} with {r['threads']} threads {r['change']:.2f}" for r in slower
         )
         raise BenchmarkError(
-            f"--compare: expected every lead at least {1 - NOISE:.2f} of what it was, got {what}; "
-            "run again, and look for the change if it stays."
+            f"--compare: expected every lead at least {1 - MOST_LOST:.2f} of what it was, got "
+            f"{what}; run again, and look for the change if it stays."
         )
 
 
