@@ -45,7 +45,7 @@ COLUMNS = (
 def whole(job: Job, case: Case, args: argparse.Namespace) -> Row:
     """One job on one pair as `accuracy.measure` judges it; its `seconds` are the whole job's."""
     row = measure(job, case, case.load(), args.threads, args.timeout)
-    return row | {"job": job.title, "seconds": row.get("job_seconds")}
+    return row | {"job": job.title, "ours": job.peer is None, "seconds": row.get("job_seconds")}
 
 
 def summarise(rows: Iterable[Row]) -> list[Row]:
@@ -56,7 +56,7 @@ def summarise(rows: Iterable[Row]) -> list[Row]:
     done = [row for row in rows if "error" not in row]
     summary = []
     for (title,), mine in grouped(done, "job").items():
-        entry: Row = {"job": title, "n": len(mine)}
+        entry: Row = {"job": title, "n": len(mine), "ours": mine[0]["ours"]}
         entry |= medians(mine, AVERAGES)
         for name, peer in YARDSTICKS.items():
             theirs = {(row["pair"], row["turn"]): row for row in done if row["job"] == peer}

@@ -112,6 +112,7 @@ JOBS: dict[str, Job] = {
     "openvino": Job("ParaMorph, OpenVINO", engine="openvino:fp32"),
     "openvino-bf16": Job("ParaMorph, OpenVINO bf16", engine="openvino:bf16"),
     "demons": Job("diffeomorphic demons", "demons"),
+    "elastix": Job("elastix B-spline", "elastix", "itk-elastix"),
     "syn": Job("ANTs SyN", "syn", "antspyx"),
     "greedy": Job("greedy", "greedy", "picsl-greedy"),
     "greedy-sv": Job("greedy, log-demons", "greedy-sv", "picsl-greedy"),

@@ -188,6 +188,7 @@ def _add_dice(
         rows[engine] |= {
             "dice": statistics.mean(values),
             "dice_change": statistics.mean(changes),
+            "largest_dice_change": max(changes, key=abs),
         }
 
 

@@ -74,6 +74,43 @@ def syn(task: Task, seconds: Stopwatch) -> None:
         Path(field).rename(f"{task.out}/{FIELD}")
 
 
+def elastix(task: Task, seconds: Stopwatch) -> None:
+    """elastix by itk-elastix: translation, affine, B-splines, with default parameters."""
+    import itk
+
+    with seconds("load"):
+        moving, fixed = itk.imread(task.moving, itk.F), itk.imread(task.fixed, itk.F)
+        labels = itk.imread(task.moving_labels, itk.F)
+    with seconds("register"):
+        warped, parameters = itk.elastix_registration_method(
+            fixed, moving, parameter_object=elastix_parameters(task.affine)
+        )
+    with seconds("warp"):
+        for number in range(parameters.GetNumberOfParameterMaps()):
+            parameters.SetParameter(number, "FinalBSplineInterpolationOrder", "0")
+        warped_labels = itk.transformix_filter(labels, parameters)
+        integer = itk.Image[itk.SS, 3]
+        warped_labels = itk.cast_image_filter(warped_labels, ttype=(type(warped_labels), integer))
+    with seconds("save"):
+        itk.imwrite(warped, f"{task.out}/{WARPED}")
+        itk.imwrite(warped_labels, f"{task.out}/{WARPED_LABELS}")
+        # It writes a file of its own as well, in the working folder otherwise.
+        field = itk.transformix_deformation_field(moving, parameters, output_directory=task.out)
+        itk.imwrite(field, f"{task.out}/{FIELD}")
+
+
+def elastix_parameters(kind: str):
+    """Its default parameter maps for the three transforms, one after the other."""
+    import itk
+
+    parameters = itk.ParameterObject.New()
+    for each in ("translation", kind, "bspline"):
+        parameters.AddParameterMap(parameters.GetDefaultParameterMap(each))
+    # itk-elastix 0.25 crashes when its bending energy counts in several threads at once.
+    parameters.SetParameter(2, "UseMultiThreadingForMetrics", "false")
+    return parameters
+
+
 def greedy(task: Task, seconds: Stopwatch, options: str = "") -> None:
     """Greedy diffeomorphic registration by picsl-greedy, its affine included.
 
@@ -256,6 +293,7 @@ PEERS: dict[str, Callable[[Task, Stopwatch], None]] = {
     "demons": partial(by_field, find=demons),
     "convexadam": partial(by_field, find=convexadam),
     "syn": syn,
+    "elastix": elastix,
     "greedy": greedy,
     "greedy-sv": partial(greedy, options="-sv"),
     "fireants": partial(by_field, find=fireants),

@@ -63,12 +63,12 @@ def test_shares_are_of_the_same_pair_and_turn():
             "dice": 0.5,
             "stages": {"warp": seconds},
         }
-        known = {"job": job, "pair": "p", "turn": turn, "seconds": seconds}
+        known = {"job": job, "ours": job == "ours", "pair": "p", "turn": turn, "seconds": seconds}
         return known | figures
 
     greedy = "greedy"
     rows = [row("ours", 0, 2.0), row(greedy, 0, 40.0), row("ours", 1, 6.0), row(greedy, 1, 60.0)]
-    rows += [{"job": "ours", "pair": "p", "turn": 2, "error": "killed by SIGKILL"}]
+    rows += [{"job": "ours", "ours": True, "pair": "p", "turn": 2, "error": "killed by SIGKILL"}]
     ours, peer = end_to_end.summarise(rows)
     share = (2 / 40 + 6 / 60) / 2
     assert ours["faster_than_greedy"] == pytest.approx(1 / share)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import peers
 from accuracy import measure
-from jobs import JOBS, Task
-from pairs import LabelledPair, labelled_pairs
+from jobs import FIELD, JOBS, Task
+from pairs import LabelledPair, evaluate, labelled_pairs
+from paramorph_rt.geometry.field import DisplacementField
+from paramorph_rt.transforms.itk import read_displacement
 from sets import Case
 
 
@@ -81,6 +85,22 @@ def test_velocity_of_greedy_is_another_field(case, pair, affine):
 def test_peers_of_pytorch_undo_more_than_the_affine(method, module, case, pair, affine):
     pytest.importorskip(module, reason="is installed as benchmarks/README.md says")
     assert in_a_child(method, case, pair)["dice"] > affine["dice"] + 0.02
+
+
+@pytest.mark.slow
+def test_elastix_undoes_a_part(case, pair, tmp_path, monkeypatch):
+    """In this process and with a tenth of its iterations, as its defaults take half a minute."""
+    pytest.importorskip("itk", reason="needs itk-elastix, of the extra benchmarks")
+    parameters = peers.elastix_parameters("affine")
+    parameters.SetParameter("MaximumNumberOfIterations", "25")
+    monkeypatch.setattr(peers, "elastix_parameters", lambda _kind: parameters)
+    peers.elastix(Task.of(case, tmp_path), peers.Stopwatch({}))
+    field = read_displacement(Path(tmp_path) / FIELD)
+    untouched = DisplacementField(field.grid, np.zeros_like(field.vectors_mm))
+    assert evaluate(field, pair)["dice"] > evaluate(untouched, pair)["dice"] + 0.05
+    assert peers.mean_dice(Task.of(case, tmp_path)) == pytest.approx(
+        evaluate(field, pair)["dice"], abs=0.01
+    )
 
 
 def test_a_label_that_is_lost_counts_as_0(case, pair, tmp_path):
