@@ -169,6 +169,16 @@ def body(result: Result) -> str:
     )
 
 
+def headline(result: Result) -> dict[str, float]:
+    """Dice and seconds of our methods."""
+    return {
+        f"{quantity}, {title}": entry[key]
+        for quantity, key in (("mean Dice", "dice"), ("seconds of a registration", "seconds"))
+        for title, entry in result["summary"].items()
+        if title.startswith("ParaMorph") and entry[key] is not None
+    }
+
+
 OPTIONS = (
     option("folder", type=Path, help=f"{LABELLED}; with --set, the folder of all sets"),
     option("--set", action="append", metavar="NAME", help=f"{', '.join(SETS)}; repeatable"),
@@ -181,7 +191,7 @@ OPTIONS = (
     THREADS,
     option("--timeout", type=float, default=3600, metavar="S", help="of a method on a pair"),
 )
-BENCHMARK = Benchmark(run, body, OPTIONS, plot=accuracy_plot)
+BENCHMARK = Benchmark(run, body, OPTIONS, plot=accuracy_plot, headline=headline)
 
 if __name__ == "__main__":
     BENCHMARK.exit()

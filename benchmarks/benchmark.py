@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import record
+from history import append
 from paramorph_rt.errors import exit_code
 from record import Result, Row, read_result
 from tables import origin
@@ -63,6 +64,7 @@ class Benchmark:
         name: What its result files are called, or how their names begin (default: as the script).
         packages: Whose versions matter besides those of `record.PACKAGES`.
         plot: Draws a result into a file.
+        headline: Numbers of a result by "quantity, of what", for `history.py`.
     """
 
     run: Callable[[argparse.Namespace], Row | Iterable[Path]]
@@ -71,6 +73,7 @@ class Benchmark:
     name: str = ""
     packages: Sequence[str] = ()
     plot: Callable[[Result, Path], None] | None = None
+    headline: Callable[[Result], dict[str, float]] | None = None
 
     @property
     def script(self) -> Path:
@@ -121,6 +124,8 @@ class Benchmark:
             path.with_suffix(".md").write_text(page, encoding="utf-8")
             if self.plot:
                 self.plot(result, path.with_suffix(".svg"))
+            if self.headline:
+                append(path.stem, result, self.headline(result))
             print(page, path, sep="\n")
 
     def _results(self, args: argparse.Namespace) -> Iterator[Path]:

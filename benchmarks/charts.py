@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 OURS, OTHERS = "#1f5fa8", "0.35"
 MARKERS = "osD^v<>Pp*XhH"
@@ -40,9 +41,7 @@ def accuracy_plot(result: Result, path: Path) -> None:
     _scatter(left, rows, "sd_log_jacobian", key, mean)
     _scatter(right, rows, "seconds", key, median)
     right.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "charts"}  # small, repeatable
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def _scatter(
@@ -61,6 +60,18 @@ def _scatter(
         across_pairs = [row[across] for row in mine]
         ax.scatter(across_pairs, [row[key] for row in mine], s=9, alpha=0.5, **style)
         ax.scatter(middle_of(across_pairs), value, s=70, label=title, **style)
+    plain(ax)
+
+
+def plain(ax: Axes) -> None:
+    """No frame, a faint grid behind."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25)
     ax.set_axisbelow(True)
+
+
+def save(figure: Figure, path: Path, **options: object) -> None:
+    """Write an SVG that is small and the same for the same result, and close the figure."""
+    plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "charts"}
+    figure.savefig(path, metadata={"Date": None}, **options)
+    plt.close(figure)

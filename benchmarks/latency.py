@@ -262,6 +262,16 @@ def body(result: Result) -> str:
     return text
 
 
+def headline(result: Result) -> dict[str, float]:
+    """Leads of the runtime's engines with the most threads."""
+    return {
+        f"times faster than {result['baseline']}, {row['contender']}": row["times_faster"]
+        for network in result["networks"]
+        for row in network["rows"]
+        if "error" not in row and row["contender"] not in PYTORCH
+    }
+
+
 @empty_cache()
 def run(args: argparse.Namespace) -> Iterator[Path]:
     """Measure; compare with an older result."""
@@ -304,7 +314,7 @@ OPTIONS = (
     option("--seconds", type=float, default=300, help="of turns, about"),
     option("--compare", type=Path, metavar="JSON", help="older result; fails on a lesser lead"),
 )
-BENCHMARK = Benchmark(run, body, OPTIONS)
+BENCHMARK = Benchmark(run, body, OPTIONS, headline=headline)
 
 
 def _say(what: str) -> None:

@@ -186,6 +186,10 @@ def test_a_whole_run_goes_on_where_it_was(phantoms, bundle, results):
     page = (results / "accuracy-made-up.md").read_text(encoding="utf-8")
     assert f"| ParaMorph, not refined | {unrefined['dice']:.3f} |" in page
     assert (results / "accuracy-made-up.svg").exists()
+    lines = (results / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["result"] for line in lines] == 2 * ["accuracy-made-up"]
+    numbers = json.loads(lines[1])["numbers"]
+    assert numbers["mean Dice, ParaMorph, not refined"] == unrefined["dice"]
 
 
 def test_an_unknown_set_is_one_line(tmp_path, capsys):

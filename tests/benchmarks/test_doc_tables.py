@@ -8,6 +8,7 @@ import re
 import pytest
 
 import doc_tables
+import history
 import record
 from record import BenchmarkError
 
@@ -103,3 +104,13 @@ def test_readme_names_every_benchmark_and_no_other():
 def test_result_of_nobody_is_refused():
     with pytest.raises(BenchmarkError, match="other: expected the result of one of accuracy, "):
         doc_tables.benchmark_of("other")
+
+
+def test_history_is_drawn(results):
+    results.mkdir()
+    result = {"commit": "1a2b3c4", "cores": 2, "processor": "AMD EPYC"}
+    for date, seconds in (("2026-02-01", 4.0), ("2026-01-01", 5.0)):
+        history.append("latency", result, {"seconds, ours": seconds}, date)
+    assert [line["numbers"]["seconds, ours"] for line in history.read()] == [5.0, 4.0]
+    history.main()
+    assert ">1a2b3c4<" in (results / "history.svg").read_text(encoding="utf-8")
