@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmark import FIRST, LABELLED, MODEL, RESUME, THREADS, Benchmark, option
+from benchmark import FIRST, LABELLED, MODELS, RESUME, THREADS, Benchmark, option
 from bundles import named_bundles
 from charts import accuracy_plot
 from jobs import (
@@ -185,7 +185,7 @@ OPTIONS = (
     FIRST,
     option("--methods", default=DEFAULT_METHODS, help=f"of {', '.join(JOBS)}"),
     option("--affine", choices=("affine", "rigid"), help="before it (default: the set's)"),
-    MODEL,
+    MODELS,
     option("--name", help="of a folder's result files (default: the folder's)"),
     RESUME,
     THREADS,

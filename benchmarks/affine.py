@@ -30,7 +30,7 @@ from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume, save_volume
 from paramorph_rt.metrics.overlap import mean_dice
 from paramorph_rt.steps.affine import align_affine
-from paramorph_rt.steps.foreground import foreground_box, foreground_threshold
+from paramorph_rt.steps.foreground import foreground_box, foreground_of
 from paramorph_rt.system.threads import itk_threads
 from paramorph_rt.transforms.itk import read_affine
 from record import Result, Row, Rows
@@ -120,8 +120,8 @@ METHODS: dict[str, Callable[[Volume, Volume], tuple[np.ndarray, Row]]] = {
 def dice_of(affine: np.ndarray, pose: np.ndarray, pair: LabelledPair) -> float | None:
     """Mean over the common labels, at every second voxel of the fixed grid."""
     target = pair.fixed_labels.data[::2, ::2, ::2]
-    coarse = Grid(target.shape, pair.fixed.grid.affine @ np.diag([2, 2, 2, 1]))
-    warped = resample_to_grid(posed(pair.moving_labels, pose), coarse, affine, "nearest")
+    grid = pair.fixed.grid.coarsened(2)
+    warped = resample_to_grid(posed(pair.moving_labels, pose), grid, affine, "nearest")
     return mean_dice(target, warped, pair.moving_labels.data)
 
 
@@ -129,7 +129,7 @@ def measure(pair: LabelledPair, poses: int, peer_poses: int, seed: int) -> Itera
     """Each method on the pair as it is, then from each pose."""
     rng = np.random.default_rng(seed)
     fixed = pair.fixed
-    inside = np.argwhere(fixed.data > foreground_threshold(fixed.data))[::97]
+    inside = np.argwhere(foreground_of(fixed))[::97]
     points = np.c_[fixed.grid.world(inside), np.ones(len(inside))]
     unperturbed: dict[str, np.ndarray] = {}
     centre = pair.moving.grid.world(np.array(pair.moving.data.shape) / 2)

@@ -42,7 +42,8 @@ LABELLED = "NAME_*.nii.gz with NAME_labels.nii.gz"
 FOLDER = option("folder", type=Path, help=LABELLED)
 OPTIONAL_FOLDER = option("--folder", type=Path, help=f"{LABELLED} (default: Colin27, deformed)")
 FIRST = option("--first", type=int, metavar="N", help="pairs of a folder or set (default: all)")
-MODEL = option("--model", action="append", metavar="BUNDLE[:LABEL]", help="default: as shipped")
+MODELS = option("--model", action="append", metavar="BUNDLE[:LABEL]", help="default: as shipped")
+MODEL = option("--model", type=Path, metavar="NAME|BUNDLE", help="default: as shipped")
 ENGINES = option(
     "--engines", default="onnxruntime:fp32,openvino:fp32,openvino:bf16", help="backend:precision,…"
 )

@@ -33,21 +33,6 @@ def named_bundles(models: Sequence[str] | None) -> dict[str, Bundle]:
     return bundles
 
 
-def single_bundle(models: Sequence[str] | None) -> tuple[str, Bundle]:
-    """The one bundle that was named, and its label.
-
-    Raises:
-        BundleError: It cannot be loaded.
-        BenchmarkError: More than one.
-    """
-    bundles = named_bundles(models)
-    if len(bundles) > 1:
-        raise BenchmarkError(
-            f"--model: expected one bundle, got {len(bundles)}; measure them one after the other."
-        )
-    return next(iter(bundles.items()))
-
-
 def weights_of(bundle: Bundle, files: Iterable[Path] = ()) -> Path:
     """The file of weights that a bundle was exported from, by its hash.
 

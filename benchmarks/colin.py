@@ -29,9 +29,7 @@ TURN_DEGREES = 8
 
 def cube(size: int) -> Grid:
     """`size`³ voxels about the brain, RAS: more voxels are finer, what they show stays the same."""
-    affine = np.diag([SIDE_MM / size] * 3 + [1.0])
-    affine[:3, 3] = np.subtract(MIDDLE, affine[0, 0] * (size - 1) / 2)
-    return Grid((size, size, size), affine)
+    return Grid.from_spacing([size] * 3, SIDE_MM / size, np.eye(3), centre=np.array(MIDDLE))
 
 
 def write_colin_pair(folder: Path, size: int) -> Case:
@@ -58,17 +56,12 @@ def write_colin_pair(folder: Path, size: int) -> Case:
 
 
 def _deformation_mm(grid: Grid) -> Float[np.ndarray, "i j k 3"]:
-    ones = np.ones(grid.shape, np.float32)
-    i, j, k = np.ix_(*[np.arange(n, dtype=np.float32) for n in grid.shape])
-    x, y, z = (
-        grid.affine[axis, 3] + grid.affine[axis, axis] * at - MIDDLE[axis]
-        for axis, at in enumerate((i, j, k))
-    )
+    x, y, z = np.moveaxis(grid.positions() - MIDDLE, -1, 0)
     turn = np.radians(TURN_DEGREES)
     wave = 2 * np.pi / WAVE_MM
     parts = (
-        (np.cos(turn) - 1) * x - np.sin(turn) * y + BEND_MM * np.sin(wave * z) * ones,
-        np.sin(turn) * x + (np.cos(turn) - 1) * y + BEND_MM * np.sin(wave * x) * ones,
-        BEND_MM * np.sin(wave * y) * ones,
+        (np.cos(turn) - 1) * x - np.sin(turn) * y + BEND_MM * np.sin(wave * z),
+        np.sin(turn) * x + (np.cos(turn) - 1) * y + BEND_MM * np.sin(wave * x),
+        BEND_MM * np.sin(wave * y),
     )
     return np.stack(parts, axis=-1).astype(np.float32)

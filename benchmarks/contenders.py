@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from costs import timed, within
-from paramorph_rt.errors import BackendError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -145,32 +144,6 @@ def by_torch(spec: Spec, precision: str = "fp32", compiled: bool = False) -> Con
     return Contender(run, on_device, {"torch": torch.__version__, "cuda": torch.version.cuda})
 
 
-def transcription(spec: Spec) -> Contender:
-    """The network as its description has it, unoptimised, in eager mode."""
-    import torch
-
-    from paramorph.checkpoint import load_weights
-    from paramorph.reference import reference_name
-    from plain_transcription import PlainTranscription
-
-    network, info = load_weights(spec.weights)
-    config = info.network
-    if config.window_return != "reference" or config.passes > 1 or config.integration_steps:
-        raise BackendError(
-            "transcription: expected weights of one pass that go back from windows as the "
-            "reference's do, got others; leave it out of --contenders."
-        )
-    # Contiguous, as a checkpoint's weights are; the network's own lie channels last.
-    state = {reference_name(n): t.contiguous() for n, t in network.state_dict().items()}
-    plain = PlainTranscription(state, config.window, config.fusion)
-
-    def run(*volumes: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return plain(*(torch.from_numpy(v)[None, None] for v in volumes))[0].numpy()
-
-    return Contender(run)
-
-
 def by_backend(spec: Spec, name: str, precision: str, **options: Any) -> Contender:
     """The runtime's, as `paramorph-rt infer` runs it."""
     from paramorph_rt.backends import choose_backend
@@ -231,8 +204,8 @@ def memory_used_mb() -> float | None:
 
 Load = Callable[[Spec], Contender]
 HALVES = ("fp16", "bf16")
-#: By PyTorch, for latency.py.
-PYTORCH: dict[str, Load] = {"pytorch": by_torch, "transcription": transcription}
+#: For latency.py, besides the runtime's engines.
+PYTORCH = "pytorch"
 #: For gpu.py.
 ON_GPU: dict[str, Load] = {
     **{f"torch {p}": partial(by_torch, precision=p) for p in ("fp32", *HALVES)},
@@ -251,8 +224,5 @@ ON_GPU: dict[str, Load] = {
     ),
 }
 #: For what a GPU has no time.
-ON_CPU: dict[str, Load] = {
-    f"{name} cpu fp32": partial(by_backend, name=name, precision="fp32")
-    for name in ("onnxruntime", "openvino")
-}
-LOADERS = {**PYTORCH, **ON_GPU, **ON_CPU}
+ON_CPU = {"onnxruntime cpu fp32": partial(by_backend, name="onnxruntime", precision="fp32")}
+LOADERS = {PYTORCH: by_torch, **ON_GPU, **ON_CPU}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import resource
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,18 +26,6 @@ def timed(call: Callable[[], Any]) -> Timed:
     clock, cpu = time.perf_counter(), time.process_time()
     result = call()
     return Timed(result, time.perf_counter() - clock, time.process_time() - cpu)
-
-
-def repeated(call: Callable[[], Any], runs: int) -> dict[str, Any]:
-    """Call so many times: `seconds` of each, and medians for a table."""
-    each = [timed(call) for _ in range(runs)]
-    seconds = [one.seconds for one in each]
-    return {
-        "seconds": seconds,
-        "median_seconds": statistics.median(seconds),
-        "least_seconds": min(seconds),
-        "median_cpu_seconds": statistics.median(one.cpu_seconds for one in each),
-    }
 
 
 def within(call: Callable[[], Any], runs: int, seconds: float, at_least: int) -> list[float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from accuracy import measure
-from benchmark import MODEL, OPTIONAL_FOLDER, THREADS, Benchmark, option, runs
+from benchmark import MODELS, OPTIONAL_FOLDER, THREADS, Benchmark, option, runs
 from bundles import named_bundles
 from colin import SIDE_MM, write_colin_pair
 from isolated import empty_cache
@@ -129,7 +129,7 @@ OPTIONS = (
     option("--pairs", type=int, default=4, help="of the folder, at most"),
     option("--size", type=int, default=SIDE_MM, help="of Colin27's cube"),
     runs(1, "turns over all pairs"),
-    MODEL,
+    MODELS,
     option("--methods", default=DEFAULT_METHODS, help=f"of {', '.join(JOBS)}"),
     THREADS,
     option("--timeout", type=float, default=1800, metavar="S", help="of a job on a pair"),

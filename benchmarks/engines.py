@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmark import MODEL, Benchmark, option
+from benchmark import MODELS, Benchmark, option
 from bundles import named_bundles
 from paramorph_export.engine import add_engines
 from paramorph_rt.bundle import Bundle, load_bundle
@@ -18,7 +18,6 @@ from tables import markdown_table, measured
 
 COLUMNS = (
     ("network", "label", ""),
-    ("graph", "graph", ""),
     ("passes", "passes", "d"),
     ("grid", "grid", ""),
     ("precision", "precision", ""),
@@ -31,16 +30,6 @@ COLUMNS = (
     ("launches", "launches", "d"),
     ("traffic, GB", "gigabytes", ".2f"),
     *((f"model of {card.name}, ms", card.name, ".1f") for card in CARDS),
-)
-#: What launches are for, as of `schedule.Launch.group`.
-GROUPS = (
-    "convolution",
-    "linear",
-    "attention",
-    "layer norm",
-    "instance norm",
-    "upsampling",
-    "others",
 )
 FROM_MANIFEST = ("flavour", "version", "compute_capability", "precision", "build_seconds")
 
@@ -106,33 +95,13 @@ def body(result: Result) -> str:
         "which no card has confirmed: the longer of moving at "
         f"{' or '.join(f'{c.bytes_per_second / 1e9:.0f}' for c in CARDS)} GB/s and computing at "
         f"{EFFICIENCY:.0%} of {' or '.join(f'{c.flop_per_second / 1e12:g}' for c in CARDS)} "
-        f"TFLOP/s, and {LAUNCH_SECONDS * 1e6:g} µs for each launch. Other graphs, where there are "
-        "any, compute the same without one choice of the export each (classes of "
-        "`paramorph_export.graph`, rules of `paramorph_export.precision`).\n\n"
+        f"TFLOP/s, and {LAUNCH_SECONDS * 1e6:g} µs for each launch.\n\n"
         + markdown_table(rows, measured(COLUMNS, rows))
-        + _by_group(rows)
-    )
-
-
-def _by_group(rows: list[Row]) -> str:
-    """What the launches are for, of the engines that tell."""
-    told = [{**row, **row["groups"]} for row in rows if "groups" in row]
-    if not told:
-        return ""
-    columns = (*COLUMNS[:1], *COLUMNS[5:6], *((group, group, "d") for group in GROUPS))
-    return (
-        "\n\nLaunches by what they are for. A block of window attention takes seven: a norm, the "
-        "product for queries, keys and values, attention, the projection, its sum with a norm, and "
-        "two products. A pass of the network has 18 such blocks: 126 launches in one pass and 252 "
-        "in two, without the 8 of a pass that make the queries of blocks which look at the other "
-        "volume. Most of the rest are convolutions, the norms between them and, among the others, "
-        "launches that clear the counters of sums over whole volumes.\n\n"
-        + markdown_table(told, columns)
     )
 
 
 OPTIONS = (
-    MODEL,
+    MODELS,
     option("--target", nargs="+", default=["rtx3080"], help="as of export/build_engine.py"),
     option("--precision", nargs="+", default=["fp16"], help="of the bundle's networks"),
     option("--flavour", default="tensorrt-rtx"),

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 NETWORKS = ("brain-t1-small", "paramorph")
 REFINED = ":refined"  # after a model's name: its features and the refinement as one network
 PACKAGES = ("onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "cuda-bindings", "pycuda")
-ENGINES = ("onnxruntime", "tensorrt", "openvino")  # which need a bundle
+ENGINES = ("onnxruntime", "tensorrt")  # which need a bundle
 COLUMNS = (
     ("engine", "contender", ""),
     ("median, ms", "median_ms", ".1f"),

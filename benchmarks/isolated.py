@@ -1,8 +1,8 @@
 """Run a method in its own process, so that its memory, threads and crashes are its own.
 
-Three ways, one protocol: `run_measured` measures a command from start to end; `python_command` is
-the command that calls one of our functions; a `worker` loads something once and is then called
-again and again. Each ends with a result and what it took, or with the reason why there is none.
+Two ways: `run_measured` measures a command from start to end; a `worker` loads something once and
+is then called again and again. Each ends with a result and what it took, or with the reason why
+there is none.
 
 As a script, the other process. It needs the standard library alone, and what its target needs.
 """
@@ -91,11 +91,6 @@ def run_measured(
         return json.load(report)
 
 
-def python_command(target: str, *arguments: Any) -> list[str]:
-    """The command that calls `target`, a "module:function", with arguments as JSON has them."""
-    return [sys.executable, __file__, "call", target, json.dumps(arguments)]
-
-
 class Answer(NamedTuple):
     """What one call in another process returned and took."""
 
@@ -149,12 +144,11 @@ class Worker:
 
 @contextmanager
 def worker(
-    name: str, target: str, *arguments: Any, threads: int, timeout_s: float | None = None
+    target: str, *arguments: Any, threads: int, timeout_s: float | None = None
 ) -> Iterator[Worker]:
     """Start a process, and end it after the block.
 
     Args:
-        name: For messages.
         target: The "module:function" that the process calls first. If it returns a function, that
             is what the worker calls from then on.
         arguments: Of the first call.
@@ -172,7 +166,7 @@ def worker(
     theirs.close()
     try:
         ours.send(arguments)
-        yield Worker(name, process, ours, timeout_s)
+        yield Worker(target, process, ours, timeout_s)
     finally:
         ours.close()  # which ends its loop
         process.wait()
@@ -182,7 +176,7 @@ def call_isolated(
     target: str, *arguments: Any, threads: int, timeout_s: float | None = None
 ) -> Answer:
     """Call a "module:function" once, in a process of its own; see `worker`."""
-    with worker(target, target, *arguments, threads=threads, timeout_s=timeout_s) as running:
+    with worker(target, *arguments, threads=threads, timeout_s=timeout_s) as running:
         return running.loaded
 
 
@@ -193,17 +187,6 @@ def _ending(code: int) -> str:
 def _function(target: str) -> Any:
     module, _, name = target.partition(":")
     return getattr(import_module(module), name)
-
-
-def _call(target: str, arguments: str) -> None:
-    try:
-        _function(target)(*json.loads(arguments))
-    except Exception as err:
-        from paramorph_rt.errors import ParamorphError
-
-        if isinstance(err, ParamorphError):  # its sentence, without what led there
-            sys.exit(str(err))
-        raise
 
 
 def _serve(descriptor: str, target: str) -> None:
@@ -232,16 +215,10 @@ def _serve(descriptor: str, target: str) -> None:
 
 
 def _measure(report: str, timeout_s: str, *command: str) -> None:
-    def run() -> int:
-        process = subprocess.Popen(command)
-        try:
-            return process.wait(float(timeout_s))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            sys.exit(f"stopped after {float(timeout_s):g} s")
-
-    code, seconds, _ = timed(run)
+    try:
+        code, seconds, _ = timed(lambda: subprocess.call(command, timeout=float(timeout_s)))
+    except subprocess.TimeoutExpired as err:
+        sys.exit(f"stopped after {err.timeout:g} s")
     if code:
         sys.exit(_ending(code) if code < 0 else code)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -6,16 +6,16 @@ the means that its own users have: ours is the command `paramorph-rt infer`, pee
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isolated import python_command, run_measured
+from isolated import run_measured
 from paramorph_rt.errors import MissingDependencyError
-from record import check_known, read_result
+from record import check_known, read_result, version_of
 
 if TYPE_CHECKING:
     from pairs import Case
@@ -87,16 +87,10 @@ class Job:
         stages = read_result(Path(task.out) / METRICS)["seconds"]
         return {**usage, "stages": {START_UP: usage["seconds"] - sum(stages.values()), **stages}}
 
-    def run_many(
-        self, task: Task, count: int, threads: int, timeout_s: float
-    ) -> dict[str, float] | dict[str, str]:
-        """Ours on the same pair again and again, through one `Registration`; see `run_measured`."""
-        arguments = (asdict(task), self.model, self.engine, count, threads)
-        return run_measured(python_command("jobs:register_many", *arguments), threads, timeout_s)
-
     def _command(self, task: Task, threads: int) -> list[str]:
         if self.peer:
-            return python_command("peers:run", self.peer, asdict(task))
+            peers = Path(__file__).with_name("peers.py")
+            return [sys.executable, str(peers), self.peer, json.dumps(asdict(task))]
         kind = "rigid" if task.affine == "rigid" else None
         options = {"affine": kind, "refine": self.refine, "model": self.model, "threads": threads}
         files = {role: getattr(task, role) for role in ROLES}
@@ -159,9 +153,16 @@ def jobs_named(names: str, bundles: Mapping[str, Bundle]) -> list[Job]:
         BenchmarkError: A name that is unknown.
         MissingDependencyError: A peer whose package is not installed.
     """
+    wanted = [name for name in names.split(",") if name]
+    check_known("--methods", wanted, JOBS)
     jobs = []
-    for name in filter(None, names.split(",")):
-        job = _known(name)
+    for name in wanted:
+        job = JOBS[name]
+        if job.package and version_of(job.package) is None:
+            raise MissingDependencyError(
+                f"{name}: expected the package {job.package}, found none; install it as "
+                "benchmarks/README.md says, or leave it out of --methods."
+            )
         if job.peer or job.model:
             jobs.append(job)
             continue
@@ -185,27 +186,3 @@ def of_network(stages: Mapping[str, float]) -> float | None:
 def of_registration(stages: Mapping[str, float]) -> float:
     """Seconds of a job's registration, from images in memory to warped images and field."""
     return sum(seconds for stage, seconds in stages.items() if stage not in AROUND)
-
-
-def register_many(task: dict[str, str], model: str, engine: str, count: int, threads: int) -> None:
-    """The process of `Job.run_many`."""
-    from paramorph_rt import Registration
-
-    register = Registration(model, threads, *engine.split(":"))
-    inputs = [task[role] for role in ROLES]
-    for number in range(count):
-        register(*inputs, surfaces=False).save(Path(task["out"]) / str(number))
-
-
-def _known(name: str) -> Job:
-    check_known("--methods", [name], JOBS)
-    job = JOBS[name]
-    try:
-        if job.package:
-            version(job.package)
-    except PackageNotFoundError as err:
-        raise MissingDependencyError(
-            f"{name}: expected the package {job.package}, found none; install it as "
-            "benchmarks/README.md says, or leave it out of --methods."
-        ) from err
-    return job

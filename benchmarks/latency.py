@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from benchmark import CORES, MODEL, Benchmark, option, runs
+from benchmark import CORES, MODELS, Benchmark, option, runs
 from bundles import named_bundles, weights_of
 from colin import SIDE_MM, write_colin_pair
 from contenders import PYTORCH, Spec
@@ -40,9 +40,10 @@ from record import (
 )
 from tables import differences, failures, markdown_table
 
-DEFAULT = ("pytorch", "onnxruntime:fp32", "openvino:fp32", "openvino:bf16")
+DEFAULT = (PYTORCH, "onnxruntime:fp32", "openvino:fp32", "openvino:bf16")
 # Mean difference as a share of the largest displacement, beyond which it is not the same network.
 MOST_DIFFERENCE = {"fp32": 1e-3, "other": 2e-2}
+MOST_LOST = 0.15  # of a lead; less may be noise
 AT_LEAST = 3  # turns, however long they take
 PAUSE_SECONDS = 0.2  # in which threads of the one before fall asleep
 COLUMNS = (
@@ -86,8 +87,7 @@ def measure(
 ) -> list[Row]:
     """Each contender on one network with so many threads: its figures, or its `error`."""
     engines = args.contenders.split(",")
-    by_torch = set(engines) & set(PYTORCH)
-    weights = str(weights_of(bundle, args.weights)) if by_torch else None
+    weights = str(weights_of(bundle, args.weights)) if PYTORCH in engines else None
     outputs: dict[str, list[np.ndarray]] = {}
     rows = {engine: {"contender": engine, "threads": threads} for engine in engines}
     with ExitStack() as stack:
@@ -98,9 +98,7 @@ def measure(
             try:
                 # Of a stack of its own, so that one which fails ends at once.
                 with ExitStack() as own:
-                    started = own.enter_context(
-                        worker(engine, "contenders:runner", spec, threads=threads)
-                    )
+                    started = own.enter_context(worker("contenders:runner", spec, threads=threads))
                     output = [_answer(started, case).result for case in cases]
                     rows[engine] |= _checked(engine, output, outputs.get(engines[0]))
                     stack.enter_context(own.pop_all())
@@ -131,8 +129,8 @@ def _checked(
     if expected is None:
         return {"largest_displacement_vox": float(max(abs(u).max() for u in output))}
     difference = differences(expected, output)
-    precision = "fp32" if engine in PYTORCH else engine.partition(":")[2]
-    allowed = MOST_DIFFERENCE.get(precision, MOST_DIFFERENCE["other"])
+    is_full = engine == PYTORCH or engine.endswith(":fp32")
+    allowed = MOST_DIFFERENCE["fp32" if is_full else "other"]
     allowed *= float(max(abs(u).max() for u in expected))
     if not difference["mean_difference_vox"] <= allowed:  # nor NaN
         raise BenchmarkError(
@@ -194,59 +192,53 @@ def _add_dice(
         }
 
 
-def compared(new: Result, old: Result) -> list[Row]:
-    """How each contender's lead over the first changed; below 1 is slower.
+def check_leads(new: Result, old: Result) -> None:
+    """Print how each contender's lead over the first changed; below 1 is slower.
 
     Leads and not seconds, which differ between machines and days.
 
     Raises:
-        BenchmarkError: The two have nothing in common, or another first contender.
+        BenchmarkError: A contender lost more of its lead than `MOST_LOST`, or the two results have
+            nothing in common, or another first contender.
     """
     if new["baseline"] != old["baseline"]:
         raise BenchmarkError(
             f"--compare: expected a result that compares with {new['baseline']}, got one with "
             f"{old['baseline']}; measure with the same first contender."
         )
-    before = {_key(row): row["times_faster"] for row in _leads(old)}
-    rows = [row | {"before": before[_key(row)]} for row in _leads(new) if _key(row) in before]
+    before, after = _leads(old), _leads(new)
+    rows = [
+        {
+            **dict(zip(("network", "contender", "threads"), key, strict=True)),
+            **{"before": before[key], "after": lead, "change": lead / before[key]},
+        }
+        for key, lead in after.items()
+        if key in before
+    ]
     if not rows:
         raise BenchmarkError(
             "--compare: expected networks, contenders and threads of this run in the older "
             "result, got none of them; compare with another."
         )
-    for row in rows:
-        row |= {"after": row["times_faster"], "change": row["times_faster"] / row["before"]}
-    return rows
-
-
-def check_leads(rows: Sequence[Row], tolerance: float) -> None:
-    """Print how it changed.
-
-    Raises:
-        BenchmarkError: A contender lost more of its lead than `tolerance`.
-    """
     print(markdown_table(rows, LEAD_COLUMNS))
-    if slower := [row for row in rows if row["change"] < 1 - tolerance]:
+    if slower := [row for row in rows if row["change"] < 1 - MOST_LOST]:
         what = ", ".join(
             f"{r['contender']} with {r['threads']} threads {r['change']:.2f}" for r in slower
         )
         raise BenchmarkError(
-            f"--compare: expected every lead at least {1 - tolerance:.2f} of what it was, got "
+            f"--compare: expected every lead at least {1 - MOST_LOST:.2f} of what it was, got "
             f"{what}; run again, and look for the change if it stays."
         )
 
 
-def _leads(result: Result) -> list[Row]:
-    return [
-        row | {"network": network["name"]}
+def _leads(result: Result) -> dict[tuple[str, str, int], float]:
+    """By network, contender and threads."""
+    return {
+        (network["name"], row["contender"], row["threads"]): row["times_faster"]
         for network in result["networks"]
         for row in network["rows"]
         if "error" not in row and row["contender"] != result["baseline"]
-    ]
-
-
-def _key(row: Row) -> tuple[str, str, int]:
-    return row["network"], row["contender"], row["threads"]
+    }
 
 
 def body(result: Result) -> str:
@@ -285,7 +277,7 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     """Measure; compare with an older result."""
     engines = args.contenders.split(",")
     runtime = (f"{way.backend}:{p}" for way in WAYS for p in way.precisions)
-    check_known("--contenders", engines, (*PYTORCH, *runtime))
+    check_known("--contenders", engines, (PYTORCH, *runtime))
     older = read_result(args.compare) if args.compare else None
     bundles = named_bundles(args.model)
     networks = []
@@ -305,23 +297,22 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     content = {"baseline": engines[0], "pairs": names, "networks": networks}
     yield write_result(args.name, content, ["openvino"])
     if older:
-        check_leads(compared(content, older), args.tolerance)
+        check_leads(content, older)
 
 
 OPTIONS = (
-    MODEL,
+    MODELS,
     option("--weights", type=Path, action="append", default=[], help="of one that is not shipped"),
     option(
         "--contenders",
         default=",".join(DEFAULT),
-        help=f"{', '.join(PYTORCH)}, or backend:precision; the first is compared with",
+        help=f"{PYTORCH}, or backend:precision; the first is compared with",
     ),
     option("--folder", type=Path, help="labelled volumes, for Dice (default: Colin27)"),
     option("--threads", type=int, nargs="+", default=[CORES], help="(default: all cores)"),
     runs(20, "turns at most"),
     option("--seconds", type=float, default=300, help="of turns, about"),
     option("--compare", type=Path, metavar="JSON", help="older result; fails on a lesser lead"),
-    option("--tolerance", type=float, default=0.15, help="share of a lead that may be noise"),
 )
 BENCHMARK = Benchmark(run, body, OPTIONS, headline=headline)
 

@@ -16,9 +16,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from benchmark import FOLDER, MODEL, THREADS, Benchmark
-from bundles import single_bundle
 from pairs import LabelledPair, labelled_pairs
 from paramorph_rt import Registration, Volume
+from paramorph_rt.bundle import bundle_path, load_bundle
 from paramorph_rt.metrics.overlap import dice
 from record import Row, weights_sha256
 from tables import average, grouped, page_of_rows
@@ -70,7 +70,7 @@ def agreement(mask: Volume, labels: Volume) -> float:
 def run(args: argparse.Namespace) -> Row:
     """Measure with masks of every kind; means come last."""
     cases = labelled_pairs(args.folder)
-    _, bundle = single_bundle(args.model)
+    bundle = load_bundle(bundle_path(args.model))
     register = Registration(bundle, args.threads)
     rows = [
         {"pair": case.name} | measure(register, case.load(), kind)

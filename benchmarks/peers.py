@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from isolated import THREAD_VARIABLES
 from jobs import FIELD, METRICS, WARPED, WARPED_LABELS, Task
+from paramorph_rt.errors import exit_code
 from paramorph_rt.system.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from paramorph_rt.geometry.field import DisplacementField
     from paramorph_rt.images.volume import Volume
 
-    Find = Callable[[Volume, Volume, str], DisplacementField]
+    Find = Callable[[Volume, Volume, Task], DisplacementField]
 
 DEMONS_SHRINK_FACTORS = (4, 2, 1)
 DEMONS_ITERATIONS = 50  # at each of them
@@ -139,52 +141,11 @@ def greedy(task: Task, seconds: Stopwatch, options: str = "") -> None:
         )
 
 
-def fireants(task: Task, seconds: Stopwatch) -> None:
-    """FireANTs' greedy registration after its affine, by PyTorch on the CPU.
-
-    Source:
-        Jena et al., FireANTs (2024), arXiv 2404.01249; run as its licence allows.
-    """
-    import torch
-    from fireants.io.image import BatchedImages, Image
-    from fireants.registration.affine import AffineRegistration
-    from fireants.registration.greedy import GreedyRegistration
-    from fireants.registration.rigid import RigidRegistration
-
-    from paramorph_rt.geometry.warp import warp_volume
-    from paramorph_rt.images.volume import load_labels, load_volume, save_labels, save_volume
-    from paramorph_rt.transforms.itk import read_displacement
-
-    torch.set_num_threads(threads())
-    with seconds("load"):
-        images = [
-            BatchedImages([Image.load_file(path, device="cpu")])
-            for path in (task.fixed, task.moving)
-        ]
-    with seconds("register"):
-        rigid = task.affine == "rigid"
-        pair = {"fixed_images": images[0], "moving_images": images[1]}
-        pair["cc_kernel_size"] = FIREANTS_WINDOW_VOX
-        first = (RigidRegistration if rigid else AffineRegistration)(**FIREANTS_AFFINE, **pair)
-        first.optimize()
-        matrix = first.get_rigid_matrix() if rigid else first.get_affine_matrix()
-        second = GreedyRegistration(**FIREANTS_DEFORMABLE, **pair, init_affine=matrix.detach())
-        second.optimize()
-    with seconds("save"):
-        second.save_as_ants_transforms(f"{task.out}/{FIELD}")
-    with seconds("warp"):  # through the file that it wrote
-        field = read_displacement(Path(task.out) / FIELD)
-        warped = warp_volume(load_volume(task.moving), field)
-        warped_labels = warp_volume(load_labels(task.moving_labels), field, "nearest")
-        save_volume(Path(task.out) / WARPED, warped)
-        save_labels(Path(task.out) / WARPED_LABELS, warped_labels)
-
-
-def after_our_affine(task: Task, seconds: Stopwatch, find: Find) -> None:
-    """A method that has no affine of its own, or no file format: it takes ours.
+def by_field(task: Task, seconds: Stopwatch, find: Find) -> None:
+    """A method that gives a field alone: we read, warp and write.
 
     Args:
-        find: Moving, fixed and the kind of the affine; gives a complete field.
+        find: Moving, fixed and the task; gives a complete field.
     """
     from paramorph_rt.geometry.warp import warp_volume
     from paramorph_rt.images.volume import load_labels, load_volume, save_labels, save_volume
@@ -194,7 +155,7 @@ def after_our_affine(task: Task, seconds: Stopwatch, find: Find) -> None:
         moving, fixed = load_volume(task.moving), load_volume(task.fixed)
         labels = load_labels(task.moving_labels)
     with seconds("register"):
-        field = find(moving, fixed, task.affine)
+        field = find(moving, fixed, task)
     with seconds("warp"):
         warped, warped_labels = warp_volume(moving, field), warp_volume(labels, field, "nearest")
     with seconds("save"):
@@ -204,7 +165,7 @@ def after_our_affine(task: Task, seconds: Stopwatch, find: Find) -> None:
         save_labels(out / WARPED_LABELS, warped_labels)
 
 
-def nothing(_moving: Volume, fixed: Volume, _kind: str) -> DisplacementField:
+def nothing(_moving: Volume, fixed: Volume, _task: Task) -> DisplacementField:
     """Both images where their headers put them."""
     import numpy as np
 
@@ -213,14 +174,14 @@ def nothing(_moving: Volume, fixed: Volume, _kind: str) -> DisplacementField:
     return Affine(np.eye(4)).on(fixed.grid)
 
 
-def affine(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
+def affine(moving: Volume, fixed: Volume, task: Task) -> DisplacementField:
     """The affine alignment that precedes our refinement."""
     from paramorph_rt.geometry.transform import Affine
 
-    return Affine(_our_affine(moving, fixed, kind)).on(fixed.grid)
+    return Affine(_our_affine(moving, fixed, task)).on(fixed.grid)
 
 
-def demons(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
+def demons(moving: Volume, fixed: Volume, task: Task) -> DisplacementField:
     """SimpleITK's diffeomorphic demons from coarse to fine.
 
     They have no settings of use by default; these are common ones, not tuned to any data. Demons
@@ -233,7 +194,7 @@ def demons(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
     from paramorph_rt.geometry.resample import resample_to_grid
     from paramorph_rt.geometry.spaces import from_sitk, to_sitk
 
-    to_moving = _our_affine(moving, fixed, kind)
+    to_moving = _our_affine(moving, fixed, task)
     aligned = to_sitk(resample_to_grid(moving, fixed.grid, to_moving), fixed.grid)
     target = to_sitk(fixed.data, fixed.grid)
     matched = sitk.HistogramMatching(aligned, target, 1024, 7, True)
@@ -268,7 +229,7 @@ def _shrunk(image: sitk.Image, factor: int) -> sitk.Image:
     return sitk.Shrink(sitk.SmoothingRecursiveGaussian(image, sigma), [factor] * 3)
 
 
-def convexadam(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
+def convexadam(moving: Volume, fixed: Volume, task: Task) -> DisplacementField:
     """ConvexAdam with MIND features and its default settings, by PyTorch on the CPU.
 
     Source:
@@ -282,7 +243,7 @@ def convexadam(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
     from paramorph_rt.geometry.resample import resample_to_grid
 
     torch.set_num_threads(threads())
-    to_moving = _our_affine(moving, fixed, kind)
+    to_moving = _our_affine(moving, fixed, task)
     aligned = resample_to_grid(moving, fixed.grid, to_moving)
     pair = (torch.from_numpy(np.ascontiguousarray(data)) for data in (fixed.data, aligned))
     displacement = convex_adam_pt(*pair)  # voxels of the fixed grid, components last
@@ -290,22 +251,52 @@ def convexadam(moving: Volume, fixed: Volume, kind: str) -> DisplacementField:
     return to_moving @ field
 
 
-def _our_affine(moving: Volume, fixed: Volume, kind: str):
+def fireants(_moving: Volume, _fixed: Volume, task: Task) -> DisplacementField:
+    """FireANTs' greedy registration after its affine, by PyTorch on the CPU and its own files.
+
+    Source:
+        Jena et al., FireANTs (2024), arXiv 2404.01249; run as its licence allows.
+    """
+    import torch
+    from fireants.io.image import BatchedImages, Image
+    from fireants.registration.affine import AffineRegistration
+    from fireants.registration.greedy import GreedyRegistration
+    from fireants.registration.rigid import RigidRegistration
+
+    from paramorph_rt.transforms.itk import read_displacement
+
+    torch.set_num_threads(threads())
+    pair = {
+        f"{side}_images": BatchedImages([Image.load_file(path, device="cpu")])
+        for side, path in (("fixed", task.fixed), ("moving", task.moving))
+    }
+    pair["cc_kernel_size"] = FIREANTS_WINDOW_VOX
+    rigid = task.affine == "rigid"
+    first = (RigidRegistration if rigid else AffineRegistration)(**FIREANTS_AFFINE, **pair)
+    first.optimize()
+    matrix = first.get_rigid_matrix() if rigid else first.get_affine_matrix()
+    second = GreedyRegistration(**FIREANTS_DEFORMABLE, **pair, init_affine=matrix.detach())
+    second.optimize()
+    second.save_as_ants_transforms(f"{task.out}/{FIELD}")
+    return read_displacement(Path(task.out) / FIELD)
+
+
+def _our_affine(moving: Volume, fixed: Volume, task: Task):
     from paramorph_rt.steps.affine import align_affine
 
-    return align_affine(moving, fixed, "rigid" if kind == "rigid" else "auto").affine
+    return align_affine(moving, fixed, "rigid" if task.affine == "rigid" else "auto").affine
 
 
 PEERS: dict[str, Callable[[Task, Stopwatch], None]] = {
-    "nothing": partial(after_our_affine, find=nothing),
-    "affine": partial(after_our_affine, find=affine),
-    "demons": partial(after_our_affine, find=demons),
-    "convexadam": partial(after_our_affine, find=convexadam),
+    "nothing": partial(by_field, find=nothing),
+    "affine": partial(by_field, find=affine),
+    "demons": partial(by_field, find=demons),
+    "convexadam": partial(by_field, find=convexadam),
     "syn": syn,
     "elastix": elastix,
     "greedy": greedy,
     "greedy-sv": partial(greedy, options="-sv"),
-    "fireants": fireants,
+    "fireants": partial(by_field, find=fireants),
 }
 
 
@@ -319,11 +310,16 @@ def mean_dice(task: Task) -> float | None:
     return overlap.mean_dice(fixed.data, warped.data, moving.data)
 
 
-def run(peer: str, task: dict[str, str]) -> None:
-    """Do a peer's job and write its metrics; the process of `Job.run`."""
-    job, seconds = Task(**task), Stopwatch({})
-    PEERS[peer](job, seconds)
+def run(peer: str, task: Task) -> None:
+    """Do a peer's job and write its metrics."""
+    seconds = Stopwatch({})
+    PEERS[peer](task, seconds)
     with seconds("metrics"):
-        dice = mean_dice(job)
+        dice = mean_dice(task)
     metrics = json.dumps({"seconds": seconds.table, "dice": dice})
-    (Path(job.out) / METRICS).write_text(metrics, encoding="utf-8")
+    (Path(task.out) / METRICS).write_text(metrics, encoding="utf-8")
+
+
+if __name__ == "__main__":  # the process of `Job.run`
+    name, arguments = sys.argv[1:]
+    sys.exit(exit_code(name, lambda: run(name, Task(**json.loads(arguments)))))

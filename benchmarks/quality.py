@@ -2,9 +2,8 @@
 
 Ordinary pairs and pairs with planted failures (troubles.py) are registered. Dice says which result
 a rater would accept; the score is fitted to that on some sets (`CALIBRATION`), and judged on others
-(`JUDGED`). `--fit` writes its coefficients to `quality/score.json`. Pairs that the model was not
-made for are registered with the model forced, too. Most brains are at 2 mm and without the network,
-which takes a quarter of the time; the four of the last set are as users have them.
+(`JUDGED`). `--fit` writes its coefficients to `quality/score.json`. Most brains are at 2 mm and
+without the network, which takes a quarter of the time; others are as users have them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from paramorph_rt.quality import score
 from paramorph_rt.quality.choice import choose
 from paramorph_rt.quality.looks import look_of
 from paramorph_rt.steps.foreground import masked
-from quality_looks import looks
 from quality_page import body
 from quality_pairs import SETS, tasks
 from record import Row, Rows, weights_sha256
@@ -69,11 +67,9 @@ def measure(register: Registration, task: Planted, limit: float, models: Sequenc
         flags += [f"{flag.name} ({flag.of})" for flag in choice.flags]
         evidence |= {"doubts": len(score.DOUBTS & {flag.partition(" ")[0] for flag in flags})}
     return row | {
-        "ncc_affine": metrics["ncc"]["affine"],
         "accepted": not task.doomed and row.get("dice_after", 0.0) >= limit,
         "model": metrics["model"],
         "flags": flags,
-        "uncertainty_coefficient_affine": (metrics["affine"] or {}).get("uncertainty_coefficient"),
         "evidence": evidence,
     }
 
@@ -143,18 +139,17 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     """Measure what the result lacks; fit with `--fit`."""
     auto, none = Registration(None, args.threads), Registration(NO_MODEL, args.threads)
     assert auto.bundle is not None
-    forced = Registration.with_models(auto.models, args.threads)
     content = {"model": auto.bundle.name, "weights_sha256": weights_sha256(auto.bundle)}
     rows = Rows(args.name, content, resume=args.resume)
     for keys, task in tasks(args.data):
         if rows.without(**keys):
             kind = SETS[keys["set"]]
-            register = forced if keys["group"] == "forced" else none if kind.coarse else auto
+            register = none if kind.coarse else auto
             rows.note(keys | measure(register, task, kind.limit, auto.models))
     if args.fit:
         SCORE_FILE.write_text(json.dumps(fitted(rows), indent=1) + "\n", encoding="utf-8")
         score.coefficients.cache_clear()  # the page is of these
-    yield rows.write(looks=list(looks(args.data)))
+    yield rows.write()
 
 
 OPTIONS = (

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-import quality_looks
 from paramorph_rt.bundle import default_bundle_path
 from paramorph_rt.quality.choice import MENDED
 from paramorph_rt.quality.score import LEAST_SCORE, score_of
@@ -35,15 +34,6 @@ RATE_COLUMNS = (
     ("of these rejected (sensitivity)", "sensitivity", ".3f"),
     ("area under the ROC curve of the score", "auc", ".3f"),
 )
-CHOICE_COLUMNS = (
-    ("set", "set", ""),
-    ("case", "case", ""),
-    ("pairs", "pairs", "d"),
-    ("affine", "dice_affine", ".3f"),
-    ("auto", "dice_auto", ".3f"),
-    ("forced", "dice_forced", ".3f"),
-    ("auto took", "took", ""),
-)
 
 
 def body(result: Result) -> str:
@@ -59,7 +49,7 @@ def body(result: Result) -> str:
         for by in ("score", "score or warning")
     ]
     limits = ", ".join(f"{n} {s.limit:g}" for n, s in SETS.items() if "training" not in n)
-    text = (
+    return (
         "By the models of the package or none, as `--model auto` chooses.\n\n"
         "A rater *would accept* a result whose mean Dice reaches a limit that is about midway "
         f"between what the affine and what a good registration reach in that set ({limits}); "
@@ -74,17 +64,6 @@ def body(result: Result) -> str:
         + "\n## By kind, of what did\n\n"
         + markdown_table(list(_kinds(groups["calibration"])), KIND_COLUMNS)
     )
-    if choices := list(_choices(rows)):
-        text += (
-            "\n## Model chosen or forced\n\nMean Dice of pairs that the model was not made for: as "
-            "`--model auto` starts them, and with the model forced.\n\n"
-        ) + markdown_table(choices, CHOICE_COLUMNS)
-    if result.get("looks"):
-        text += (
-            "\n## What the checks before see\n\nLeast and most over the images of a kind; the "
-            "limits are in `quality/checks.py`, `quality/domain.py` and the model's manifest.\n\n"
-        ) + quality_looks.table(result["looks"])
-    return text
 
 
 def rates_of(group: str, by: str, rows: Sequence[Row]) -> Row:
@@ -137,21 +116,3 @@ def _kinds(rows: Sequence[Row]) -> Iterator[Row]:
 def _other_flags(row: Row) -> list[str]:
     """Without that of the score, which the columns beside show."""
     return [flag for flag in row.get("flags", ()) if not flag.startswith("score ")]
-
-
-def _choices(rows: Sequence[Row]) -> Iterator[Row]:
-    groups = grouped(rows, "group", "set", "case")
-    for (group, *key), forced in groups.items():
-        if group != "forced":
-            continue
-        pairs = {row["pair"] for row in forced}
-        each = [row for row in groups.get(("judged", *key), ()) if row["pair"] in pairs]
-        yield {
-            "set": key[0],
-            "case": key[1],
-            "pairs": len(each),
-            "dice_affine": average(each, "dice_affine"),
-            "dice_auto": average(each, "dice_after"),
-            "dice_forced": average(forced, "dice_after"),
-            "took": ", ".join(sorted({row["model"] for row in each if "model" in row})),
-        }

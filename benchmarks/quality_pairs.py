@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sets import ring
+import sets
+from sets import PairSet
 from troubles import PLANTED, Planted, coarser
 
 AS_IT_IS = "as it is"
@@ -16,41 +17,39 @@ COARSE_MM = 2.0
 
 @dataclass(frozen=True)
 class JudgedSet:
-    """Pairs of one kind.
+    """Pairs of one kind, and which of their results are good.
 
     Attributes:
-        folder: Below that of all sets.
-        moving: Pattern of images, * being the subject.
-        fixed: The same.
-        labels: The same of the label maps, on the voxels of both.
+        pairs: The set.
         limit: Mean Dice from which a rater would accept a result: about midway between what the
             affine and what a good registration reach.
         coarse: Resampled to 2 mm, and registered without the network.
     """
 
-    folder: str
-    moving: str
-    fixed: str
-    labels: str
+    pairs: PairSet
     limit: float
     coarse: bool = False
 
 
-T1, LABELS = "*_t1", "*_labels"
-NEWBORN = {kind: f"*_{kind}w_brain" for kind in ("T1", "T2")}
+def training(pairs: PairSet) -> PairSet:
+    """The subjects that a set's model was trained on."""
+    return replace(pairs, folder=pairs.folder.replace("validation", "train"))
+
+
+BRAINS, NEWBORNS = sets.SETS["brain-t1-validation"], sets.SETS["newborns-t1"]
+PROSTATES, HIPPOCAMPI = sets.SETS["promise12-glands"], sets.SETS["hippocampus"]
 SETS = {
-    "brains, training": JudgedSet("brain_t1/train", T1, T1, LABELS, 0.5, True),
-    "brains": JudgedSet("brain_t1/validation", T1, T1, LABELS, 0.5, True),
-    "brains, 1 mm": JudgedSet("brain_t1/validation", T1, T1, LABELS, 0.5),
-    **{
-        f"newborns, {a} → {b}": JudgedSet("neonate", NEWBORN[a], NEWBORN[b], "*_Segmentation", 0.7)
-        for a, b in (("T1", "T1"), ("T1", "T2"), ("T2", "T1"))
-    },
-    "prostates, training": JudgedSet("prostate_t2/train", "*_t2", "*_t2", LABELS, 0.7),
-    "prostates": JudgedSet("prostate_t2/validation", "*_t2", "*_t2", LABELS, 0.7),
-    "hippocampi, training": JudgedSet("hippocampus/train", T1, T1, LABELS, 0.6),
-    "hippocampi": JudgedSet("hippocampus/validation", T1, T1, LABELS, 0.6),
-    "heads with skull": JudgedSet("heads_2mm", T1, T1, LABELS, 0.5),
+    "brains, training": JudgedSet(training(BRAINS), 0.5, coarse=True),
+    "brains": JudgedSet(BRAINS, 0.5, coarse=True),
+    "brains, 1 mm": JudgedSet(BRAINS, 0.5),
+    "newborns, T1 → T1": JudgedSet(NEWBORNS, 0.7),
+    "newborns, T1 → T2": JudgedSet(sets.SETS["newborns-t1-t2"], 0.7),
+    "newborns, T2 → T1": JudgedSet(replace(NEWBORNS, find=sets.newborns("T2", "T1")), 0.7),
+    "prostates, training": JudgedSet(training(PROSTATES), 0.7),
+    "prostates": JudgedSet(PROSTATES, 0.7),
+    "hippocampi, training": JudgedSet(training(HIPPOCAMPI), 0.6),
+    "hippocampi": JudgedSet(HIPPOCAMPI, 0.6),
+    "heads with skull": JudgedSet(sets.SETS["heads-2mm"], 0.5),
 }
 # JudgedSet, number of pairs, what is planted in each in turn.
 Plan = tuple[str, int, tuple[str, ...]]
@@ -103,18 +102,12 @@ OTHER_ORGANS = {
         ("hippocampi", "brains"),
     ),
 }
-FORCED: tuple[Plan, ...] = (
-    *((f"newborns, {pair}", 2, (AS_IT_IS,)) for pair in ("T1 → T1", "T1 → T2", "T2 → T1")),
-    ("prostates", 3, (AS_IT_IS,)),
-    ("heads with skull", 1, (AS_IT_IS,)),
-    ("brains, 1 mm", 1, ("inverted contrast",)),
-)
 
 
 def pairs(data: Path, name: str, count: int) -> Iterator[tuple[str, Planted]]:
     """The first pairs of a set, each subject to the next."""
     kind = SETS[name]
-    for case in ring(data / kind.folder, data, kind.moving, kind.fixed, kind.labels)[:count]:
+    for case in kind.pairs.cases(data, data)[:count]:
         pair = case.load()
         sides = [(pair.moving, pair.moving_labels), (pair.fixed, pair.fixed_labels)]
         if kind.coarse:
@@ -125,13 +118,13 @@ def pairs(data: Path, name: str, count: int) -> Iterator[tuple[str, Planted]]:
 
 def tasks(data: Path) -> Iterator[tuple[dict[str, str], Planted]]:
     """All pairs with what is planted in each: `group`, `set`, `case` and `pair`, and the task."""
-    for group, plans in (("calibration", CALIBRATION), ("judged", JUDGED), ("forced", FORCED)):
+    for group, plans in (("calibration", CALIBRATION), ("judged", JUDGED)):
         for name, count, planted in plans:
             for pair, task in pairs(data, name, count):
                 for case in planted:
                     keys = {"group": group, "set": name, "case": case, "pair": pair}
                     yield keys, PLANTED[case](task) if case in PLANTED else task
-        for moving, fixed in OTHER_ORGANS.get(group, ()):
+        for moving, fixed in OTHER_ORGANS[group]:
             (_, one), (_, other) = (next(pairs(data, name, 1)) for name in (moving, fixed))
             keys = {"group": group, "set": fixed, "case": OTHER_ORGAN, "pair": moving}
             yield keys, Planted(one.moving, other.fixed, None, None, doomed=True)

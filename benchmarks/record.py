@@ -135,13 +135,21 @@ def weights_sha256(bundle: Bundle) -> str | None:
     return bundle.provenance.get("weights_sha256")
 
 
+def version_of(package: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _origin(packages: Sequence[str]) -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "load_average": os.getloadavg(),
-        "versions": {name: _version(name) for name in (*PACKAGES, *packages)},
+        "versions": {name: version_of(name) for name in (*PACKAGES, *packages)},
         "commit": _commit(),
     }
 
@@ -166,10 +174,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from benchmark import ENGINES, FOLDER, MODEL, THREADS, Benchmark
-from bundles import single_bundle
 from isolated import run_measured
 from jobs import FIELD, infer_command
 from pairs import labelled_pairs
+from paramorph_rt.bundle import bundle_path, load_bundle
 from paramorph_rt.transforms.itk import read_displacement
 from record import Row, succeeded, weights_sha256
 from tables import page_of_rows
@@ -44,7 +44,7 @@ def field_of(images: Mapping[str, Path], engine: str, threads: int, model: Path)
 
 def run(args: argparse.Namespace) -> Row:
     """Compare every field with the first."""
-    _, bundle = single_bundle(args.model)
+    bundle = load_bundle(bundle_path(args.model))
     (case,) = labelled_pairs(args.folder, 1)
     images = {"moving": case.moving.image, "fixed": case.fixed.image}
     rows: list[Row] = []

@@ -1,8 +1,7 @@
-"""The shipped weights under trouble: moved, scaled, coarse, noisy, strange and unsuitable images.
+"""The shipped weights under trouble: moved, scaled, coarse, noisy and strangely stored images.
 
 Pairs of labelled volumes are registered as they are, then with each of `TROUBLES` in the moving
-image, by each of `SETTINGS`. Colin27 → MNI152 is judged by grey and white matter; newborns are what
-nothing was trained on, in one contrast and across two.
+image, by each of `SETTINGS`.
 """
 
 from __future__ import annotations
@@ -11,19 +10,17 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from benchmark import FIRST, FOLDER, RESUME, Benchmark, option
-from pairs import Case, LabelledPair, labelled_pairs
+from benchmark import FIRST, FOLDER, MODEL, RESUME, Benchmark, option
+from pairs import LabelledPair, labelled_pairs
 from paramorph_rt import Registration
 from paramorph_rt.bundle import NO_MODEL
 from paramorph_rt.errors import ParamorphError
 from paramorph_rt.geometry.field import DisplacementField
 from record import Result, Row, Rows, weights_sha256
-from sets import SETS, colin_to_mni
 from tables import REGULARITY, average, failures, grouped, markdown_table, measured
 from troubles import TROUBLES, same_places
 
@@ -33,7 +30,6 @@ SETTINGS: dict[str, tuple[bool, dict[str, Any]]] = {
     "not refined": (True, {"refine": 0}),
     "no network, refined": (False, {}),
 }
-NEWBORNS = ("newborns-t1", "newborns-t2", "newborns-t1-t2")
 AS_THEY_ARE = "as they are"
 COLUMNS = (
     ("case", "case", ""),
@@ -104,15 +100,6 @@ def summarise(rows: Iterable[Row]) -> list[Row]:
     return summary
 
 
-def strangers(neonate: Path | None, scratch: Path) -> Iterator[tuple[str, Case]]:
-    """Other brains: what the table calls them, and the pair."""
-    for case in colin_to_mni(Path(), scratch):
-        yield "Colin27 → MNI152, tissues", case
-    for name in NEWBORNS if neonate else ():
-        for case in SETS[name].find(neonate, scratch):
-            yield SETS[name].title, case
-
-
 def run(args: argparse.Namespace) -> Iterator[Path]:
     """Measure every case in every setting."""
     pairs = labelled_pairs(args.folder, args.first)
@@ -121,21 +108,15 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     bundle = with_network.bundle
     content = {"model": bundle.name, "weights_sha256": weights_sha256(bundle)}
     content |= {"models": {bundle.name: weights_sha256(bundle)}, "threads": args.threads}
-    rows = Rows(f"robustness-{args.name or bundle.name}", content, ["nilearn"], args.resume)
-    with TemporaryDirectory() as scratch:
-        others = list(strangers(args.neonate, Path(scratch)))
-        for setting, (network, options) in SETTINGS.items():
-            register = partial(with_network if network else without, **options)
-            for case in pairs:
-                of = {"setting": setting, "of": case.name}
-                if rows.without(**of):
-                    # All cases of a pair at once: a run that goes on does it whole or not at all.
-                    for row in list(troubled(register, case.load())):
-                        rows.note(of | row)
-            for title, case in others:
-                of = {"setting": setting, "case": title, "of": case.name}
-                if rows.without(**of):
-                    rows.note(of | measure(register, title, case.load())[0])
+    rows = Rows(f"robustness-{args.name or bundle.name}", content, resume=args.resume)
+    for setting, (network, options) in SETTINGS.items():
+        register = partial(with_network if network else without, **options)
+        for case in pairs:
+            of = {"setting": setting, "of": case.name}
+            if rows.without(**of):
+                # All cases of a pair at once: a run that goes on does it whole or not at all.
+                for row in list(troubled(register, case.load())):
+                    rows.note(of | row)
     yield rows.write()
 
 
@@ -158,8 +139,7 @@ def body(result: Result) -> str:
 OPTIONS = (
     FOLDER,
     FIRST,
-    option("--model", type=Path, metavar="BUNDLE", help="default: the shipped one"),
-    option("--neonate", type=Path, metavar="DIR", help="NAME_T1w_brain, _T2w_brain, _Segmentation"),
+    MODEL,
     option("--name", help="of the result files (default: the model's)"),
     RESUME,
     option("--threads", type=int, help="default: all cores"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,6 @@ BYTES = {"half": 2, "bfloat16": 2, "float": 4, "int32": 4, "int64": 8, "bool": 1
 LAUNCH_SECONDS = 2e-6
 #: Share of a card's arithmetic that its convolutions reach.
 EFFICIENCY = 0.55
-_SUMS = {"16": "half", "32": "float32"}
 _SHORTEST_TEXT = 64  # characters; shorter runs are chance, or names
 
 
@@ -47,17 +45,11 @@ class Tensor:
 
     dims: tuple[int, ...]
     type: str
-    strides: tuple[int, ...] = ()
 
     @property
     def bytes(self) -> int:
         """If its elements lie side by side."""
         return math.prod(self.dims) * BYTES.get(self.type, 4)
-
-    @property
-    def is_channels_last(self) -> bool:
-        """Whether a volume of features has its channels side by side, as tensor cores want them."""
-        return len(self.strides) == 5 and self.strides[1] == 1
 
 
 @dataclass(frozen=True)
@@ -69,23 +61,6 @@ class Launch:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    @property
-    def group(self) -> str:
-        """What it is for, by the compiler's names."""
-        if "mha" in self.name:
-            return "attention"
-        if self.kind == "corrltn" or "Corr" in self.name:
-            return "convolution"
-        if self.kind == "fully_connected" or "Fc" in self.name:
-            return "linear"
-        if self.kind == "inorm" or "Inor" in self.name:
-            return "instance norm"
-        if "Mean" in self.name:
-            return "layer norm"
-        if "Floo" in self.name or "Resi" in self.name:
-            return "upsampling"
-        return "others"
-
 
 @dataclass
 class Schedule:
@@ -93,8 +68,6 @@ class Schedule:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     launches: list[Launch] = field(default_factory=list)
-    waits: int = 0  # for other streams, and signals to them
-    attention_sums: Counter[str] = field(default_factory=Counter)  # "logits in half": kernels
 
     def bytes_of(self, launch: Launch) -> int:
         """Read and written, each tensor once."""
@@ -109,13 +82,14 @@ class Schedule:
         inputs = [self.tensors[n] for n in known]
         weights = [self.tensors[n] for n in known if n.endswith("const")]
         given = math.prod(self.tensors[launch.outputs[0]].dims)
-        match launch.group:
-            case "convolution":
-                kernels = [w for w in weights[:1] if len(w.dims) == 5]
-                return 2 * given * math.prod(kernels[0].dims[1:]) if kernels else 0
-            case "linear":
-                return 2 * given * inputs[0].dims[-1] if inputs and weights else 0
-        return 0  # attention's are one in a hundred
+        if "mha" in launch.name:
+            return 0  # attention's are one in a hundred
+        if launch.kind == "corrltn" or "Corr" in launch.name:
+            kernels = [w for w in weights[:1] if len(w.dims) == 5]
+            return 2 * given * math.prod(kernels[0].dims[1:]) if kernels else 0
+        if launch.kind == "fully_connected" or "Fc" in launch.name:
+            return 2 * given * inputs[0].dims[-1] if inputs and weights else 0
+        return 0
 
     def seconds_of(self, launch: Launch, card: Card) -> float:
         """Modelled: the longer of moving and computing, and the launch itself."""
@@ -130,29 +104,12 @@ class Schedule:
         """For a result file."""
         return {
             "launches": len(self.launches),
-            "waits": self.waits,
             "gigabytes": sum(map(self.bytes_of, self.launches)) / 1e9,
-            "gflop": sum(map(self.flop_of, self.launches)) / 1e9,
-            "groups": dict(Counter(launch.group for launch in self.launches)),
-            "written": {kind: n / 1e9 for kind, n in self._written().items()},  # gigabytes
-            "attention_sums": dict(self.attention_sums),
             "modelled_ms": {
                 card.name: 1e3 * sum(self.seconds_of(launch, card) for launch in self.launches)
                 for card in CARDS
             },
         }
-
-    def _written(self) -> Counter[str]:
-        """Bytes by type, and of half volumes by layout."""
-        written: Counter[str] = Counter()
-        for name in (name for launch in self.launches for name in launch.outputs):
-            if name in self.tensors:
-                tensor = self.tensors[name]
-                layout = "channels last" if tensor.is_channels_last else "other layouts"
-                written[tensor.type + (f", {layout}" if len(tensor.dims) == 5 else "")] += (
-                    tensor.bytes
-                )
-        return written
 
 
 def schedule_of(engine: bytes) -> Schedule:
@@ -166,10 +123,6 @@ def schedule_of(engine: bytes) -> Schedule:
     for line in _lines(engine):
         if found := re.match(r"\s*(?:sub_)?tensor=\{(.*)", line):
             _read_tensor(found[1], schedule)
-        elif found := re.search(r"fmha::\w+_hmma_fp(16|32)_traits,", line):
-            # Each kernel names two, in this order.
-            product = ("logits", "values")[schedule.attention_sums.total() % 2]
-            schedule.attention_sums[f"{product} in {_SUMS[found[1]]}"] += 1
         elif line == "main {" and not complete:
             inside = True
         elif inside and line.startswith("}"):
@@ -192,21 +145,15 @@ def _read_tensor(text: str, schedule: Schedule) -> None:
     name = re.search(r'name="([^"]*)"', text)
     dims = re.search(r"dims=\{ ([0-9 ]*)\}", text)
     kind = re.search(r"type=([a-z0-9]+)", text)
-    strides = re.search(r" strides=\{ ([0-9 ]*)\}", text)
     if name and dims and kind:
-        numbers = (tuple(map(int, found[1].split())) if found else () for found in (dims, strides))
-        shape, steps = numbers
-        schedule.tensors[name[1]] = Tensor(shape, kind[1], steps)
+        schedule.tensors[name[1]] = Tensor(tuple(map(int, dims[1].split())), kind[1])
 
 
 def _read_launch(line: str, schedule: Schedule) -> None:
     found = re.match(r'\s*([a-z_]+)=\{ name="?([^" ]*)"?(.*)', line)
-    if found is None:
+    if found is None or found[1] in ("wait", "signal"):  # for other streams, or to them
         return
     kind, name, rest = found.groups()
-    if kind in ("wait", "signal"):
-        schedule.waits += 1
-        return
     inputs = _names(rest, "input_args") or _names(rest, "input")
     outputs = _names(rest, "output_args") or _names(rest, "output")
     schedule.launches.append(Launch(kind, name, inputs, outputs))

@@ -198,9 +198,7 @@ def deformed(moving: SubjectFiles, image: Path, seed: int, made: Path) -> Case:
     source, labels = load_volume(image), load_labels(moving.labels)
     grid = source.grid.padded([MARGIN_VOX] * 3)
     truth = smooth_field(grid, source, seed)
-    voxels = np.indices(grid.shape).reshape(3, -1).T
-    points = grid.world(voxels) + truth.vectors_mm.reshape(-1, 3)
-    at = source.grid.index(points).T.reshape(3, *grid.shape)
+    at = np.moveaxis(source.grid.index(grid.positions() + truth.vectors_mm), -1, 0)
 
     brain = map_coordinates((source.data > 0).astype(np.float32), at, order=1) > 0.5
     data = map_coordinates(source.data.astype(np.float32), at, order=3)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from benchmark import ENGINES, MODEL, THREADS, Benchmark, runs
-from bundles import single_bundle
 from isolated import call_isolated, empty_cache, run_measured
 from paramorph_rt.backends.runtime_cache import user_cache_folder
+from paramorph_rt.bundle import bundle_path, load_bundle
 from record import Row, succeeded, weights_sha256
 from tables import page_of_rows
 
@@ -41,7 +41,7 @@ def loading_seconds(model: str, engine: str, threads: int) -> float:
 
 def run(args: argparse.Namespace) -> Row:
     """Measure in turns."""
-    label, bundle = single_bundle(args.model)
+    bundle = load_bundle(bundle_path(args.model))
     threads, model = args.threads, str(bundle.folder)
     steps: dict[str, Callable[[], float]] = {
         "--help": partial(python_seconds, ["-m", "paramorph_rt", "--help"], threads),
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> Row:
         rows.append(row | {"most_seconds": max(later), "n": len(later), "seconds": later})
     return {
         "threads": threads,
-        "model": label,
+        "model": bundle.name,
         "weights_sha256": weights_sha256(bundle),
         "cached": ", ".join(f"{size:.0f} MB" for size in cached) or "nothing",
         "rows": rows,

@@ -83,7 +83,7 @@ def origin(result: Result) -> str:
     return (
         (f"{result['gpu']}, " if "gpu" in result else "")
         + f"{result['cores']} cores of {result['processor']}, "
-        + (f"{count_of(threads, 'thread')}, " if isinstance(threads, int) else "")
+        + (f"{threads} thread{'s' * (threads != 1)}, " if isinstance(threads, int) else "")
         + f"commit {result['commit'] or 'unknown'}"
         + (f", and rows of earlier runs at {', '.join(earlier)}" if earlier else "")
         + f"; {versions}"
@@ -106,11 +106,6 @@ def stages_of(rows: Iterable[Row]) -> list[str]:
     stages = dict.fromkeys(stage for row in rows for stage in row["stages"])
     known = [stage for stage in STAGES if stage in stages]
     return known + [stage for stage in stages if stage not in STAGES]
-
-
-def count_of(number: int, what: str) -> str:
-    """A number of things, in words."""
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def failures(rows: Iterable[Mapping[str, Any]], *keys: str) -> str:

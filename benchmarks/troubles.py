@@ -15,17 +15,17 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from nibabel.affines import from_matvec
 from scipy.ndimage import gaussian_filter
 
 from pairs import LabelledPair
+from paramorph_rt.geometry import spaces
 from paramorph_rt.geometry.resample import resample_to_grid
 from paramorph_rt.geometry.spaces import Grid
 from paramorph_rt.images.volume import Volume
-from paramorph_rt.steps.foreground import foreground_threshold
+from paramorph_rt.steps.foreground import foreground_of, foreground_threshold
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -58,19 +58,17 @@ def scaled(image: Volume, labels: Volume, factor: float) -> Pair:
 def coarser(image: Volume, labels: Volume, spacing_mm: float) -> Pair:
     """Resample to thicker voxels, smoothed as a scanner would."""
     shape = np.ceil(np.multiply(image.grid.shape, image.grid.spacing) / spacing_mm)
-    grid = _grid_about(image, image.grid.directions * spacing_mm, shape)
+    directions, middle = image.grid.directions, _middle(image.grid)
+    grid = Grid.from_spacing(shape, spacing_mm, directions, centre=middle)
     return _on_grid(image, labels, grid, np.eye(4))
 
 
 def reoriented(image: Volume, labels: Volume, orientation: str) -> Pair:
     """The same voxels in the same places, stored along other axes."""
-    start = nib.io_orientation(image.grid.affine)
-    steps = nib.orientations.ornt_transform(start, nib.orientations.axcodes2ornt(orientation))
-    affine = image.grid.affine @ nib.orientations.inv_ornt_aff(steps, image.grid.shape)
 
     def stored(volume: Volume) -> Volume:
-        data = np.ascontiguousarray(nib.orientations.apply_orientation(volume.data, steps))
-        return Volume(data, Grid(data.shape, affine), volume.name)
+        data, grid = spaces.reoriented(volume.data, volume.grid, orientation)
+        return Volume(np.ascontiguousarray(data), grid, volume.name)
 
     return stored(image), stored(labels)
 
@@ -86,8 +84,7 @@ def noisy(image: Volume, labels: Volume) -> Pair:
     """Add noise to the foreground; around it a skull-stripped image has none."""
     rng = np.random.default_rng(list(image.name.encode()))
     noise = rng.normal(scale=NOISE * np.percentile(image.data, 99.5), size=image.grid.shape)
-    inside = image.data > foreground_threshold(image.data)
-    data = np.where(inside, np.abs(image.data + noise), image.data)
+    data = np.where(foreground_of(image), np.abs(image.data + noise), image.data)
     return Volume(data.astype(np.float32), image.grid, image.name), labels
 
 
@@ -160,7 +157,7 @@ def inverted(pair: Planted) -> Planted:
 
 def wrong_mask(pair: Planted) -> Planted:
     """The moving image's mask lies beside it, by a third of the image."""
-    mask = pair.moving.data > foreground_threshold(pair.moving.data)
+    mask = foreground_of(pair.moving)
     moved = np.roll(mask, [n // 3 for n in mask.shape], (0, 1, 2)).astype(np.uint8)
     return replace(pair, options={"moving_mask": replace(pair.moving, data=moved)})
 
@@ -174,8 +171,7 @@ def label_map(pair: Planted) -> Planted:
 def noise(pair: Planted) -> Planted:
     """The moving foreground holds nothing but noise."""
     random = np.random.default_rng(1).random(pair.moving.data.shape).astype(np.float32)
-    foreground = pair.moving.data > foreground_threshold(pair.moving.data)
-    data = np.where(foreground, 0.2 + random, 0).astype(np.float32)
+    data = np.where(foreground_of(pair.moving), 0.2 + random, 0).astype(np.float32)
     return replace(pair, moving=replace(pair.moving, data=data), doomed=True)
 
 
@@ -239,7 +235,7 @@ def _moved(image: Volume, labels: Volume, matrix: Float[np.ndarray, "3 3"]) -> P
     directions = image.grid.directions
     reach_mm = np.abs(corners @ directions.T @ matrix.T @ directions).max(axis=0)
     shape = np.ceil(2 * reach_mm / image.grid.spacing)
-    grid = _grid_about(image, image.grid.affine[:3, :3], shape)
+    grid = Grid.from_spacing(shape, image.grid.spacing, directions, centre=middle)
     return _on_grid(image, labels, grid, to_source)
 
 
@@ -248,11 +244,6 @@ def _on_grid(image: Volume, labels: Volume, grid: Grid, to_source: np.ndarray) -
         Volume(resample_to_grid(image, grid, to_source), grid, image.name),
         Volume(resample_to_grid(labels, grid, to_source, "nearest"), grid, labels.name),
     )
-
-
-def _grid_about(image: Volume, matrix: Float[np.ndarray, "3 3"], shape: np.ndarray) -> Grid:
-    """A grid of these voxels, centred where the image is."""
-    return Grid(tuple(shape), from_matvec(matrix, _middle(image.grid) - matrix @ ((shape - 1) / 2)))
 
 
 def _middle(grid: Grid) -> Float[np.ndarray, " 3"]:

@@ -44,7 +44,7 @@ def stays_float(node: ir.Node, half: ir.DataType) -> bool:
 
     LayerNormalization is none of them: by its own definition it computes mean and variance in
     float32 whatever its input is. Neither are Softmax, GELU and LeakyReLU: in float32 they leave
-    the displacement as far from float32's as before (`benchmarks/results/precision.md`).
+    the displacement as far from float32's as before (`benchmarks/results/settled/precision.md`).
     """
     match node.op_type:
         case op if op == GRID_SAMPLE:

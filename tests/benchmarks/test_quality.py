@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from paramorph_rt.quality import score
 from paramorph_rt.quality.looks import look_of
 from quality import fitted
 from quality_page import rates_of
+from sets import PairSet, ring
 
 
 def row(accepted: bool, number: int, **more) -> dict:
@@ -87,7 +90,8 @@ def test_what_is_planted_is_there():
 
 
 def test_pairs_of_a_set_are_made_coarse_with_their_labels(phantoms, monkeypatch):
-    coarse = quality_pairs.JudgedSet(phantoms.name, "*_t1", "*_t1", "*_labels", 0.5, coarse=True)
+    pair_set = PairSet("phantoms", phantoms.name, partial(ring, moving="*_t1"))
+    coarse = quality_pairs.JudgedSet(pair_set, 0.5, coarse=True)
     monkeypatch.setitem(quality_pairs.SETS, "phantoms", coarse)
     ((name, pair),) = quality_pairs.pairs(phantoms.parent, "phantoms", 1)
     assert name == "a → b"

@@ -15,26 +15,20 @@ from paramorph_rt.geometry.warp import warp_volume
 
 
 @pytest.mark.slow
-def test_sizes_threads_and_pairs_are_measured(bundle, results):
+def test_sizes_and_threads_are_measured(bundle, results):
     arguments = ["--model", str(bundle), "--engine", "onnxruntime:fp32", "--runs", "1"]
-    arguments += ["--sizes", "24", "32", "--size", "24", "--threads", "1", "--pairs", "2"]
+    arguments += ["--sizes", "24", "32", "--size", "24", "--threads", "1"]
     assert scaling.BENCHMARK.main(arguments) == 0
     result = json.loads((results / "scaling.json").read_text(encoding="utf-8"))
     assert [row["size"] for row in result["sizes"]] == [24, 32]
     assert [row["threads"] for row in result["threads"]] == [1]
-    assert [row["pairs"] for row in result["pairs"]] == [2]
-    for row in (*result["sizes"], *result["threads"], *result["pairs"]):
+    for row in (*result["sizes"], *result["threads"]):
         assert row["seconds"] > 0
         assert row["peak_mb"] > 50
     assert result["sizes"][0]["stages"]["start-up"] > 0
     page = (results / "scaling.md").read_text(encoding="utf-8")
     assert page == scaling.BENCHMARK.page(result, "scaling")
     assert "| 32 |" in page
-
-
-def test_more_than_one_bundle_is_refused(bundle, capsys):
-    assert scaling.BENCHMARK.main(["--model", f"{bundle}:a", "--model", f"{bundle}:b"]) == 1
-    assert "--model: expected one bundle, got 2" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

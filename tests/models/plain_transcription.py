@@ -1,4 +1,4 @@
-"""A plain, unoptimised transcription of `network.md`: the yardstick for speed, a second opinion.
+"""A plain, unoptimised transcription of `network.md`: a second opinion.
 
 Written as straightforwardly as possible, as functions over a state_dict with the reference's names:
 the encoder runs once per volume, windows are cut by rolling, padding and reshaping, masks are built
