@@ -130,8 +130,13 @@ class Model:
         return self.networks
 
     def _check_refinement(self, levels: Sequence[Level]) -> None:
-        """Refuse another refinement than that of the networks, as far as one was asked for."""
-        if tuple(levels) not in (self.bundle.refined, DEFAULT_LEVELS):
+        """Refuse another refinement than that of the networks, as far as one was asked for.
+
+        Levels finer than all of theirs are not: no grid of theirs is that fine.
+        """
+        finest_mm = min(level.spacing_mm for level in self.bundle.refined)
+        as_fine = tuple(level for level in levels if level.spacing_mm >= finest_mm)
+        if as_fine != self.bundle.refined and tuple(levels) != DEFAULT_LEVELS:
             raise BundleError(
                 f"{self.bundle.name}: expected the refinement that its network does itself, got "
                 "another; leave --refine out, or export it again with --refined N."

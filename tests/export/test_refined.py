@@ -89,10 +89,9 @@ def test_a_registration_comes_to_the_same_by_the_network_as_by_itself(bundle, fe
     moving, fixed = a_pair()
     by_network = Registration(bundle, 2, "onnxruntime")(moving, fixed, affine=False)
     by_runtime = Registration(plain, 2, "onnxruntime")(moving, fixed, affine=False, refine=2)
-    assert by_network.metrics["refinement"] == {
-        **by_runtime.metrics["refinement"],
-        "engine": "network",
-    }
+    told = by_runtime.metrics["refinement"]
+    levels = [level for level in told["levels"] if level["spacing_mm"] >= 1]
+    assert by_network.metrics["refinement"] == {**told, "engine": "network", "levels": levels}
     assert "refine" not in by_network.metrics["seconds"]
     # But the network sees images that were first on the grid of 1 mm.
     ours, theirs = (result.displacement.vectors_mm for result in (by_network, by_runtime))

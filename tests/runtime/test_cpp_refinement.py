@@ -269,6 +269,7 @@ def test_bad_arguments_are_refused_in_one_sentence(client):
         (with_level(features=math.nan), level),
         (with_level(force_sigma=1e9), "levels: expected a Gaussian of at most 1000 voxels"),
         (client.refusal(client.usual_levels, -1), "iterations: expected at least 0, got -1; the"),
+        (client.refusal(client.usual_levels, 7, 4), "level_count: expected 5 levels, got 4"),
     ]
     for (status, sentence), words in cases:
         assert (status, words in sentence) == (ARGUMENT, True), (sentence, words)

@@ -194,6 +194,7 @@ def test_known_deformation_is_found_without_a_model(orientation):
         3,
         1.5,
         1,
+        0.7,
     ]
 
 

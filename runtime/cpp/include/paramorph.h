@@ -183,13 +183,15 @@ paramorph_status paramorph_features(paramorph_engine* engine, const float* movin
 paramorph_status paramorph_refine(const paramorph_refinement* refinement, float* displacement,
                                   float* warped);
 
-/* The usual levels of a refinement, coarse to fine: 6, 3, 1.5 and 1 mm, with so many iterations at
- * 1.5 mm and the others in proportion.
+/* The usual levels of a refinement, coarse to fine: 6, 3, 1.5, 1 and 0.7 mm, with so many iterations
+ * at 1.5 mm and the others in proportion.
  *
  * iterations: 7 is the default; more are more accurate, slower and rougher. 0 takes no step.
+ * level_count: of `levels`: PARAMORPH_USUAL_LEVELS. Another count, as of a program that was compiled
+ *     with the header of another version, is refused.
  */
-paramorph_status paramorph_usual_levels(int32_t iterations,
-                                        paramorph_level levels[PARAMORPH_USUAL_LEVELS]);
+paramorph_status paramorph_usual_levels(int32_t iterations, paramorph_level* levels,
+                                        int32_t level_count);
 
 /* As paramorph_register for volumes in memory of the engine's GPU, in the order of a stream; does not
  * wait. On the CPU it is refused.

@@ -135,10 +135,11 @@ paramorph_status paramorph_refine(const paramorph_refinement* refinement, float*
     });
 }
 
-paramorph_status paramorph_usual_levels(int32_t iterations, paramorph_level* levels) {
+paramorph_status paramorph_usual_levels(int32_t iterations, paramorph_level* levels,
+                                        int32_t level_count) {
     return guarded([=] {
         check_given(levels, "levels");
-        paramorph::usual_levels(iterations, levels);
+        paramorph::usual_levels(iterations, levels, level_count);
     });
 }
 

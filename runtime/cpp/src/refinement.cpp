@@ -136,7 +136,7 @@ std::vector<paramorph_level> usable_levels(const paramorph_refinement& given) {
     std::vector<paramorph_level> levels(given.levels, given.levels + given.level_count);
     if (levels.empty()) {
         levels.resize(PARAMORPH_USUAL_LEVELS);
-        usual_levels(kDefaultIterations, levels.data());
+        usual_levels(kDefaultIterations, levels.data(), PARAMORPH_USUAL_LEVELS);
     }
     const auto idle = [](const paramorph_level& level) { return level.iterations == 0; };
     levels.erase(std::remove_if(levels.begin(), levels.end(), idle), levels.end());
@@ -260,8 +260,13 @@ void refine(const paramorph_refinement& given, float* displacement, float* warpe
     }
 }
 
-void usual_levels(int32_t iterations, paramorph_level* levels) {
+void usual_levels(int32_t iterations, paramorph_level* levels, int32_t level_count) {
     // As paramorph_rt/refinement/settings.py has them.
+    if (level_count != PARAMORPH_USUAL_LEVELS) {
+        refuse_argument("level_count: expected " + std::to_string(PARAMORPH_USUAL_LEVELS) +
+                        " levels, got " + std::to_string(level_count) +
+                        "; compile the program with this library's header.");
+    }
     if (iterations < 0 || iterations > std::numeric_limits<int32_t>::max() / 2) {
         refuse_argument("iterations: expected at least 0, got " + std::to_string(iterations) +
                         "; the default is " + std::to_string(kDefaultIterations) + ".");

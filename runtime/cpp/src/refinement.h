@@ -12,6 +12,6 @@ void refine(const paramorph_refinement& given, float* displacement, float* warpe
 
 // paramorph_usual_levels.
 // Throws PARAMORPH_INVALID_ARGUMENT.
-void usual_levels(int32_t iterations, paramorph_level* levels);
+void usual_levels(int32_t iterations, paramorph_level* levels, int32_t level_count);
 
 }  // namespace paramorph

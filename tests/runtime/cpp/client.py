@@ -95,7 +95,11 @@ paramorph.paramorph_register.argtypes = [Pointer] * 5
 paramorph.paramorph_register_async.argtypes = [Pointer] * 6
 paramorph.paramorph_features.argtypes = [Pointer] * 4
 paramorph.paramorph_refine.argtypes = [ctypes.POINTER(Refinement), Pointer, Pointer]
-paramorph.paramorph_usual_levels.argtypes = [ctypes.c_int32, ctypes.POINTER(Level)]
+paramorph.paramorph_usual_levels.argtypes = [
+    ctypes.c_int32,
+    ctypes.POINTER(Level),
+    ctypes.c_int32,
+]
 paramorph.paramorph_close.argtypes = [Pointer]
 paramorph.paramorph_close.restype = None
 paramorph.paramorph_stream.argtypes = [Pointer]
@@ -165,9 +169,9 @@ class Engine:
         return paramorph.paramorph_stream(self.handle)
 
 
-def usual_levels(iterations: int) -> list[Level]:
-    levels = (Level * 4)()
-    check(paramorph.paramorph_usual_levels(iterations, levels))
+def usual_levels(iterations: int, count: int = 5) -> list[Level]:
+    levels = (Level * count)()
+    check(paramorph.paramorph_usual_levels(iterations, levels, count))
     return list(levels)
 
 

@@ -28,7 +28,7 @@ static paramorph_status refined(void) {
         features[i] = (float)(i % 5) / 5;
     }
     paramorph_level levels[PARAMORPH_USUAL_LEVELS];
-    paramorph_usual_levels(2, levels);
+    paramorph_usual_levels(2, levels, PARAMORPH_USUAL_LEVELS);
     const paramorph_refinement refinement = {
         .struct_size = sizeof refinement,
         .shape = {D, H, W},
@@ -70,7 +70,7 @@ int main(int argc, char** argv) {
     report("register NULL", paramorph_register(NULL, &value, &value, &value, NULL));
     report("features NULL", paramorph_features(NULL, &value, &value, &value));
     report("refine NULL", paramorph_refine(NULL, &value, NULL));
-    report("levels NULL", paramorph_usual_levels(7, NULL));
+    report("levels NULL", paramorph_usual_levels(7, NULL, 0));
     report("async NULL", paramorph_register_async(NULL, &value, &value, &value, NULL, NULL));
     if (paramorph_stream(NULL) != NULL) {
         return 3;
