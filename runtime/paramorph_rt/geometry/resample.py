@@ -100,6 +100,16 @@ def averaged(volume: Volume, spacing_mm: float | Float[np.ndarray, " 3"]) -> Vol
     return replace(volume, data=data, grid=grid)
 
 
+def blurred(volume: Volume, spacing_mm: Float[np.ndarray, " 3"]) -> Volume:
+    """A volume of the resolution that voxels of a coarser spacing have, on its own grid.
+
+    What `resample_to_grid` does before it samples, for many samplings of one volume.
+    """
+    image = to_sitk(volume.data, volume.grid)
+    data, _ = from_sitk(_without_aliases(image, spacing_mm / volume.grid.spacing))
+    return replace(volume, data=data)
+
+
 def outside_value(volume: Volume, interpolation: Interpolation) -> float:
     """What a sample outside the volume is: its background, or label 0."""
     return 0.0 if interpolation == "nearest" else background_of(volume.data)

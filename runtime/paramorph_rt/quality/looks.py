@@ -146,23 +146,6 @@ def _texture(
     )
 
 
-def ranks_along(look: Look, axes: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "20 24 20"]:
-    """The map along other axes than right, anterior and superior.
-
-    Args:
-        look: Of the image.
-        axes: Columns are their directions (RAS), at right angles.
-    """
-    grid = look.coarse.grid
-    points = grid.world(np.argwhere(look.coarse.data > look.threshold)) @ axes
-    if not len(points):
-        return np.full(CELLS, np.nan, np.float32)
-    half = grid.spacing.mean() / 2
-    low, high = points.min(axis=0) - half, points.max(axis=0) + half
-    cells = Grid.from_spacing(CELLS, (high - low) / CELLS, axes, centre=axes @ (low + high) / 2)
-    return _ranked(resample_to_grid(look.coarse, cells), look.threshold)
-
-
 def axes_of(grid: Grid) -> Float[np.ndarray, "3 3"]:
     """A grid's own axes as columns (RAS): those closest to right, anterior and superior."""
     along = _anatomical(grid)
@@ -177,10 +160,10 @@ def _ranks(box: Grid, coarse: Volume, threshold: float) -> Float[np.ndarray, "20
     extents[_anatomical(box)[:, 0].astype(int)] = box.spacing * box.shape
     centre = box.world((np.array(box.shape) - 1) / 2)
     cells = Grid.from_spacing(CELLS, extents / CELLS, axes_of(box), centre=centre)
-    return _ranked(resample_to_grid(coarse, cells), threshold)
+    return ranked(resample_to_grid(coarse, cells), threshold)
 
 
-def _ranked(
+def ranked(
     cells: Float[np.ndarray, "20 24 20"], threshold: float
 ) -> Float[np.ndarray, "20 24 20"]:
     """Ranks of intensities among the cells of the foreground."""
