@@ -124,9 +124,9 @@ def _by_group(rows: list[Row]) -> str:
         "\n\nLaunches by what they are for. A block of window attention takes seven: a norm, the "
         "product for queries, keys and values, attention, the projection, its sum with a norm, and "
         "two products. A pass of the network has 18 such blocks: 126 launches in one pass and 252 "
-        "in two, without the 8 of a pass that make the queries of blocks which look at the other "
-        "volume. Most of the rest are convolutions, the norms between them and, among the others, "
-        "launches that clear the counters of sums over whole volumes.\n\n"
+        "in two, without one more in each of the larger blocks which look at the other volume, "
+        "that makes their queries. Most of the rest are convolutions, the norms between them and, "
+        "among the others, launches that clear the counters of sums over whole volumes.\n\n"
         + markdown_table(told, columns)
     )
 
