@@ -61,10 +61,12 @@ def stays_float(node: ir.Node, half: ir.DataType) -> bool:
         case "Add":
             # The volumes and what one or two channels add to them cost nothing. In half, TensorRT
             # for RTX fails to compile two passes (ssa_validation), and takes more memory for one.
+            # The statistics of a norm, a few for each channel, cost nothing either.
             shape = node.outputs[0].shape
-            return len(shape) == 5 and (shape[1] <= 2 or _is_by_elements(node))
+            small = len(shape) == 5 and (shape[1] <= 2 or shape[2:] == (1, 1, 1))
+            return small or _is_by_elements(node)
         case "ReduceMean" | "Sub" | "Div" | "Sqrt":
-            return True  # of norms of one or two channels, which are of float32 volumes
+            return True  # of norms by their statistics
         case "Mul" | "ReduceSum" | "Gelu":
             return _is_by_elements(node)
         case "Gather" if node.inputs[0].is_initializer():
@@ -75,7 +77,7 @@ def stays_float(node: ir.Node, half: ir.DataType) -> bool:
 
 
 def _is_by_elements(node: ir.Node) -> bool:
-    """Whether it belongs to a block of `NarrowBlocksByElements`: nothing of it is ever stored."""
+    """Whether it belongs to a block by elements of `volumes`: nothing of it is ever stored."""
     if node.op_type in ("Mul", "ReduceSum"):
         return True
     before = "Add" if node.op_type == "Gelu" else "Mul"

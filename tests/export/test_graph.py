@@ -18,6 +18,7 @@ from paramorph.cross_attention import CrossAttention
 from paramorph.encoder import Features
 from paramorph.swin import SwinStage
 from paramorph.windows import merge_table, window_layout
+from paramorph_export import attention as attention_module
 from paramorph_export import volumes as volumes_module
 from paramorph_export.graph import for_cpus, rewrite_for_gpus
 from paramorph_export.trace import traced
@@ -221,18 +222,25 @@ def pointwise(x: str, w: str, y: str, bias: str | None = None) -> list[onnx.Node
     return [helper.make_node("Conv", [x, w, *([bias] if bias else [])], [y])]
 
 
-def test_a_skip_of_few_channels_is_part_of_the_convolution_behind_it():
-    """Its bias as well, which ends where the volume does."""
+@pytest.mark.parametrize(("channels", "joined"), [(3, 6), (4, 8)])
+def test_a_skip_of_few_channels_is_part_of_the_convolution_behind_it(channels, joined):
+    """Its bias as well, which ends where the volume does; of an even number of channels."""
     nodes = [
         *pointwise("few", "w1", "skip", "b1"),
         helper.make_node("Concat", ["x", "skip"], ["joined"], axis=1),
         helper.make_node("Conv", ["joined", "w2"], ["y"], pads=[1] * 6),
     ]
-    constants = {"w1": random(5, 2, 1, 1, 1), "b1": random(5), "w2": random(4, 8, 3, 3, 3)}
-    inputs = {"few": [1, 2, *SHAPE], "x": [1, 3, *SHAPE]}
+    constants = {
+        "w1": random(5, 2, 1, 1, 1),
+        "b1": random(5),
+        "w2": random(4, 5 + channels, 3, 3, 3),
+    }
+    inputs = {"few": [1, 2, *SHAPE], "x": [1, channels, *SHAPE]}
     before = model_of(nodes, inputs, {"y": [1, 4, *SHAPE]}, constants)
     after = rewritten(before)
-    assert operators(after) == {"Pad": 1, "Conv": 2, "Add": 1}
+    assert operators(after) == {"Pad": 1, "Concat": 1, "Conv": 1}
+    (weights,) = (t for t in after.graph.initializer if len(t.dims) == 5)
+    assert weights.dims[1] == joined
     check_same(before, after)
 
 
@@ -260,7 +268,8 @@ def test_norms_over_few_voxels_are_norms_of_rows():
 @pytest.mark.parametrize(
     ("channels", "size", "pads"),
     [
-        (4, (20, 20, 20), 0),  # many voxels
+        (4, (40, 40, 40), 0),  # many voxels
+        (4, (17, 19, 17), 0),  # not so many, but no equal parts
         (4, SHAPE, 1),  # a scale that cannot be part of what is behind it, because of the border
     ],
 )
@@ -268,6 +277,14 @@ def test_other_norms_stay(channels, size, pads):
     before = normed(channels, size, pads)
     after = rewritten(before)
     assert operators(after) == {"Conv": 2, "InstanceNormalization": 1}
+    check_same(before, after)
+
+
+def test_norms_over_some_more_voxels_are_added_up_from_parts():
+    before = normed(4, (20, 20, 20))
+    after = rewritten(before)
+    found = operators(after)
+    assert (found["InstanceNormalization"], found["ReduceMean"]) == (0, 2)
     check_same(before, after)
 
 
@@ -281,18 +298,19 @@ def test_norms_of_few_channels_take_two_steps(channels, pads):
     check_same(before, after)
 
 
-def test_norms_in_two_steps_are_exact_where_the_mean_is_large():
-    size = (12, 10, 14)
+@pytest.mark.parametrize(("channels", "size", "sums"), [(1, (12, 10, 14), 4), (3, (20, 20, 20), 2)])
+def test_norms_by_statistics_are_exact_where_the_mean_is_large(channels, size, sums):
     node = helper.make_node("InstanceNormalization", ["shifted", "scale", "bias"], ["y"])
     shift = helper.make_node("Add", ["x", "mean"], ["shifted"])
-    constants = {"mean": np.float32([1000]), "scale": np.ones(1), "bias": np.zeros(1)}
-    shapes = {"x": [1, 1, *size]}, {"y": [1, 1, *size]}
+    constants = {"mean": [1000], "scale": np.ones(channels), "bias": np.zeros(channels)}
+    shapes = {"x": [1, channels, *size]}, {"y": [1, channels, *size]}
     constants = {name: np.float32(array) for name, array in constants.items()}
     after = rewritten(model_of([shift, node], *shapes, constants))
-    assert operators(after)["ReduceMean"] == 4
-    values = (random(1, 1, *size) + np.float32(1000)).astype(np.float64)
+    assert operators(after)["ReduceMean"] == sums
+    values = (random(1, channels, *size) + np.float32(1000)).astype(np.float64)
     # Of the mean square and the squared mean, float32 keeps 0.06 of a variance of 1.
-    truth = (values - values.mean()) / np.sqrt(values.var() + 1e-5)
+    mean, variance = (f(values, axis=(2, 3, 4), keepdims=True) for f in (np.mean, np.var))
+    truth = (values - mean) / np.sqrt(variance + 1e-5)
     np.testing.assert_allclose(run(after)[0], truth, atol=2e-3)
 
 
@@ -319,6 +337,42 @@ def test_narrow_blocks_are_arithmetic_on_elements(channels, elements):
     after = rewritten(before)
     assert ("Conv" in operators(after)) is not elements
     assert operators(after)["ReduceSum"] == (channels if elements else 0)
+    check_same(before, after)
+
+
+@pytest.mark.parametrize(("channels", "elements"), [(1, True), (2, True), (3, False)])
+def test_what_widens_few_channels_takes_its_shortcut_along(channels, elements):
+    nodes = [
+        *pointwise("x", "w1", "wide", "b1"),
+        helper.make_node("Gelu", ["wide"], ["active"]),
+        *pointwise("active", "w2", "main", "b2"),
+        helper.make_node("Conv", ["whole", "w3", "b3"], ["shortcut"], strides=[2, 2, 2]),
+        helper.make_node("Add", ["main", "shortcut"], ["y"]),
+    ]
+    constants = {"w1": random(8, channels, 1, 1, 1), "b1": random(8)}
+    constants |= {"w2": random(5, 8, 1, 1, 1, seed=1), "b2": random(5)}
+    constants |= {"w3": random(5, channels, 1, 1, 1, seed=2), "b3": random(5, seed=1)}
+    half = [math.ceil(side / 2) for side in SHAPE]
+    inputs = {"x": [2, channels, *half], "whole": [2, channels, *SHAPE]}
+    before = model_of(nodes, inputs, {"y": [2, 5, *half]}, constants)
+    after = rewritten(before)
+    assert operators(after)["Conv"] == (1 if elements else 3)
+    check_same(before, after)
+
+
+def test_two_volumes_of_a_batch_are_convolved_as_channels():
+    nodes = [
+        helper.make_node("Concat", ["a", "b"], ["batch"], axis=0),
+        helper.make_node("Conv", ["batch", "w1", "b1"], ["patches"], strides=[2, 2, 2]),
+        helper.make_node("Conv", ["batch", "w2"], ["own"], pads=[1] * 6),
+        helper.make_node("Add", ["batch", "own"], ["y"]),
+    ]
+    constants = {"w1": random(4, 1, 2, 2, 2), "b1": random(4), "w2": random(1, 1, 3, 3, 3)}
+    inputs = {name: [1, 1, *SHAPE] for name in ("a", "b")}
+    outputs = {"patches": [2, 4, *(side // 2 for side in SHAPE)], "y": [2, 1, *SHAPE]}
+    before = model_of(nodes, inputs, outputs, constants)
+    after = rewritten(before)
+    assert operators(after) == {"Concat": 2, "Conv": 2, "Reshape": 2, "Add": 1}
     check_same(before, after)
 
 
@@ -354,13 +408,18 @@ class Looking(torch.nn.Module):
         return self.cross(Features(both, self.size), Features(other, self.size)).tokens
 
 
+@pytest.mark.parametrize("zeros", [0, attention_module.MOST_ZEROS], ids=["apart", "beside"])
 @pytest.mark.parametrize(
     ("size", "window_return"),
     [((4, 6, 2), "exact"), ((3, 7, 2), "reference"), ((2, 3, 2), "exact")],
     ids=["whole", "padded", "one"],
 )
-def test_attention_is_done_slot_by_slot(size, window_return):
-    """Nothing but the norm's order and two views around each attention; padding is zeros."""
+def test_attention_is_done_slot_by_slot(size, window_return, zeros, monkeypatch):
+    """Nothing but the norm's order and two views around each attention; padding is zeros.
+
+    Queries of the other volume are a product of their own, or of both tokens beside one another.
+    """
+    monkeypatch.setattr(attention_module, "MOST_ZEROS", zeros)
     torch.manual_seed(0)
     module = Looking(size, window_return=window_return).eval()
     with torch.no_grad():
@@ -378,6 +437,7 @@ def test_attention_is_done_slot_by_slot(size, window_return):
     widths = {shape[3].dim_value for n, shape in enumerate(turned) if n % 5 == 0}
     assert widths == {16}  # four channels, and zeros
     kinds = operators(after)
-    assert (kinds["Softmax"], kinds["Concat"]) == (4, 1)  # joined are both volumes alone
+    # Joined are both volumes, and in the second look what it was before with what it is now.
+    assert (kinds["Softmax"], kinds["Concat"]) == (4, 2 if zeros else 1)
     assert not {"Pad", "Split"} & kinds.keys()
     assert (kinds["Where"] > 1) is (size == (3, 7, 2))  # of padding, besides the masks' one

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from paramorph_export import bundle as bundle_module
 from paramorph_export import verify as verify_module
+from paramorph_export import volumes as volumes_module
 from paramorph_export.engine import add_engines
 from paramorph_export.errors import ExportError
 from paramorph_export.precision import LARGEST, emulated, with_precision
@@ -50,8 +51,10 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
 IN_HALF = {"MatMul", "Softmax", "LayerNormalization", "InstanceNormalization", "LeakyRelu"}
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_what_is_half_and_what_is_not(two_passes, precision):
+@pytest.mark.parametrize(("precision", "parts"), [("fp16", volumes_module.PARTS), ("bf16", 1)])
+def test_what_is_half_and_what_is_not(two_passes, precision, parts, monkeypatch):
+    """With norms in parts, and with those that stay as they are."""
+    monkeypatch.setattr(volumes_module, "PARTS", parts)
     model = with_precision(onnx.load(two_passes), precision)
     onnx.checker.check_model(model, full_check=True)
     types, half = types_of(model), HALF_TYPES[precision]
@@ -65,8 +68,9 @@ def test_what_is_half_and_what_is_not(two_passes, precision):
         match node.op_type:
             case op if op in IN_HALF:
                 expected = half
-            case "Gelu":  # of a block by elements, or of features
-                expected = TensorProto.FLOAT if reader[node.output[0]] == "Mul" else half
+            case "Gelu":  # by elements, or of features
+                by_elements = reader[node.output[0]] in ("Mul", "Concat")
+                expected = TensorProto.FLOAT if by_elements else half
             case "GridSample3D" | "Mul" | "ReduceSum" | "ReduceMean" | "Sub" | "Div" | "Sqrt":
                 expected = TensorProto.FLOAT
             case "Conv":
@@ -79,8 +83,8 @@ def test_what_is_half_and_what_is_not(two_passes, precision):
         assert type_ == expected, node.name
         seen.add((node.op_type, type_))
     both = {(op, t) for op in ("Conv", "Gelu") for t in (half, TensorProto.FLOAT)}
-    of_norms = {("InstanceNormalization", half), ("ReduceMean", TensorProto.FLOAT)}
-    assert {"head", ("MatMul", half), *both, *of_norms} <= seen
+    assert {"head", ("MatMul", half), *both, ("ReduceMean", TensorProto.FLOAT)} <= seen
+    assert (("InstanceNormalization", half) in seen) is (parts == 1)
 
 
 def test_float32_for_gpus_is_rewritten_and_computes_the_same(two_passes):

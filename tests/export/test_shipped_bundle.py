@@ -10,11 +10,15 @@ import pytest
 
 import paramorph_rt
 from paramorph.checkpoint import load_weights
+from paramorph_export import bundle as bundle_module
+from paramorph_export.bundle import Graphs, write_bundle
+from paramorph_export.engine import add_engines
 from paramorph_export.grid_sample import STANDARD_OPSET
 from paramorph_export.storage import WEIGHTS
 from paramorph_export.verify import verify
 from paramorph_rt.bundle import DEFAULT_NAME, load_bundle
 from paramorph_rt.system.files import sha256_of
+from schedule import schedule_of
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = Path(paramorph_rt.__file__).parent / "bundles" / DEFAULT_NAME
@@ -33,6 +37,21 @@ def test_shipped_network_computes_what_its_weights_say():
     assert bundle.inputs.grid.shape == info.shape
     # Raises beyond 1e-3 voxel.
     assert verify(bundle.verified_network(entry), network, entry.shape)["max_displacement_vox"] > 1
+
+
+@pytest.mark.slow
+def test_engine_of_the_shipped_network_takes_few_launches(tmp_path, monkeypatch):
+    """494 and 3.42 GB with TensorRT for RTX 1.7."""
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13, of the extra tensorrt-rtx")
+    for name in ("verify", "verify_half"):
+        monkeypatch.setattr(bundle_module, name, lambda *_: {})
+    folder = tmp_path / "bundle"
+    write_bundle(folder, BUNDLE / WEIGHTS, Graphs(halves=["fp16"]))
+    (entry,) = add_engines(folder, ["sm86"], "tensorrt-rtx", "fp16")
+    costs = schedule_of(load_bundle(folder).verified_bytes(entry["file"])).summary()
+    assert costs["launches"] <= 500
+    assert costs["gigabytes"] < 3.5
+    assert entry["device_memory_bytes"] < 220e6
 
 
 def test_shipped_graph_names_no_folder_of_whoever_exported_it():
