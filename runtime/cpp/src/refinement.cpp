@@ -272,9 +272,9 @@ void usual_levels(int32_t iterations, paramorph_level* levels, int32_t level_cou
                         "; the default is " + std::to_string(kDefaultIterations) + ".");
     }
     const int32_t few = static_cast<int32_t>((2LL * iterations + 4) / 5);
-    levels[0] = {6.0, 2 * iterations, 1.0, 1.7, 0.7, 0.8, 3.0};
-    levels[1] = {3.0, iterations, 1.5, 1.7, 0.7, 0.8, 3.0};
-    levels[2] = {1.5, iterations, 1.5, 1.7, 0.7, 0.8, 3.0};
+    levels[0] = {6.0, 2 * iterations, 1.0, 1.7, 0.65, 0.8, 3.0};
+    levels[1] = {3.0, iterations, 1.5, 1.7, 0.65, 0.8, 3.0};
+    levels[2] = {1.5, iterations, 1.5, 1.7, 0.65, 0.8, 3.0};
     levels[3] = {1.0, few, 1.0, 1.7, 0.5, 0.6, 3.0};
     levels[4] = {0.7, few, 1.0, 1.7, 0.5, 0.6, 3.0};
 }

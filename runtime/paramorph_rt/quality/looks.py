@@ -163,9 +163,7 @@ def _ranks(box: Grid, coarse: Volume, threshold: float) -> Float[np.ndarray, "20
     return ranked(resample_to_grid(coarse, cells), threshold)
 
 
-def ranked(
-    cells: Float[np.ndarray, "20 24 20"], threshold: float
-) -> Float[np.ndarray, "20 24 20"]:
+def ranked(cells: Float[np.ndarray, "20 24 20"], threshold: float) -> Float[np.ndarray, "20 24 20"]:
     """Ranks of intensities among the cells of the foreground."""
     foreground = cells > threshold
     ranks = np.full(CELLS, np.nan, np.float32)

@@ -30,7 +30,7 @@ from .forces import RADIUS
 from .images import LevelImages
 from .plan import compares_features, levels_on_grids
 from .rescaling import rescaled
-from .self_similarity import FIELD_SIGMA, FINEST_MM, are_unlike
+from .self_similarity import FIELD_SIGMA, FINEST_MM, JUDGED_MM, are_unlike
 from .settings import Level
 
 if TYPE_CHECKING:
@@ -92,12 +92,9 @@ def refine(
     both = images.masked_moving, images.masked_fixed
     whole = images_on_grid(*both, affine, finest, start.intensity)
     counts = _counting(images.fixed_mask, whole.holes, finest)
-    if not any(_compares_descriptors(level) for level, _ in plan):
-        metric = "ncc"
-    elif metric == "auto":
-        metric = "mind" if are_unlike(whole.moving, whole.fixed) else "ncc"
     finest_images = LevelImages(whole.moving, whole.fixed, finest, None, counts)
     pyramid = _pyramid(finest_images, plan, threads)
+    metric = _metric(metric, [level for level, _ in plan], pyramid)
     displacement, last = _voxels(start.field, plan[0][1]), plan[0][1]
     for (level, _), pair in zip(plan, pyramid, strict=True):
         if features is not None and compares_features(level, view):
@@ -110,6 +107,19 @@ def refine(
         displacement = in_voxels_of(displacement, last, pair.grid, threads)
         displacement, last = iterate(pair, level, displacement, threads), pair.grid
     return Refined(field_from_network(displacement, last), metric)
+
+
+def _metric(wanted: str, levels: Sequence[Level], pyramid: Sequence[LevelImages]) -> str:
+    """What is compared: "auto" depends on the images, as far as `JUDGED_MM` shows them."""
+    if not any(map(_compares_descriptors, levels)):
+        return "ncc"
+    if wanted != "auto":
+        return wanted
+    coarse = [
+        pair for pair, level in zip(pyramid, levels, strict=True) if level.spacing_mm >= JUDGED_MM
+    ]
+    judged = (coarse or pyramid)[-1]
+    return "mind" if are_unlike(judged.moving, judged.fixed) else "ncc"
 
 
 def _compares_descriptors(level: Level) -> bool:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 #: linear their dependence is. For others, and for badly shaded ones, descriptors were the better
 #: measure; for T1 brains the worse one (benchmarks/results/settled/similarity.md).
 LEAST_NCC, LEAST_LINEARITY = 0.35, 0.75
+#: The finest level on which that is judged; on finer ones all images correlate less.
+JUDGED_MM = 1.0
 _EVERY = (slice(None, None, 2),) * 3  # an eighth of the voxels suffices to judge contrasts
 #: Levels finer than that compare intensities alone.
 FINEST_MM = 1.5

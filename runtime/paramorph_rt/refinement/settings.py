@@ -26,7 +26,7 @@ class Level:
     iterations: int
     step: float = 1.2
     force_sigma: float = 1.7
-    field_sigma: float = 0.7
+    field_sigma: float = 0.65
     feature_sigma: float = 0.8
     features: float = 3.0
 
