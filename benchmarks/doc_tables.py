@@ -91,18 +91,11 @@ def whole_job(result: Result) -> str:
     return markdown_table(rows, measured(columns, rows))
 
 
-def means_of_masks(result: Result) -> str:
-    """Dice by where masks come from."""
-    columns = (("masks", "masks", ""), ("affine", "affine", ".3f"), ("Dice", "after", ".3f"))
-    return markdown_table([row for row in result["rows"] if row["pair"] == "mean"], columns)
-
-
 #: By the benchmark that wrote the result.
 TABLES: dict[str, Callable[[Result], str]] = {
     "accuracy": accuracy,
     "latency": network_seconds,
     "end-to-end": whole_job,
-    "masks": means_of_masks,
     "reproducibility": lambda result: markdown_table(result["rows"], DIFFERENCES),
 }
 

@@ -65,6 +65,7 @@ class Job:
         model: Bundle, or "none" for no network, for ours; None is the shipped one.
         refine: As the option of `infer`, for ours; None is the default.
         engine: `backend:precision`, for ours.
+        masks: Where brain masks come from, for ours: "strip", or the "labels" of both images.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Job:
     model: str | None = None
     refine: str | None = None
     engine: str = "auto:auto"
+    masks: str | None = None
 
     def run(self, task: Task, threads: int, timeout_s: float) -> dict[str, Any]:
         """Do it in a process of its own.
@@ -94,7 +96,10 @@ class Job:
         kind = "rigid" if task.affine == "rigid" else None
         options = {"affine": kind, "refine": self.refine, "model": self.model, "threads": threads}
         files = {role: getattr(task, role) for role in ROLES}
+        if self.masks == "labels":
+            files |= {"moving_mask": task.moving_labels, "fixed_mask": task.fixed_labels}
         command = infer_command(files, task.out, self.engine, **options)
+        command += ["--strip"] if self.masks == "strip" else []
         return [*command, "--no-surface-distances"]  # of metrics, peers take the Dice alone
 
 
@@ -108,6 +113,8 @@ JOBS: dict[str, Job] = {
     "thorough": Job("ParaMorph, 16 iterations", refine="16"),
     "auto": Job("ParaMorph, --model auto", model="auto"),
     "forced": Job("ParaMorph, brain-t1-small", model="brain-t1-small"),
+    "strip": Job("ParaMorph, --strip", model="auto", masks="strip"),
+    "masked": Job("ParaMorph, masks of the labels", model="auto", masks="labels"),
     "onnxruntime": Job("ParaMorph, ONNX Runtime", engine="onnxruntime:fp32"),
     "openvino": Job("ParaMorph, OpenVINO", engine="openvino:fp32"),
     "openvino-bf16": Job("ParaMorph, OpenVINO bf16", engine="openvino:bf16"),

@@ -268,7 +268,7 @@ def headline(result: Result) -> dict[str, float]:
         f"times faster than {result['baseline']}, {row['contender']}": row["times_faster"]
         for network in result["networks"]
         for row in network["rows"]
-        if "error" not in row and row["contender"] not in PYTORCH
+        if "error" not in row and row["contender"] != PYTORCH
     }
 
 
