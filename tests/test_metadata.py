@@ -20,7 +20,7 @@ def test_citation_and_package_have_one_version():
 def test_licences_of_the_models_are_the_same_everywhere():
     setup = (ROOT / "setup.cfg").read_text(encoding="utf-8")
     bundles = [*ROOT.glob("runtime/paramorph_rt/bundles/*/manifest.json")]
-    assert len(bundles) == 4
+    assert len(bundles) == 3
     for path in bundles:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         card = f"models/weights/{manifest['name']}.md"

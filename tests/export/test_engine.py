@@ -395,8 +395,8 @@ def test_the_real_library_builds_without_a_gpu(bundle, tmp_path, monkeypatch, ca
     assert loaded.verified_path(entry["file"]).stat().st_size > 100_000
     assert entry["device_memory_bytes"] > 0
     schedule = schedule_of(loaded.verified_bytes(entry["file"]))
-    assert schedule.waits == 0  # all in one stream
-    assert {"convolution", "linear"} <= {launch.group for launch in schedule.launches}
+    assert any(schedule.flop_of(launch) > 0 for launch in schedule.launches)
+    assert all(schedule.bytes_of(launch) > 0 for launch in schedule.launches if launch.outputs)
 
 
 def test_the_real_parser_is_asked_how_it_samples(bundle, tmp_path):
