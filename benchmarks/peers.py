@@ -34,9 +34,7 @@ DEMONS_SMOOTHING_VOX = 1.5  # of the whole field, after every iteration
 GREEDY_METRIC = "-m NCC 2x2x2 -n 100x50x10"
 GREEDY_SMOOTHING = "-s 1.732vox 0.7071vox"  # of the force and of the field
 # As FireANTs' quickstart has them; it has no defaults for scales and iterations.
-FIREANTS_AFFINE = {"scales": [4, 2, 1], "iterations": [200, 100, 50], "optimizer_lr": 3e-3}
-FIREANTS_DEFORMABLE = {"scales": [4, 2, 1], "iterations": [200, 100, 25]}
-FIREANTS_WINDOW_VOX = 5
+FIREANTS = {"scales": [4, 2, 1], "iterations": [200, 100, 25], "cc_kernel_size": 5}
 
 
 def threads() -> int:
@@ -251,33 +249,35 @@ def convexadam(moving: Volume, fixed: Volume, task: Task) -> DisplacementField:
     return to_moving @ field
 
 
-def fireants(_moving: Volume, _fixed: Volume, task: Task) -> DisplacementField:
-    """FireANTs' greedy registration after its affine, by PyTorch on the CPU and its own files.
+def fireants(moving: Volume, fixed: Volume, task: Task) -> DisplacementField:
+    """FireANTs' greedy registration, by PyTorch on the CPU and its own files.
+
+    From our affine: its own one by local correlation turned a brain by 15° and took two thirds of
+    the time.
 
     Source:
         Jena et al., FireANTs (2024), arXiv 2404.01249; run as its licence allows.
     """
     import torch
     from fireants.io.image import BatchedImages, Image
-    from fireants.registration.affine import AffineRegistration
     from fireants.registration.greedy import GreedyRegistration
-    from fireants.registration.rigid import RigidRegistration
 
+    from paramorph_rt.geometry.spaces import flip_affine
     from paramorph_rt.transforms.itk import read_displacement
 
     torch.set_num_threads(threads())
-    pair = {
-        f"{side}_images": BatchedImages([Image.load_file(path, device="cpu")])
-        for side, path in (("fixed", task.fixed), ("moving", task.moving))
-    }
-    pair["cc_kernel_size"] = FIREANTS_WINDOW_VOX
-    rigid = task.affine == "rigid"
-    first = (RigidRegistration if rigid else AffineRegistration)(**FIREANTS_AFFINE, **pair)
-    first.optimize()
-    matrix = first.get_rigid_matrix() if rigid else first.get_affine_matrix()
-    second = GreedyRegistration(**FIREANTS_DEFORMABLE, **pair, init_affine=matrix.detach())
-    second.optimize()
-    second.save_as_ants_transforms(f"{task.out}/{FIELD}")
+    fixed_images, moving_images = (
+        BatchedImages([Image.load_file(path, device="cpu")]) for path in (task.fixed, task.moving)
+    )
+    to_moving = torch.from_numpy(flip_affine(_our_affine(moving, fixed, task))).float()
+    method = GreedyRegistration(
+        **FIREANTS,
+        fixed_images=fixed_images,
+        moving_images=moving_images,
+        init_affine=to_moving[None],
+    )
+    method.optimize()
+    method.save_as_ants_transforms(f"{task.out}/{FIELD}")
     return read_displacement(Path(task.out) / FIELD)
 
 
