@@ -39,6 +39,7 @@ from tables import average, grouped, markdown_table
 # Dice that a pose may cost before it counts as a failure.
 MARGIN = 0.02
 MOST_DEGREES, MOST_SCALE, MOST_SHIFT_MM, MOST_CUT = 60, 2.0, 50, 0.25
+MEDIANS = ("off_mm", "seconds", "cpu_seconds")
 CASES = AS_THEY_ARE, POSED, CROPPED = "as they are", "random pose", "random pose, cut"
 COLUMNS = (
     ("images", "case", ""),
@@ -86,8 +87,9 @@ def posed(volume: Volume, pose: np.ndarray) -> Volume:
 def ours(moving: Volume, fixed: Volume) -> tuple[np.ndarray, Row]:
     """As `paramorph-rt infer` aligns."""
     alignment, seconds, cpu_seconds = timed(lambda: align_affine(moving, fixed))
-    row = {"seconds": seconds, "cpu_seconds": cpu_seconds}
-    return alignment.affine, row | {
+    return alignment.affine, {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "uncertainty_coefficient": alignment.uncertainty_coefficient,
         "warnings": list(alignment.warnings),
     }
@@ -111,10 +113,8 @@ def ants(moving: Volume, fixed: Volume) -> tuple[np.ndarray, Row]:
         return affine, {"seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
-METHODS: dict[str, Callable[[Volume, Volume], tuple[np.ndarray, Row]]] = {
-    "ours": ours,
-    "ANTs": ants,
-}
+Align = Callable[[Volume, Volume], tuple[np.ndarray, Row]]
+METHODS: dict[str, Align] = {"ours": ours, "ANTs": ants}
 
 
 def dice_of(affine: np.ndarray, pose: np.ndarray, pair: LabelledPair) -> float | None:
@@ -180,9 +180,7 @@ def summarise(rows: Iterable[Row]) -> Iterator[Row]:
             "aligned": sum(row["aligned"] for row in each),
             "dice": statistics.mean(row["dice"] for row in each),
             "dice_worst": min(row["dice"] for row in each),
-            "off_mm": average(each, "off_mm", statistics.median),
-            "seconds": average(each, "seconds", statistics.median),
-            "cpu_seconds": average(each, "cpu_seconds", statistics.median),
+            **{key: average(each, key, statistics.median) for key in MEDIANS},
             "uncertainty_coefficient": average(ours, "uncertainty_coefficient", min),
             "warned": sum(bool(row["warnings"]) for row in ours) if ours else None,
         }

@@ -67,16 +67,12 @@ class Prepared:
         self, name: str, folder: Path, args: argparse.Namespace, targets: dict[str, str]
     ) -> None:
         self.is_refined = name.endswith(REFINED)
-        self.weights = Path(name)
         self.bundle = folder / "bundle"
         self.failures: list[dict[str, str]] = []
-        if self.is_refined:
-            model = ROOT / "runtime/paramorph_rt/bundles" / name.removesuffix(REFINED)
-            self.weights = model / "features.safetensors"
-        elif self.weights.suffix != ".safetensors":
-            self.weights = ROOT / "runtime/paramorph_rt/bundles" / name / "weights.safetensors"
-        if not self.weights.is_file():
-            self.weights = folder / "weights.safetensors"
+        model = ROOT / "runtime/paramorph_rt/bundles" / name.removesuffix(REFINED)
+        shipped = model / f"{'features' if self.is_refined else 'weights'}.safetensors"
+        places = (Path(name), shipped, folder / "weights.safetensors")
+        self.weights = next((path for path in places if path.is_file()), places[-1])
         if not self.weights.is_file():
             script = Path(__file__).with_name("random_weights.py")
             self._step("weights", [script, self.weights], args)

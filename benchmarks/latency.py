@@ -199,26 +199,21 @@ def check_leads(new: Result, old: Result) -> None:
 
     Raises:
         BenchmarkError: A contender lost more of its lead than `MOST_LOST`, or the two results have
-            nothing in common, or another first contender.
+            nothing in common.
     """
-    if new["baseline"] != old["baseline"]:
-        raise BenchmarkError(
-            f"--compare: expected a result that compares with {new['baseline']}, got one with "
-            f"{old['baseline']}; measure with the same first contender."
-        )
-    before, after = _leads(old), _leads(new)
+    before = _leads(old)
     rows = [
         {
-            **dict(zip(("network", "contender", "threads"), key, strict=True)),
+            **dict(zip(("baseline", "network", "contender", "threads"), key, strict=True)),
             **{"before": before[key], "after": lead, "change": lead / before[key]},
         }
-        for key, lead in after.items()
+        for key, lead in _leads(new).items()
         if key in before
     ]
     if not rows:
         raise BenchmarkError(
             "--compare: expected networks, contenders and threads of this run in the older "
-            "result, got none of them; compare with another."
+            f"result, compared with {new['baseline']}, got none of them; compare with another."
         )
     print(markdown_table(rows, LEAD_COLUMNS))
     if slower := [row for row in rows if row["change"] < 1 - MOST_LOST]:
@@ -231,13 +226,14 @@ def check_leads(new: Result, old: Result) -> None:
         )
 
 
-def _leads(result: Result) -> dict[tuple[str, str, int], float]:
-    """By network, contender and threads."""
+def _leads(result: Result) -> dict[tuple[str, str, str, int], float]:
+    """By first contender, network, contender and threads."""
+    first = result["baseline"]
     return {
-        (network["name"], row["contender"], row["threads"]): row["times_faster"]
+        (first, network["name"], row["contender"], row["threads"]): row["times_faster"]
         for network in result["networks"]
         for row in network["rows"]
-        if "error" not in row and row["contender"] != result["baseline"]
+        if "error" not in row and row["contender"] != first
     }
 
 
@@ -265,10 +261,8 @@ def body(result: Result) -> str:
 def headline(result: Result) -> dict[str, float]:
     """Leads of the runtime's engines with the most threads."""
     return {
-        f"times faster than {result['baseline']}, {row['contender']}": row["times_faster"]
-        for network in result["networks"]
-        for row in network["rows"]
-        if "error" not in row and row["contender"] != PYTORCH
+        f"times faster than {first}, {contender}": lead
+        for (first, _, contender, _), lead in _leads(result).items()
     }
 
 

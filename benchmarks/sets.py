@@ -226,59 +226,43 @@ def smooth_field(grid: Grid, brain: Volume, seed: int) -> DisplacementField:
     return affine @ DisplacementField(grid, smooth)
 
 
+def contrasts(contrast: str) -> PairSet:
+    """A patient's T1 to another's image of a contrast."""
+    find = partial(across_contrasts, contrast=contrast.lower())
+    return PairSet(f"T1 → another patient's {contrast}, grey and white matter", "contrasts", find)
+
+
+T1, T2 = partial(ring, moving="*_t1"), partial(ring, moving="*_t2")
 SETS: dict[str, PairSet] = {
     "brain-t1-validation": PairSet(
-        "adult T1 brains (OASIS-1, MICCAI 2012 labels)",
-        "brain_t1/validation",
-        partial(ring, moving="*_t1"),
+        "adult T1 brains (OASIS-1, MICCAI 2012 labels)", "brain_t1/validation", T1
     ),
     "newborns-t1": PairSet("newborns' T1 → another's T1", "neonate", newborns("T1", "T1")),
     "newborns-t2": PairSet("newborns' T2 → another's T2", "neonate", newborns("T2", "T2")),
     "newborns-t1-t2": PairSet("newborns' T1 → another's T2", "neonate", newborns("T1", "T2")),
     "promise12-glands": PairSet(
-        "prostates in T2 (PROMISE12), the gland, rigid first",
-        "prostate_t2/validation",
-        partial(ring, moving="*_t2"),
-        affine="rigid",
+        "prostates in T2 (PROMISE12), the gland, rigid first", "prostate_t2/validation", T2, "rigid"
     ),
     "prostates-native": PairSet(
         "prostates in T2 at native spacing (PROSTATE-DIAGNOSIS, ProstateX), the gland, rigid first",
         "prostate_native",
         native_prostates,
-        affine="rigid",
+        "rigid",
     ),
     "prostate-twice": PairSet(
         "one patient's prostate in T2, scanned twice (ProstateX)",
         "prostate_native",
         scanned_twice,
-        affine="rigid",
+        "rigid",
     ),
-    "heads-2mm": PairSet(
-        "whole heads in T1 (IXI), structures of the brain",
-        "heads_2mm",
-        partial(ring, moving="*_t1"),
-    ),
+    "heads-2mm": PairSet("whole heads in T1 (IXI), structures of the brain", "heads_2mm", T1),
     "colin27-mni152": PairSet("Colin27 → MNI152, grey and white matter", "", colin_to_mni),
     "hippocampus": PairSet(
-        "hippocampi in T1 (Medical Segmentation Decathlon)",
-        "hippocampus/validation",
-        partial(ring, moving="*_t1"),
+        "hippocampi in T1 (Medical Segmentation Decathlon)", "hippocampus/validation", T1
     ),
-    "contrasts-t1": PairSet(
-        "T1 → another patient's T1, grey and white matter",
-        "contrasts",
-        partial(across_contrasts, contrast="t1"),
-    ),
-    "contrasts-t1-t2": PairSet(
-        "T1 → another patient's T2, grey and white matter",
-        "contrasts",
-        partial(across_contrasts, contrast="t2"),
-    ),
-    "contrasts-t1-flair": PairSet(
-        "T1 → another patient's FLAIR, grey and white matter",
-        "contrasts",
-        partial(across_contrasts, contrast="flair"),
-    ),
+    "contrasts-t1": contrasts("T1"),
+    "contrasts-t1-t2": contrasts("T2"),
+    "contrasts-t1-flair": contrasts("FLAIR"),
     "known-field": PairSet(
         "adult T1 brains to themselves, deformed by a known field",
         "brain_t1/validation",

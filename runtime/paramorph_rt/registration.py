@@ -213,10 +213,7 @@ class Registration(Closable):
         self._check_open()
         seconds, levels = Stopwatch({}), options.levels
         with itk_threads(self.threads):
-            with seconds("load"):
-                images = load(sources)
-            if options.strip:
-                images = strip(images, self.threads, seconds)
+            images = self._loaded(sources, options, seconds)
             models = self._started(levels)
             with seconds("affine"):
                 start = align(images, options.affine, sources.initial)
@@ -224,8 +221,7 @@ class Registration(Closable):
                 flags = start.flags(images)
                 choice = choose(models, start.moving, start.fixed, is_free=self.is_free)
             prediction = predict(choice.model, images, start.affine, levels, seconds)
-            metric = metric_for(choice.model, options.metric)
-            refined = self._refined(images, start, prediction, levels, metric, seconds)
+            refined = self._refined(images, start, prediction, choice.model, options, seconds)
             deformation = Deformation(refined.field, start.affine)
             with seconds("warp"):
                 warped = warp(images, deformation.on(images.fixed.grid), options.interpolation)
@@ -254,6 +250,11 @@ class Registration(Closable):
             self.threads,
         )
 
+    def _loaded(self, sources: Sources, options: Options, seconds: Stopwatch) -> Images:
+        with seconds("load"):
+            images = load(sources)
+        return strip(images, self.threads, seconds) if options.strip else images
+
     def _release(self) -> None:
         for model in self.models:
             model.close()
@@ -270,10 +271,11 @@ class Registration(Closable):
         images: Images,
         start: Start,
         prediction: Prediction,
-        levels: Sequence[Level],
-        metric: str,
+        model: Model | None,
+        options: Options,
         seconds: Stopwatch,
     ) -> Refined:
+        levels, metric = options.levels, metric_for(model, options.metric)
         if not levels or prediction.refinement is not None:
             return Refined(prediction.field, "ncc")
         with seconds("refine"):

@@ -102,3 +102,33 @@ def test_manifests_are_read_and_written_in_bundle_only():
 def test_itk_resampling_is_set_up_once():
     assert modules_with(r"ResampleImageFilter\(|sitk\.Resample\(") == {"geometry/resample.py"}
     assert modules_with(r"sitk\.Warp\(") == {"geometry/warp.py"}
+
+
+def functions() -> Iterator[tuple[Path, list[str], ast.FunctionDef]]:
+    """Each function of the runtime, with its module's path and lines."""
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                yield path, text.splitlines(), node
+
+
+def is_long(function: ast.FunctionDef) -> bool:
+    """Over 40 lines without its docstring, or over 6 parameters."""
+    first, given = function.body[0], function.args
+    documented = first.end_lineno - first.lineno + 1 if ast.get_docstring(function) else 0
+    names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    parameters = len(set(names) - {"self", "cls"})
+    return function.end_lineno - function.lineno + 1 - documented > 40 or parameters > 6
+
+
+def test_a_long_function_says_why_beside_its_name():
+    long = [each for each in functions() if is_long(each[2])]
+    assert {node.name for _, _, node in long} >= {"__call__", "readme_of"}
+    for path, lines, node in long:
+        assert "  # " in lines[node.lineno - 1], f"{path}:{node.lineno} {node.name}"
+
+
+def test_modules_fit_on_a_few_pages():
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path

@@ -187,14 +187,15 @@ class _GridSample3D(Op):
         return shape
 
 
-def _cut(model: ov.Model, in_float: tuple[int, int] | None) -> tuple[list[Part], str]:
+def _cut(  # one pass over the nodes fills four tables that only make sense together
+    model: ov.Model, in_float: tuple[int, int] | None
+) -> tuple[list[Part], str]:
     """The warps and what lies between them; and the name of the model's only output.
 
     A node's stage is above those of all warps before it, and odd where slices of features have the
     size `in_float` (h, w). All nodes of a stage make one part, which reads what it needs of earlier
     ones.
     """
-    # One pass over the nodes fills four tables that only make sense together, hence its length.
     stages: dict[str, int] = {}
     read: dict[int, dict[str, ov.Node]] = defaultdict(dict)  # stage → name → parameter
     given: dict[int, dict[str, ov.Output]] = defaultdict(dict)  # stage → name → what others read

@@ -137,7 +137,6 @@ def register_all(args: argparse.Namespace, options: Options, pairs: list[Pair]) 
     """Register all pairs, summarise, print; returns the exit code."""
     from ..cohort.run import run_cohort
     from ..cohort.summary import HTML, write_summary
-    from ..errors import CohortError
     from ..results.json_files import json_text
     from ..system.staging import abandon
 
@@ -169,14 +168,20 @@ def register_all(args: argparse.Namespace, options: Options, pairs: list[Pair]) 
         print(f"paramorph-rt: stopped with {left} pairs left; run it again", file=sys.stderr)
         abandon()
         return STOPPED + number
-    if failed := [outcome.name for outcome in outcomes.values() if outcome.status == "failed"]:
+    failed = [outcome.name for outcome in outcomes.values() if outcome.status == "failed"]
+    _check_none_failed(failed, pairs, page)
+    return DOUBTFUL if options.fail_on_quality and is_doubtful(summary) else 0
+
+
+def _check_none_failed(failed: list[str], pairs: list[Pair], page: Path) -> None:
+    from ..errors import CohortError
+
+    if failed:
         some = ", ".join(failed[:3]) + (", …" if len(failed) > 3 else "")
         raise CohortError(
             f"cohort: expected results of {len(pairs)} pairs, got {len(pairs) - len(failed)}, as "
-            f"{some} failed; see {args.out_dir / HTML}, mend what it says and run the same command "
-            "again."
+            f"{some} failed; see {page}, mend what it says and run the same command again."
         )
-    return DOUBTFUL if options.fail_on_quality and is_doubtful(summary) else 0
 
 
 def is_doubtful(summary: dict[str, Any]) -> bool:

@@ -33,7 +33,7 @@ examples:
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:  # one option after the other
     """Declare the command's options."""
     parser = subparsers.add_parser(
         "evaluate",

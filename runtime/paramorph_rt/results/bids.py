@@ -78,11 +78,11 @@ def bids_names(inputs: Inputs, options: Options, out_dir: Path) -> Names:
     also |= {path: name.warped(path, LABELS) for path in inputs.also_labels}
     sources = {reference: inputs.moving, image: inputs.moving}
     sources |= {own: path for path, own in also.items()}
-    if inputs.moving_labels is not None:
-        sources[labels] = inputs.moving_labels
     results = [reference, *also.values()]
     results += [image] if options.apply_to_all else []
-    results += [labels] if inputs.moving_labels else []
+    if inputs.moving_labels is not None:
+        sources[labels] = inputs.moving_labels
+        results.append(labels)
     _check_distinct(results)
     names = Names(
         warped=reference,
@@ -101,12 +101,8 @@ def bids_names(inputs: Inputs, options: Options, out_dir: Path) -> Names:
         record=name.transform("record.json"),
     )
     uris = Uris(out_dir)
-    sidecars = {
-        _beside(own): Sidecar(
-            own, of_image(path, inputs.fixed, names.displacement, uris, name.spatial)
-        )
-        for own, path in sources.items()
-    }
+    more = inputs.fixed, names.displacement, uris, name.spatial
+    sidecars = {_beside(own): Sidecar(own, of_image(path, *more)) for own, path in sources.items()}
     sidecars |= _of_transforms(names, inputs, uris)
     shared = {DATASET: description(uris.links), IGNORE: IGNORED}
     return replace(names, sidecars=sidecars, shared=shared)
