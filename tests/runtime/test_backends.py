@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ import pytest
 
 from paramorph_rt import Registration
 from paramorph_rt.backends import Way, choice, choose_backend, gpu
-from paramorph_rt.bundle import default_bundle_path, load_bundle
+from paramorph_rt.bundle import Bundle, default_bundle_path, load_bundle
 from paramorph_rt.errors import (
     BackendError,
     BundleError,
@@ -44,6 +45,28 @@ def engine(request) -> str:
     if find_spec(request.param) is None:
         pytest.skip(f"needs {request.param}, of the extra of that name")
     return request.param
+
+
+@pytest.mark.skipif(
+    not hasattr(ort.SessionOptions, "add_external_initializers_from_files_in_memory"),
+    reason="needs ONNX Runtime 1.24, which takes weights from memory",
+)
+def test_onnx_runtime_loads_what_was_hashed(tmp_path, monkeypatch):
+    folder = shutil.copytree(default_bundle_path(), tmp_path / "bundle")
+    hashed = Bundle.verified_bytes
+
+    def then_swapped(bundle: Bundle, file: str) -> bytes:
+        content = hashed(bundle, file)
+        (folder / file).write_bytes(b"another's")
+        return content
+
+    monkeypatch.setattr(Bundle, "verified_bytes", then_swapped)
+    backend = choose_backend(load_bundle(folder), "onnxruntime", threads=1).at((96, 128, 96))
+    assert (folder / "weights.safetensors").read_bytes() == b"another's"
+    noise = np.random.default_rng(0).random((2, 96, 128, 96), np.float32)
+    monkeypatch.undo()
+    expected = choose_backend(load_bundle(default_bundle_path()), "onnxruntime", threads=1)
+    np.testing.assert_array_equal(backend.run(*noise), expected.at((96, 128, 96)).run(*noise))
 
 
 @pytest.mark.parametrize("threads", [None, 1])

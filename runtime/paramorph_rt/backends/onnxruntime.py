@@ -19,7 +19,7 @@ from .interface import Closable, check_output
 from .runtime_cache import kernel_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from jaxtyping import Float
 
@@ -37,6 +37,7 @@ NAMES = {
     TENSORRT: "onnxruntime-tensorrt",
     TENSORRT_RTX: "onnxruntime-tensorrt-rtx",
 }
+IN_MEMORY = "add_external_initializers_from_files_in_memory"
 TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 # Both packages hold one module; in a folder of its own, ahead on the path, the second hides the
 # first without breaking it.
@@ -55,6 +56,8 @@ class OnnxRuntimeBackend(Closable):
         provider: One of `NAMES`; all of the network runs there, or it is an error.
         precision: Of the file.
         output: What it gives, as of `Bundle`.
+        contents: Of the ONNX file and of what it reads, by name, to be used instead of opening them
+            again. ONNX Runtime before 1.24 takes no weights that way and opens the files.
 
     Raises:
         BackendError: ONNX Runtime refuses the file, or would run some of it elsewhere.
@@ -67,15 +70,13 @@ class OnnxRuntimeBackend(Closable):
         provider: str = CPU,
         precision: Precision = "fp32",
         output: str = "displacement",
+        contents: Mapping[str, bytes] | None = None,
     ) -> None:
         self.name = NAMES[provider]
         self.precision = precision
         self._output = output
         self._path = network_path
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors; its warnings are about its own optimisations
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options = _options(threads)
         try:
             if provider == CPU:
                 providers: list[Any] = [CPU]
@@ -85,7 +86,10 @@ class OnnxRuntimeBackend(Closable):
             with _without_tf32():
                 # Without its own fallback, which prints and goes on elsewhere.
                 self._session = ort.InferenceSession(
-                    network_path, options, providers=providers or None, enable_fallback=0
+                    _model(network_path, contents or {}, options),
+                    options,
+                    providers=providers or None,
+                    enable_fallback=0,
                 )
         except Exception as err:  # ONNX Runtime derives its errors from Exception directly
             raise BackendError(
@@ -121,6 +125,25 @@ class OnnxRuntimeBackend(Closable):
 
     def _release(self) -> None:
         del self._session
+
+
+def _options(threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors; its warnings are about its own optimisations
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _model(path: Path, contents: Mapping[str, bytes], options: Any) -> Path | bytes:
+    """What a session is made from: the content of its file, if what that reads can be given too."""
+    weights = {name: content for name, content in contents.items() if name != path.name}
+    if path.name not in contents or (weights and not hasattr(options, IN_MEMORY)):
+        return path
+    if weights:
+        sizes = [len(content) for content in weights.values()]
+        getattr(options, IN_MEMORY)(list(weights), list(weights.values()), sizes)
+    return contents[path.name]
 
 
 def check_provider(provider: str) -> None:

@@ -129,8 +129,8 @@ def _onnxruntime(bundle: Bundle, precision: Precision, threads: int | None) -> L
     entry = bundle.network(precision)
 
     def load() -> Network:
-        path = bundle.verified_network(entry)
-        return module.OnnxRuntimeBackend(path, threads, output=bundle.output)
+        path, contents = bundle.folder / entry.file, bundle.verified_contents(entry)
+        return module.OnnxRuntimeBackend(path, threads, output=bundle.output, contents=contents)
 
     return load
 

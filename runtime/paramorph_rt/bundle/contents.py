@@ -217,6 +217,14 @@ class Bundle:
             self.verified_path(file)
         return self.folder / entry.file
 
+    def verified_contents(self, entry: NetworkEntry) -> dict[str, bytes]:
+        """A network's ONNX file and what it reads, by name; see `verified_bytes`.
+
+        Raises:
+            BundleError: The SHA-256 of one is not the one recorded.
+        """
+        return {file: self.verified_bytes(file) for file in entry.files}
+
     def verified_path(self, file: str) -> Path:
         """A file of the bundle, hashed; for networks `verified_network`.
 
