@@ -109,6 +109,7 @@ JOBS: dict[str, Job] = {
     "affine": Job("affine", "affine"),
     "default": Job("ParaMorph"),
     "no-network": Job("ParaMorph, no network", model="none"),
+    "no-network-thorough": Job("ParaMorph, no network, 16 iterations", model="none", refine="16"),
     "unrefined": Job("ParaMorph, not refined", refine="off"),
     "thorough": Job("ParaMorph, 16 iterations", refine="16"),
     "auto": Job("ParaMorph, --model auto", model="auto"),

@@ -394,7 +394,9 @@ def test_the_real_library_builds_without_a_gpu(bundle, tmp_path, monkeypatch, ca
     (entry,) = loaded.manifest["engines"]
     assert loaded.verified_path(entry["file"]).stat().st_size > 100_000
     assert entry["device_memory_bytes"] > 0
-    schedule = schedule_of(loaded.verified_bytes(entry["file"]))
+    engine = loaded.verified_bytes(entry["file"])
+    assert not re.findall(rb"\n\s*wait=\{", engine)  # all in one stream
+    schedule = schedule_of(engine)
     assert any(schedule.flop_of(launch) > 0 for launch in schedule.launches)
     assert all(schedule.bytes_of(launch) > 0 for launch in schedule.launches if launch.outputs)
 
