@@ -4,6 +4,7 @@ import json
 import logging
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from threading import Timer
 
 import nibabel as nib
