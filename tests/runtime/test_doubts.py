@@ -31,6 +31,16 @@ def dice(before: float, affine: float, after: float) -> dict:
         ({"ncc": {"affine": -0.2, "after": -0.5}}, []),  # inverted contrasts
         ({"ncc": {"affine": None, "after": 0.4}}, []),
         ({"ncc": {"affine": 0.6, "after": 0.5}}, ["NCC fell from 0.600 .* to 0.500"]),
+        ({"ncc": {"affine": 0.6, "after": 0.51}, "refinement": {"features": True}}, []),
+        ({"ncc": {"affine": 0.6, "after": 0.51}, "refinement": {"metric": "mind"}}, []),
+        (
+            {"ncc": {"affine": 0.6, "after": 0.49}, "refinement": {"features": True}},
+            ["NCC fell from 0.600 .* to 0.490"],
+        ),
+        (
+            {"ncc": {"affine": 0.6, "after": 0.51}, "refinement": {"metric": "ncc"}},
+            ["NCC fell from 0.600 .* to 0.510"],
+        ),
         ({"network_grid": {"spacing_growth": 1.1}}, []),
         ({"network_grid": {"spacing_growth": 1.5}}, ["1.50 times coarser"]),
         ({"dice": dice(0.5, 0.4, 0.0)}, ["Dice fell", r"any more, though it did before, of 4\."]),

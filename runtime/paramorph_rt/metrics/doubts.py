@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # A change smaller than what the third digit shows is none.
 LEAST_FALL = 0.0005
+# Where features or descriptors pull as well, NCC may give way to them: right hippocampi lose 0.09.
+LEAST_FALL_BESIDE_FEATURES = 0.1
 # How much coarser the network's grid may be than in training: up to a quarter is what heads of
 # different size ask for.
 MOST_GROWTH = 1.25
@@ -51,7 +53,7 @@ def _of_falls(metrics: Mapping[str, Any]) -> Iterator[Flag]:
             continue
         if key == "ncc" and before <= 0:  # of inverted contrasts, which it falls with
             continue
-        if after < before - LEAST_FALL:
+        if after < before - (_least_fall_of_ncc(metrics) if key == "ncc" else LEAST_FALL):
             yield Flag(
                 f"{key}_fell",
                 "pair",
@@ -61,6 +63,12 @@ def _of_falls(metrics: Mapping[str, Any]) -> Iterator[Flag]:
                 after,
                 before,
             )
+
+
+def _least_fall_of_ncc(metrics: Mapping[str, Any]) -> float:
+    refinement = metrics.get("refinement") or {}
+    beside = refinement.get("features") or refinement.get("metric") == "mind"
+    return LEAST_FALL_BESIDE_FEATURES if beside else LEAST_FALL
 
 
 def _of_labels(metrics: Mapping[str, Any]) -> Iterator[Flag]:
