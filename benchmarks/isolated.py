@@ -28,9 +28,7 @@ from costs import peak_mb, timed
 
 THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
+    *(f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL")),
 )
 
 

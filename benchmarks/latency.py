@@ -178,18 +178,13 @@ def _add_dice(
     cases: Sequence[Pair],
     sampling: str,
 ) -> None:
-    dice = {
-        engine: [case.dice(u, sampling) for case, u in zip(cases, output, strict=True)]
-        for engine, output in outputs.items()
-    }
-    reference = next(iter(dice.values()))
-    for engine, values in dice.items():
-        changes = [b - a for a, b in zip(reference, values, strict=True)]
-        rows[engine] |= {
-            "dice": statistics.mean(values),
-            "dice_change": statistics.mean(changes),
-            "largest_dice_change": max(changes, key=abs),
-        }
+    reference: np.ndarray | None = None
+    for engine, output in outputs.items():
+        dice = np.array([case.dice(u, sampling) for case, u in zip(cases, output, strict=True)])
+        reference = dice if reference is None else reference
+        change = dice - reference
+        rows[engine] |= {"dice": float(dice.mean()), "dice_change": float(change.mean())}
+        rows[engine]["largest_dice_change"] = float(max(change, key=abs))
 
 
 def check_leads(new: Result, old: Result) -> None:

@@ -51,23 +51,17 @@ def run(args: argparse.Namespace) -> Row:
             for key, (case, threads) in work.items():
                 rows[key].append(whole_job(job, case, threads))
                 print(*key, json.dumps(rows[key][-1]), file=sys.stderr, flush=True)
-    figures = [
-        {
-            kind: n,
-            **medians(each, (key for _, key, _ in COSTS)),
-            "each_seconds": [row["seconds"] for row in each],
-        }
-        for (kind, n), each in rows.items()
-    ]
+    figures: dict[str, list[Row]] = {"size": [], "threads": []}
+    for (kind, n), each in rows.items():
+        figure = {kind: n, **medians(each, (key for _, key, _ in COSTS))}
+        figures[kind].append(figure | {"each_seconds": [row["seconds"] for row in each]})
     return {
         "model": bundle.name,
         "weights_sha256": weights_sha256(bundle),
-        "engine": args.engine,
-        "runs": args.runs,
+        **{key: getattr(args, key) for key in ("engine", "runs", "size")},
         "with_threads": most,
-        "size": args.size,
-        "sizes": [row for row in figures if "size" in row],
-        "threads": [row for row in figures if "threads" in row],
+        "sizes": figures["size"],
+        "threads": figures["threads"],
     }
 
 

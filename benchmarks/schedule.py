@@ -33,10 +33,7 @@ class Card:
 
 
 #: NVIDIA's numbers; the laptop's at the clock that its power allows, about.
-CARDS = (
-    Card("RTX 3080", 760e9, 59.5e12),
-    Card("RTX 3080 Laptop", 448e9, 40e12),
-)
+CARDS = (Card("RTX 3080", 760e9, 59.5e12), Card("RTX 3080 Laptop", 448e9, 40e12))
 
 
 @dataclass(frozen=True)
