@@ -252,8 +252,8 @@ def convexadam(moving: Volume, fixed: Volume, task: Task) -> DisplacementField:
 def fireants(moving: Volume, fixed: Volume, task: Task) -> DisplacementField:
     """FireANTs' greedy registration, by PyTorch on the CPU and its own files.
 
-    From our affine: its own one by local correlation turned a brain by 15° and took two thirds of
-    the time.
+    From our affine, as demons and ConvexAdam: its own one, tried on one pair of brains, turned by
+    15° and took two thirds of the time.
 
     Source:
         Jena et al., FireANTs (2024), arXiv 2404.01249; run as its licence allows.

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 # A change smaller than what the third digit shows is none.
 LEAST_FALL = 0.0005
-# Where features or descriptors pull as well, NCC may give way to them: right hippocampi lose 0.09.
+# The same of NCC where features or descriptors pull as well, to which it may give way: hippocampi
+# that are right lose up to 0.09.
 LEAST_FALL_BESIDE_FEATURES = 0.1
 # How much coarser the network's grid may be than in training: up to a quarter is what heads of
 # different size ask for.
