@@ -29,12 +29,13 @@ from isolated import call_isolated, run_isolated
 from paramorph_rt.backends.gpu import find_gpu
 from paramorph_rt.bundle import MANIFEST, load_bundle
 from paramorph_rt.errors import ParamorphError
-from record import Result, Row
+from record import BenchmarkError, Result, Row
 from tables import differences, failures, markdown_table
 from volumes import smooth_volume
 
 ROOT = Path(__file__).parents[1]
-NETWORKS = ("brain-t1-small", "paramorph")
+RANDOM = "paramorph"  # weights of the paper's size, from a seed
+NETWORKS = ("brain-t1-small", RANDOM)
 REFINED = ":refined"  # after a model's name: its features and the refinement as one network
 PACKAGES = ("onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "cuda-bindings", "pycuda")
 ENGINES = ("onnxruntime", "tensorrt")  # which need a bundle
@@ -69,10 +70,7 @@ class Prepared:
         self.is_refined = name.endswith(REFINED)
         self.bundle = folder / "bundle"
         self.failures: list[dict[str, str]] = []
-        model = ROOT / "runtime/paramorph_rt/bundles" / name.removesuffix(REFINED)
-        shipped = model / f"{'features' if self.is_refined else 'weights'}.safetensors"
-        places = (Path(name), shipped, folder / "weights.safetensors")
-        self.weights = next((path for path in places if path.is_file()), places[-1])
+        self.weights = next(filter(Path.is_file, _weights(name)), folder / "weights.safetensors")
         if not self.weights.is_file():
             script = Path(__file__).with_name("random_weights.py")
             self._step("weights", [script, self.weights], args)
@@ -111,6 +109,27 @@ class Prepared:
         failure = run_isolated([sys.executable, *map(str, command)], args.threads, args.timeout)
         if failure:
             self.failures.append({"step": what, "error": failure})
+
+
+def _weights(name: str) -> tuple[Path, Path]:
+    """Where a network's weights may be, unless they are random."""
+    model = ROOT / "runtime/paramorph_rt/bundles" / name.removesuffix(REFINED)
+    kind = "features" if name.endswith(REFINED) else "weights"
+    return Path(name), model / f"{kind}.safetensors"
+
+
+def check_networks(names: list[str]) -> None:
+    """Refuse a name of which there are no weights, before anything is measured.
+
+    Raises:
+        BenchmarkError: It is neither a file, nor a shipped model's, nor that of random weights.
+    """
+    for name in names:
+        if name != RANDOM and not any(path.is_file() for path in _weights(name)):
+            raise BenchmarkError(
+                f"{name}: expected a shipped model, {RANDOM} or a file of weights for --networks, "
+                "found none of that name; check its spelling."
+            )
 
 
 def targets_here(device: str) -> dict[str, str]:
@@ -211,6 +230,7 @@ def describe_gpu(device: str) -> str:
 
 def run(args: argparse.Namespace) -> Iterator[Path]:
     """Measure; write the JSON and the page after every contender."""
+    check_networks(args.networks)
     if args.prepare:
         prepare(args)
         return

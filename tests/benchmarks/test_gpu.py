@@ -99,6 +99,14 @@ def test_a_gpu_that_is_not_there_is_refused_before_the_work(results, monkeypatch
     assert not results.exists()
 
 
+@pytest.mark.parametrize("name", ["brain-t1-smal", "paramorph:refined", "nowhere.safetensors"])
+def test_a_misspelt_network_is_refused_before_the_work(results, capsys, name):
+    """Random weights must not be measured under its name."""
+    assert gpu.BENCHMARK.main(["--device", "cpu", "--networks", "paramorph", name]) == 1
+    assert capsys.readouterr().err.startswith(f"gpu.py: {name}: expected a shipped model")
+    assert not results.exists()
+
+
 @pytest.mark.slow
 def test_what_was_prepared_is_used(weights, results, tmp_path, capsys):
     """Exported once, elsewhere; the engine may be missing, for want of its library."""
