@@ -244,13 +244,19 @@ def body(result: Result) -> str:
         measured = [row for row in network["rows"] if "error" not in row]
         columns = [*COLUMNS, *(c for c in DICE_COLUMNS if c[1] in measured[0])]
         text += (
-            f"\n## {network['name']}\n\n{network['embed_dim']} channels, {network['passes']} "
-            f"pass(es) at {' × '.join(map(str, network['shape']))}; displacements of up to "
+            f"\n## {network['name']}\n\n{_network_text(network)} at "
+            f"{' × '.join(map(str, network['shape']))}; displacements of up to "
             f"{measured[0]['largest_displacement_vox']:.1f} voxels.\n\n"
             + markdown_table(measured, columns)
             + failures(network["rows"], "contender", "threads")
         )
     return text
+
+
+def _network_text(network: Row) -> str:
+    if network["embed_dim"] is None:
+        return "A pyramid network"
+    return f"{network['embed_dim']} channels, {network['passes']} pass(es)"
 
 
 def headline(result: Result) -> dict[str, float]:

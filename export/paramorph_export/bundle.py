@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from paramorph.checkpoint import FeatureInfo, WeightsInfo
-    from paramorph.network import ParaMorph
+    from paramorph.networks import RegistrationNetwork
     from paramorph_export.pairs import Pair
 
     Shape = tuple[int, int, int]
@@ -188,7 +188,7 @@ def _copy_domain(folder: Path, domain: Path) -> dict[str, Any]:
 
 
 def _write_networks(
-    folder: Path, weights: Path, network: ParaMorph, info: WeightsInfo, graphs: Graphs
+    folder: Path, weights: Path, network: RegistrationNetwork, info: WeightsInfo, graphs: Graphs
 ) -> list[dict[str, Any]]:
     """The graphs of all shapes, which share one copy of the weights; their manifest entries."""
     shutil.copyfile(weights, folder / WEIGHTS)
@@ -200,7 +200,7 @@ def _write_networks(
 
 
 def _write_graphs(
-    path: Path, network: ParaMorph, info: WeightsInfo, shape: Shape, graphs: Graphs
+    path: Path, network: RegistrationNetwork, info: WeightsInfo, shape: Shape, graphs: Graphs
 ) -> Iterator[dict[str, Any]]:
     """The graphs of one shape, in float32 and in halves; their entries in the manifest.
 

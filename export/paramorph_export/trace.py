@@ -16,6 +16,7 @@ from onnxscript import ir, opset20
 from torch import nn
 
 from paramorph.config import check_shape
+from paramorph.network import ParaMorph
 from paramorph.warp import warp
 from paramorph.windows import prepare_tables
 from paramorph_export.grid_sample import STANDARD_OPSET, TRANSLATION_TABLE, function_definition
@@ -24,8 +25,7 @@ from paramorph_rt.bundle.names import INPUTS, OUTPUTS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from paramorph.network import ParaMorph
-
+    from paramorph.networks import RegistrationNetwork
 
 #: Constants up to this many elements are folded: the largest weight of the paper's size has 28 M.
 _FOLDING_LIMIT = 1 << 26
@@ -34,7 +34,7 @@ _FOLDING_LIMIT = 1 << 26
 class RegistrationGraph(nn.Module):
     """What is exported: the displacement, and the moving volume warped by it."""
 
-    def __init__(self, network: ParaMorph) -> None:
+    def __init__(self, network: RegistrationNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -45,7 +45,7 @@ class RegistrationGraph(nn.Module):
         return displacement, warp(moving, displacement, self.network.config.sampling)
 
 
-def onnx_from_network(network: ParaMorph, shape: tuple[int, int, int]) -> onnx.ModelProto:
+def onnx_from_network(network: RegistrationNetwork, shape: tuple[int, int, int]) -> onnx.ModelProto:
     """Trace `network` at volume size `shape` (D, H, W), batch 1.
 
     Inputs `moving`, `fixed` float32 (1, 1, D, H, W) in [0, 1]; outputs `displacement`
@@ -58,7 +58,8 @@ def onnx_from_network(network: ParaMorph, shape: tuple[int, int, int]) -> onnx.M
     shape = check_shape(shape)
     graph = RegistrationGraph(network).eval()
     moving, fixed = torch.rand(1, 1, *shape), torch.rand(1, 1, *shape)
-    prepare_tables(shape, network.config, moving.device)
+    if isinstance(network, ParaMorph):
+        prepare_tables(shape, network.config, moving.device)
     return traced(graph, (moving, fixed), OUTPUTS)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
-    from paramorph.network import ParaMorph
+    from paramorph.networks import RegistrationNetwork
     from paramorph_export.pairs import Pair
 
     Shape = tuple[int, int, int]
@@ -39,7 +39,9 @@ HALF_TOLERANCES_VOX = {"fp16": (0.01, 0.1), "bf16": (0.08, 0.8)}
 DICE_TOLERANCE = 1e-3
 
 
-def verify(path: Path, network: ParaMorph, shape: Shape, seed: int | None = None) -> dict[str, Any]:
+def verify(
+    path: Path, network: RegistrationNetwork, shape: Shape, seed: int | None = None
+) -> dict[str, Any]:
     """Run the file in ONNX Runtime (CPU) and the network in PyTorch on the same random pair.
 
     Args:

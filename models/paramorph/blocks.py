@@ -1,4 +1,4 @@
-"""Convolutional building blocks: NeXt-B, NeXt-D and the decoder's convolution block."""
+"""Convolutional building blocks: NeXt-B, NeXt-D, a decoder's convolution block, a U-Net's."""
 
 from __future__ import annotations
 
@@ -77,3 +77,25 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d h w"]:
         return F.leaky_relu(self.norm(self.conv(x)), 0.01)
+
+
+class ConvNorm(nn.Module):
+    """Convolution 3×3×3, instance normalisation with weights, LeakyReLU."""
+
+    def __init__(
+        self, channels: int, out_channels: int, stride: int = 1, slope: float = 0.01
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, out_channels, 3, stride, padding=1, bias=False)
+        self.weight = nn.Parameter(torch.ones(out_channels))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.slope = slope
+
+    def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o e i x"]:
+        x = self.conv(x)
+        if len(x) == 1 and not torch.compiler.is_exporting():
+            # The same of one volume, without the copies of channels that torch makes for the other.
+            x = F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+        else:
+            x = F.instance_norm(x, weight=self.weight, bias=self.bias)
+        return F.leaky_relu(x, self.slope)

@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from paramorph.config import NetworkConfig, check_shape
+from paramorph.config import NetworkConfig, PyramidConfig, check_shape, config_from_dict
 from paramorph.feature_network import FeatureConfig, FeatureNetwork
-from paramorph.network import ParaMorph
+from paramorph.networks import RegistrationNetwork, network_of
 from paramorph_rt.bundle import GridSpec, check_grid_spec
 from paramorph_rt.errors import ParamorphError
 from paramorph_rt.system.files import check_regular
@@ -41,7 +41,7 @@ class _Info:
     """What has to be known, besides the parameters, to use weights as they were trained."""
 
     name: str  # what the weights are called, e.g. brain-t1-small
-    network: Any  # configuration, of the class `configured_by`
+    network: Any  # configuration, which `read_config` reads
     shape: tuple[int, int, int]  # network grid they were trained on, voxels (D, H, W)
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of that grid
     orientation: str = "RAS"  # anatomical directions of the axes D, H, W
@@ -49,7 +49,7 @@ class _Info:
     upper_percentile: float = 100.0  # intensity that becomes 1
     provenance: dict[str, Any] = field(default_factory=dict)  # data, terms, command, accuracy
 
-    configured_by: ClassVar[type[NetworkConfig] | type[FeatureConfig]]
+    read_config: ClassVar[Callable[[dict[str, Any]], Any]]
 
     def __post_init__(self) -> None:
         _check_info(self)
@@ -60,7 +60,7 @@ class _Info:
     @classmethod
     def from_json(cls, text: str) -> Self:
         fields = json.loads(text)
-        fields["network"] = cls.configured_by.from_dict(fields["network"])
+        fields["network"] = cls.read_config(fields["network"])
         fields["shape"] = tuple(fields["shape"])
         fields["spacing_mm"] = tuple(fields["spacing_mm"])
         return cls(**fields)
@@ -70,8 +70,8 @@ class _Info:
 class WeightsInfo(_Info):
     """Of a registration network."""
 
-    network: NetworkConfig
-    configured_by = NetworkConfig
+    network: NetworkConfig | PyramidConfig
+    read_config = staticmethod(config_from_dict)
 
     def __post_init__(self) -> None:
         check_shape(self.shape)
@@ -83,11 +83,11 @@ class FeatureInfo(_Info):
     """Of a feature network."""
 
     network: FeatureConfig
-    configured_by = FeatureConfig
+    read_config = FeatureConfig.from_dict
 
 
 Info = TypeVar("Info", WeightsInfo, FeatureInfo)
-Network = TypeVar("Network", ParaMorph, FeatureNetwork)
+Network = TypeVar("Network", RegistrationNetwork, FeatureNetwork)
 
 
 def _check_info(info: _Info) -> None:
@@ -148,13 +148,13 @@ def dequantized(integers: Tensor, scales: Tensor) -> Tensor:
     return integers.float() * scales.reshape(-1, *[1] * (integers.ndim - 1))
 
 
-def load_weights(path: str | Path) -> tuple[ParaMorph, WeightsInfo]:
+def load_weights(path: str | Path) -> tuple[RegistrationNetwork, WeightsInfo]:
     """The network in float32, in evaluation mode, with what is recorded about its weights.
 
     Raises:
         CheckpointError: No file, not one of ours, or tensors that do not fit its own config.
     """
-    return _loaded(path, METADATA_KEY, WeightsInfo, ParaMorph)
+    return _loaded(path, METADATA_KEY, WeightsInfo, network_of)
 
 
 def load_feature_weights(path: str | Path) -> tuple[FeatureNetwork, FeatureInfo]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from paramorph_rt.errors import ParamorphError
 
@@ -85,44 +86,75 @@ class NetworkConfig:
         return replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` reads them back."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+        """Plain JSON types; `config_from_dict` reads them back."""
+        return _plain(asdict(self))
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> NetworkConfig:
-        """The config that `as_dict` wrote; unknown fields are refused.
 
-        Raises:
-            ConfigError: A field that this version does not know.
-        """
-        unknown = set(fields) - set(cls.__dataclass_fields__)
-        if unknown:
+@dataclass(frozen=True)
+class PyramidConfig:
+    """Everything that decides which function the weights of a `PyramidNetwork` compute."""
+
+    widths: tuple[int, ...] = (16, 32, 64, 96)  # channels of features at 1/2, 1/4 …
+    flow_widths: tuple[int, ...] = (32, 48, 64, 64)  # of what finds the velocity there
+    repeats: int = 2  # how often the finest scale does so
+    codes: int = 12  # values that a label's code consists of, in training
+    squarings: int = 4  # of each velocity
+
+    sampling: ClassVar[Sampling] = "exact"
+    kind: ClassVar[str] = "pyramid"
+
+    def __post_init__(self) -> None:
+        counts = (*self.widths, *self.flow_widths, self.repeats, self.codes)
+        if not 0 < len(self.widths) == len(self.flow_widths) <= 5 or min(counts) < 1:
             raise ConfigError(
-                f"network config: expected fields of this version, got {sorted(unknown)}; "
-                "update the toolkit."
+                "network config: expected one to five scales with a width of each, and at least "
+                f"one channel, repeat and code, got {self}."
             )
-        return cls(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in fields.items()
-            }
+        if self.squarings < 0:
+            raise ConfigError(
+                f"network config: expected squarings from 0 on, got {self.squarings}."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """As of `NetworkConfig`, with the kind."""
+        return {"kind": self.kind, **_plain(asdict(self))}
+
+
+def config_from_dict(fields: dict[str, Any]) -> NetworkConfig | PyramidConfig:
+    """The config that `as_dict` wrote; unknown fields are refused.
+
+    Raises:
+        ConfigError: A field that this version does not know.
+    """
+    values = dict(fields)
+    kind = PyramidConfig if values.pop("kind", None) == PyramidConfig.kind else NetworkConfig
+    if unknown := set(values) - {f.name for f in dataclasses.fields(kind)}:
+        raise ConfigError(
+            f"network config: expected fields of this version, got {sorted(unknown)}; "
+            "update the toolkit."
         )
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-#: The named networks: the paper's size, one with about 1/9 of its parameters, one for tests.
-CONFIGS: dict[str, NetworkConfig] = {
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """Lists for tuples."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+
+
+#: The named networks: the paper's size, one with about 1/9 of its parameters, one for tests, and
+#: pyramids: one of about as much work as the small one, one for tests.
+CONFIGS: dict[str, NetworkConfig | PyramidConfig] = {
     "paramorph": NetworkConfig(),
     "paramorph-small": NetworkConfig(embed_dim=32),
     "paramorph-tiny": NetworkConfig(
         embed_dim=8, depths=(2, 2, 2, 2), heads=(2, 2, 2, 2), cross_heads=2, expansion=4
     ),
+    "pyramid-small": PyramidConfig(),
+    "pyramid-tiny": PyramidConfig(widths=(4, 6, 8), flow_widths=(6, 8, 8), codes=4),
 }
 
 
-def config_named(name: str) -> NetworkConfig:
+def config_named(name: str) -> NetworkConfig | PyramidConfig:
     """The config called `name`.
 
     Raises:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from paramorph.blocks import ConvNorm
 from paramorph.config import ConfigError
 from paramorph.label_codes import label_codes
 
@@ -140,22 +141,3 @@ class CosineClassifier(nn.Module):
     def forward(self, embedding: Float[Tensor, "n e"]) -> Float[Tensor, "n labels"]:
         vectors = self.log_scale.exp() * F.normalize(self.vectors, dim=0)
         return F.normalize(embedding, dim=1) @ vectors + self.bias
-
-
-class ConvNorm(nn.Module):
-    """Convolution 3×3×3, instance normalisation, LeakyReLU 0.01."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv3d(channels, out_channels, 3, padding=1, bias=False)
-        self.weight = nn.Parameter(torch.ones(out_channels))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
-
-    def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d h w"]:
-        x = self.conv(x)
-        if len(x) == 1 and not torch.compiler.is_exporting():
-            # The same of one volume, without the copies of channels that torch makes for the other.
-            x = F.batch_norm(x, None, None, self.weight, self.bias, training=True)
-        else:
-            x = F.instance_norm(x, weight=self.weight, bias=self.bias)
-        return F.leaky_relu(x, 0.01)

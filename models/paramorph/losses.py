@@ -117,6 +117,9 @@ SIMILARITIES = {
 }
 
 
+RESOLUTIONS = ("half", "full")
+
+
 def gradient_smoothness(displacement: Displacement) -> Loss:
     """Mean squared forward difference of the displacement, voxel per voxel, over the axes."""
     u = displacement.float()
@@ -151,10 +154,26 @@ def folding_penalty(displacement: Displacement, margin: float = 0.1) -> Loss:
             others = (slice(None) if axis == other else ends for other in range(3))
             slope = u.diff(dim=2 + axis)[:, :, *others] + identity[axis]
             columns.append(slope.unbind(dim=1))
-        (a, b, c), (d, e, f), (g, h, i) = columns
-        determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-        shortfalls.append(F.relu(margin - determinant).mean())
+        shortfalls.append(F.relu(margin - _determinant(columns)).mean())
     return sum(shortfalls) / 2
+
+
+def log_jacobian(displacement: Displacement) -> Loss:
+    """Mean squared logarithm of the Jacobian determinants by central differences, inside the edges.
+
+    Its root is the SDlogJ of a field whose logarithms average to 0. Determinants below 0.05 count
+    as 0.05; see `folding_penalty` for those.
+    """
+    u = displacement.float()
+    identity = torch.eye(3, device=u.device).reshape(3, 1, 3, 1, 1, 1)
+    inside = slice(1, -1)
+    columns = []
+    for axis in range(3):
+        others = u[:, :, *(slice(None) if axis == other else inside for other in range(3))]
+        n = others.shape[2 + axis] - 2
+        slope = others.narrow(2 + axis, 2, n) - others.narrow(2 + axis, 0, n)
+        columns.append((slope / 2 + identity[axis]).unbind(dim=1))
+    return _determinant(columns).clamp_min(0.05).log().square().mean()
 
 
 def label_dice_loss(warped: Float[Tensor, "b l d h w"], fixed: Float[Tensor, "b l d h w"]) -> Loss:
@@ -210,9 +229,27 @@ class LossConfig:
     folding: float = option(0.0, "weight of the penalty on Jacobian determinants below 0.1")
     labels: float = option(0.0, "weight of 1 - Dice of labels, where both volumes have any")
     label_count: int = option(8, "labels drawn for each step")
+    log_jacobian: float = option(
+        0.0, "weight of the squared logarithm of the Jacobian determinants, whose root is SDlogJ"
+    )
+    codes: float = option(
+        0.0, "pyramids: weight of the squared difference of all labels' codes, warped and fixed"
+    )
+    anatomy: float = option(
+        0.0, "pyramids: weight of the squared error of the codes that the features tell"
+    )
+    resolution: str = option(
+        "half", "pyramids: at which images and labels are compared; half is faster", RESOLUTIONS
+    )
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether every subject needs some."""
+        return max(self.labels, self.codes, self.anatomy) > 0
 
     def __post_init__(self) -> None:
-        check_range(self, ("smoothness", "bending", "folding", "labels"))
+        weights = ("smoothness", "bending", "folding", "labels", "log_jacobian", "codes", "anatomy")
+        check_range(self, weights)
         check_range(self, ("label_count",), least=1)
         if self.ncc_window < 3 or self.ncc_window % 2 == 0:
             raise OptionError(f"ncc_window: expected an odd number ≥ 3, got {self.ncc_window}.")
@@ -229,13 +266,14 @@ def loss_terms(
 ) -> dict[str, Loss]:
     """The terms of `config` by name, not weighted: the similarity, and those of weight above 0.
 
-    The labels' term is not among them: add `label_dice_loss` under the name `labels`.
+    Those of labels are not among them: add `label_dice_loss` under the name `labels`.
     """
     terms = {"similarity": similarity(config, warped, fixed)}
     regularity = {
         "smoothness": gradient_smoothness,
         "bending": bending_energy,
         "folding": folding_penalty,
+        "log_jacobian": log_jacobian,
     }
     for name, term in regularity.items():
         if getattr(config, name) > 0:
@@ -249,6 +287,12 @@ def total(config: LossConfig, terms: Mapping[str, Loss]) -> Loss:
         term if name == "similarity" else getattr(config, name) * term
         for name, term in terms.items()
     )
+
+
+def _determinant(columns: list[tuple[Tensor, ...]]) -> Tensor:
+    """Of matrices whose entries are volumes."""
+    (a, b, c), (d, e, f), (g, h, i) = columns
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
 def _box_mean(x: Float[Tensor, "b c d h w"], window: int) -> Float[Tensor, "b c d h w"]:

@@ -87,6 +87,13 @@ class ParaMorph(nn.Module):
         to_moving, to_fixed = displacement.chunk(2)
         return to_moving, to_fixed
 
+    def rescale(self, factors: Float[Tensor, " 3"]) -> None:
+        """Multiply what is found along each axis: for another spacing."""
+        head = self.decoder.head
+        with torch.no_grad():
+            head.weight *= factors[:, None, None, None, None]
+            head.bias *= factors
+
     def recompute_activations(self) -> None:
         """Keep only what enters each block during training, and compute its inside twice."""
         for block in self.modules():

@@ -12,6 +12,7 @@ from paramorph.warp import compose, warp
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
     from typing import Any
 
     from torch import Tensor
@@ -31,7 +32,10 @@ class PairLoss:
         loss: The terms.
         augmentation: Of both images.
         device: Where it is computed.
+        subjects: All that are trained on.
     """
+
+    forward_method = "both_ways"
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class PairLoss:
         loss: LossConfig,
         augmentation: Augmentation,
         device: torch.device,
+        subjects: Sequence[Subject] = (),
     ) -> None:
         self.network, self.config = network, config
         self.loss, self.augmentation, self.device = loss, augmentation, device

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramorph.augmentation import Augmentation
 from paramorph.checkpoint import WeightsInfo, load_weights
-from paramorph.config import CONFIGS, check_shape, config_named
+from paramorph.config import CONFIGS, NetworkConfig, check_shape, config_named
 from paramorph.data import DataConfig, load_split, prepare_subjects
 from paramorph.losses import LossConfig
 from paramorph.options import OptionError, option, read_sections, toml_text
@@ -87,7 +87,7 @@ class GridOptions:
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The network: a named size, and what may vary in it."""
+    """The network: a named size, and what may vary in it; nothing does in a pyramid."""
 
     size: str = option("paramorph-small", "named size", CONFIGS)
     fusion: str = option("cross", "where convolution features join (PMFE)", ("cross", "post"))
@@ -152,14 +152,21 @@ class RunConfig:
         """What the weights will say about themselves."""
         options = self.network
         shape = check_shape(self.grid.shape)  # before windows are made of it
-        network = config_named(options.size).with_options(
-            fusion=options.fusion,
-            window=options.window or tuple(n // 32 for n in shape),
-            drop_path=options.drop_path,
-            passes=options.passes,
-            smoothing=options.smoothing,
-            integration_steps=options.integration_steps,
-        )
+        network = config_named(options.size)
+        if isinstance(network, NetworkConfig):
+            network = network.with_options(
+                fusion=options.fusion,
+                window=options.window or tuple(n // 32 for n in shape),
+                drop_path=options.drop_path,
+                passes=options.passes,
+                smoothing=options.smoothing,
+                integration_steps=options.integration_steps,
+            )
+        elif options != NetworkOptions(options.size):
+            raise OptionError(
+                f"[network] size: expected no other option beside {options.size}, got "
+                f"{options}; leave the others out."
+            )
         provenance = {"config": options.size, **self.run.origin(load_weights)}
         return WeightsInfo(self.run.name, network, **vars(self.grid), provenance=provenance)
 

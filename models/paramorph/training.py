@@ -16,10 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from paramorph.augmentation import Augmentation
 from paramorph.checkpoint import WeightsInfo, load_weights, save_weights
+from paramorph.config import NetworkConfig, PyramidConfig
 from paramorph.losses import LossConfig, total
-from paramorph.network import ParaMorph
+from paramorph.networks import RegistrationNetwork, network_of
 from paramorph.options import option
 from paramorph.pair_loss import PairLoss
+from paramorph.pyramid_loss import PyramidLoss
 from paramorph.run_folder import RunFolder, TrainingError
 from paramorph.validation import Validation, validate_pair
 
@@ -63,6 +65,13 @@ def scheduled(config: TrainingConfig | FeatureTrainingConfig, step: int) -> floa
     """The learning rate of a step, counted from 0: a linear rise, then a polynomial decay."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return config.learning_rate * warmup * (1 - step / config.steps) ** config.decay_power
+
+
+def _function_of(config: NetworkConfig | PyramidConfig) -> NetworkConfig | PyramidConfig:
+    """Without what weights do not depend on."""
+    if isinstance(config, PyramidConfig):
+        return config
+    return config.with_options(drop_path=0.0, passes=1, smoothing=0.0)
 
 
 class Trainer:
@@ -109,7 +118,7 @@ class Trainer:
         )
         torch.manual_seed(config.seed)
         # Convolutions are faster with channels last on CPUs.
-        network = ParaMorph(info.network).to(memory_format=torch.channels_last_3d)
+        network = network_of(info.network).to(memory_format=torch.channels_last_3d)
         self.averaged = None
         if config.ema:
             average = get_ema_multi_avg_fn(config.ema)
@@ -118,14 +127,20 @@ class Trainer:
             network.recompute_activations()
         optimizer = torch.optim.Adam(network.parameters(), config.learning_rate, amsgrad=True)
         self.network, self.optimizer = self.fabric.setup(network, optimizer)
-        self.network.mark_forward_method("both_ways")
-        self.pair_loss = PairLoss(
-            self.network, info.network, self.loss, self.augmentation, self.fabric.device
+        kind = PyramidLoss if isinstance(info.network, PyramidConfig) else PairLoss
+        self.network.mark_forward_method(kind.forward_method)
+        self.pair_loss = kind(
+            self.network,
+            info.network,
+            self.loss,
+            self.augmentation,
+            self.fabric.device,
+            self.training,
         )
         self.step, self.best, self.not_better = 0, -float("inf"), 0
 
     @property
-    def weights(self) -> ParaMorph:
+    def weights(self) -> RegistrationNetwork:
         """The network that is validated and saved: the average, where there is one."""
         return self.averaged.module if self.averaged else self.network.module
 
@@ -139,17 +154,12 @@ class Trainer:
             TrainingError: Weights of another network.
         """
         network, info = load_weights(path)
-        free = {"drop_path": 0.0, "passes": 1, "smoothing": 0.0}
-        theirs, ours = (i.network.with_options(**free) for i in (info, self.info))
-        if theirs != ours:
+        if _function_of(info.network) != _function_of(self.info.network):
             raise TrainingError(
-                f"{path}: expected weights of the network {ours}, got those of {theirs}; "
-                "set the same options under [network]."
+                f"{path}: expected weights of the network {self.info.network}, got those of "
+                f"{info.network}; set the same options under [network]."
             )
-        scale = torch.tensor(info.spacing_mm) / torch.tensor(self.info.spacing_mm)
-        with torch.no_grad():
-            network.decoder.head.weight *= scale[:, None, None, None, None]
-            network.decoder.head.bias *= scale
+        network.rescale(torch.tensor(info.spacing_mm) / torch.tensor(self.info.spacing_mm))
         self.network.module.load_state_dict(network.state_dict())
         if self.averaged:
             self.averaged.module.load_state_dict(network.state_dict())
@@ -288,10 +298,10 @@ class Trainer:
                 "add volumes."
             )
         for subject in self.training:
-            if self.loss.labels and subject.labels is None:
+            if self.loss.uses_labels and subject.labels is None:
                 raise TrainingError(
                     f"{subject.name}: expected labels, as the loss uses them, got none; add its "
-                    "label map or set loss.labels = 0."
+                    "label map or set loss.labels, loss.codes and loss.anatomy to 0."
                 )
 
     def _validate_and_keep(self) -> Validation | None:

@@ -12,7 +12,6 @@ import torch
 
 from paramorph.checkpoint import WeightsInfo
 from paramorph.losses import LossConfig, similarity
-from paramorph.network import ParaMorph
 from paramorph.pictures import save_picture
 from paramorph.warp import warp
 from paramorph_rt.geometry.field import field_from_network
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paramorph.data import Subject
+    from paramorph.networks import RegistrationNetwork
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Validation:
 
 @torch.inference_mode()
 def validate_pair(  # a network, a pair, and how it is measured
-    network: ParaMorph,
+    network: RegistrationNetwork,
     info: WeightsInfo,
     loss: LossConfig,
     moving: Subject,

@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 from torch.utils.flop_counter import FlopCounterMode
 
 from paramorph import CONFIGS, NetworkConfig, ParaMorph
-from paramorph.config import ConfigError, config_named
+from paramorph.config import ConfigError, config_from_dict, config_named
 from paramorph.reference import reference_name
 from paramorph.warp import compose, integrate, warp
 from paramorph.windows import prepare_tables, window_layout
@@ -145,9 +145,9 @@ def test_impossible_configs_are_refused(options, message):
 
 def test_config_survives_json():
     config = CONFIGS["paramorph-small"].with_options(fusion="post", window=(3, 4, 3))
-    assert NetworkConfig.from_dict(config.as_dict()) == config
+    assert config_from_dict(config.as_dict()) == config
     with pytest.raises(ConfigError, match=r"expected fields of this version, got \['colour'\]"):
-        NetworkConfig.from_dict({**config.as_dict(), "colour": 1})
+        config_from_dict({**config.as_dict(), "colour": 1})
     with pytest.raises(ConfigError, match=r"expected one of paramorph, .* got huge"):
         config_named("huge")
 
