@@ -117,9 +117,6 @@ SIMILARITIES = {
 }
 
 
-RESOLUTIONS = ("half", "full")
-
-
 def gradient_smoothness(displacement: Displacement) -> Loss:
     """Mean squared forward difference of the displacement, voxel per voxel, over the axes."""
     u = displacement.float()
@@ -237,9 +234,6 @@ class LossConfig:
     )
     anatomy: float = option(
         0.0, "pyramids: weight of the squared error of the codes that the features tell"
-    )
-    resolution: str = option(
-        "half", "pyramids: at which images and labels are compared; half is faster", RESOLUTIONS
     )
 
     @property

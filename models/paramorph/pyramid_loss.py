@@ -1,8 +1,8 @@
 """What one pair costs a pyramid network: images, codes of all labels, and a smooth displacement.
 
 Codes of a few values stand for all labels at once, so that a step can compare more than a hundred
-structures for the price of a few. The network's coarser displacements are held to coarser codes,
-and its features must tell the codes of their own image.
+structures for the price of a few. All is compared at half resolution, where the displacement is;
+coarser displacements are held to coarser codes, and features must tell those of their own image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 from paramorph.label_codes import label_codes
 from paramorph.losses import loss_terms
-from paramorph.pyramid import upsampled
 from paramorph.warp import warp
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ class PyramidLoss:
     ) -> None:
         self.network, self.config = network, config
         self.loss, self.augmentation, self.device = loss, augmentation, device
-        self.is_full = loss.resolution == "full"
         present = [np.unique(s.labels) for s in subjects if s.labels is not None]
         self.known = np.unique(np.concatenate([[0], *present])) if loss.uses_labels else None
         if self.known is not None:
@@ -72,12 +70,8 @@ class PyramidLoss:
         estimate = self.network.estimate(source, target)
         displacements = [u.float() for u in estimate.displacements]
         finest = displacements[-1]
-        if self.is_full:
-            warped = warp(source, upsampled(finest))
-        else:
-            target = halved(target)
-            warped = warp(halved(source), finest)
-        terms = loss_terms(self.loss, warped, target, finest)
+        warped = warp(halved(source), finest)
+        terms = loss_terms(self.loss, warped, halved(target), finest)
         if self.known is not None:
             codes = [
                 self._codes(change, subject)
@@ -95,15 +89,10 @@ class PyramidLoss:
         return self.codes[changed[0, 0]].movedim(-1, 0)[None]
 
     def _codes_apart(self, codes: Sequence[Codes], displacements: Sequence[Tensor]) -> Tensor:
-        """How far warped codes are from fixed ones, at the result and at coarser displacements."""
-        moving, fixed = codes
-        finest, coarser = displacements[-1], displacements[: len(self.config.widths) - 1]
-        if self.is_full:
-            apart = mismatch(warp(moving, upsampled(finest)), fixed)
-        moving, fixed = halved(moving), halved(fixed)
-        if not self.is_full:
-            apart = mismatch(warp(moving, finest), fixed)
-        for displacement in reversed(coarser):
+        """How far warped codes are from fixed ones, by the result and by coarser displacements."""
+        moving, fixed = map(halved, codes)
+        apart = mismatch(warp(moving, displacements[-1]), fixed)
+        for displacement in reversed(displacements[: len(self.config.widths) - 1]):
             moving, fixed = halved(moving), halved(fixed)
             apart = apart + COARSE_SHARE * mismatch(warp(moving, displacement), fixed)
         return apart
