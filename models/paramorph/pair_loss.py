@@ -12,8 +12,7 @@ from paramorph.warp import compose, warp
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
-    from typing import Any
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -27,7 +26,7 @@ class PairLoss:
     """The loss of a pair under a network that is being trained.
 
     Args:
-        network: Offers `both_ways`; wrapped by Fabric or not.
+        both_ways: Of the network, in the precision of the training.
         config: Its configuration: number of passes, and how volumes are sampled.
         loss: The terms.
         augmentation: Of both images.
@@ -39,14 +38,14 @@ class PairLoss:
 
     def __init__(
         self,
-        network: Any,
+        both_ways: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         config: NetworkConfig,
         loss: LossConfig,
         augmentation: Augmentation,
         device: torch.device,
         subjects: Sequence[Subject] = (),
     ) -> None:
-        self.network, self.config = network, config
+        self.both_ways, self.config = both_ways, config
         self.loss, self.augmentation, self.device = loss, augmentation, device
 
     def terms(self, moving: Subject, fixed: Subject, rng: random.Random) -> dict[str, Tensor]:
@@ -59,10 +58,10 @@ class PairLoss:
         before = None
         for _ in range(rng.randrange(self.config.passes)):
             with torch.no_grad():
-                further, _ = self.network.both_ways(self._warp(source, before), target)
+                further, _ = self.both_ways(self._warp(source, before), target)
             before = _after(before, further.float())
         warped_before = self._warp(source, before)
-        to_moving, to_fixed = self.network.both_ways(warped_before, target)
+        to_moving, to_fixed = self.both_ways(warped_before, target)
 
         directions = [
             (source, target, _after(before, to_moving.float()), masks),

@@ -19,8 +19,7 @@ from paramorph.warp import warp
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
-    from typing import Any
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from paramorph.config import PyramidConfig
     from paramorph.data import Subject
     from paramorph.losses import LossConfig
+    from paramorph.pyramid import Estimate
 
     Codes = Float[Tensor, "1 c d h w"]
 
@@ -37,20 +37,29 @@ COARSE_SHARE = 1 / 3
 
 
 class PyramidLoss:
-    """The loss of a pair under a pyramid network that is being trained; arguments as `PairLoss`."""
+    """The loss of a pair under a pyramid network that is being trained.
+
+    Args:
+        estimate: Of the network, in the precision of the training.
+        config: Its configuration.
+        loss: The terms.
+        augmentation: Of both images.
+        device: Where it is computed.
+        subjects: All that are trained on, whose labels the codes are for.
+    """
 
     forward_method = "estimate"
 
     def __init__(
         self,
-        network: Any,
+        estimate: Callable[[Tensor, Tensor], Estimate],
         config: PyramidConfig,
         loss: LossConfig,
         augmentation: Augmentation,
         device: torch.device,
         subjects: Sequence[Subject],
     ) -> None:
-        self.network, self.config = network, config
+        self.estimate, self.config = estimate, config
         self.loss, self.augmentation, self.device = loss, augmentation, device
         present = [np.unique(s.labels) for s in subjects if s.labels is not None]
         self.known = np.unique(np.concatenate([[0], *present])) if loss.uses_labels else None
@@ -67,7 +76,7 @@ class PyramidLoss:
             change.image(torch.from_numpy(subject.image)[None, None].to(self.device))
             for change, subject in zip(changes, (moving, fixed), strict=True)
         )
-        estimate = self.network.estimate(source, target)
+        estimate = self.estimate(source, target)
         displacements = [u.float() for u in estimate.displacements]
         finest = displacements[-1]
         warped = warp(halved(source), finest)

@@ -26,7 +26,7 @@ from paramorph.run_folder import RunFolder, TrainingError
 from paramorph.validation import Validation, validate_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -130,7 +130,7 @@ class Trainer:
         kind = PyramidLoss if isinstance(info.network, PyramidConfig) else PairLoss
         self.network.mark_forward_method(kind.forward_method)
         self.pair_loss = kind(
-            self.network,
+            self._in_precision(kind.forward_method),
             info.network,
             self.loss,
             self.augmentation,
@@ -345,6 +345,18 @@ class Trainer:
                 not_better=self.not_better,
             )
         self.fabric.barrier()
+
+    def _in_precision(self, method: str) -> Callable[[Tensor, Tensor], Any]:
+        """A method of the network that is trained, in the training's precision.
+
+        Of one process Fabric's wrapper sees to that for `forward` alone.
+        """
+
+        def call(moving: Tensor, fixed: Tensor) -> Any:
+            with self._autocast():
+                return getattr(self.network, method)(moving, fixed)
+
+        return call
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

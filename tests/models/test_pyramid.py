@@ -14,7 +14,7 @@ from paramorph.checkpoint import WeightsInfo, load_weights, save_weights
 from paramorph.config import ConfigError, PyramidConfig, config_from_dict
 from paramorph.losses import LossConfig, log_jacobian
 from paramorph.options import OptionError
-from paramorph.pyramid import PyramidNetwork, correlation, upsampled
+from paramorph.pyramid import Estimate, PyramidNetwork, correlation, upsampled
 from paramorph.pyramid_loss import PyramidLoss
 from paramorph.run_config import load_run_config
 from paramorph.training import Trainer, TrainingConfig, TrainingError
@@ -104,23 +104,17 @@ def test_loss_falls_when_the_displacement_is_right():
     labels = BALLS[0].labels
     shifted = np.roll(labels, 4, axis=2)
 
-    class Shifting:
-        def __init__(self, vox: float) -> None:
-            self.vox = vox
-
-        def estimate(self, moving, fixed):
-            scales = [torch.zeros(1, 3, *(n // s for n in SHAPE)) for s in (8, 4, 2, 2)]
-            for u, s in zip(scales, (8, 4, 2, 2), strict=True):
-                u[:, 2] = self.vox / s
-            return type(
-                "Estimate", (), {"displacements": scales, "codes": torch.zeros(2, 4, 16, 16, 32)}
-            )
+    def shifting(vox: float):
+        scales = [torch.zeros(1, 3, *(n // s for n in SHAPE)) for s in (8, 4, 2, 2)]
+        for u, s in zip(scales, (8, 4, 2, 2), strict=True):
+            u[:, 2] = vox / s
+        return lambda moving, fixed: Estimate(scales, torch.zeros(2, 4, 16, 16, 32))
 
     moving = type(BALLS[0])("m", np.roll(BALLS[0].image, 4, axis=2), shifted)
     loss = LossConfig(codes=1.0, anatomy=1.0, smoothness=0)
     terms = {}
     for vox in (0.0, 4.0):
-        arguments = (Shifting(vox), TINY, loss, UNCHANGED, torch.device("cpu"), BALLS)
+        arguments = (shifting(vox), TINY, loss, UNCHANGED, torch.device("cpu"), BALLS)
         terms[vox] = PyramidLoss(*arguments).terms(moving, BALLS[0], random.Random(0))
     assert terms[4.0]["codes"] < 0.05 * terms[0.0]["codes"]
     assert terms[4.0]["similarity"] < terms[0.0]["similarity"] - 0.05

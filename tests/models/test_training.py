@@ -116,6 +116,21 @@ def test_validation_measures_what_the_runtime_measures(tmp_path):
 PAIRS = [(BALLS[0], BALLS[1]), (BALLS[1], BALLS[0])]
 
 
+@pytest.mark.parametrize("size", ["paramorph-tiny", "pyramid-tiny"])
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_a_step_computes_in_the_precision_that_was_asked_for(tmp_path, size, precision):
+    """In one process, too, where Fabric's wrapper sees to `forward` alone."""
+    network = INFO.network if size == "paramorph-tiny" else CONFIGS[size]
+    config = replace(CONFIG, precision=precision)
+    trainer = Trainer(tmp_path, replace(INFO, network=network), config, BALLS)
+    computed = set()
+    for module in trainer.network.module.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.register_forward_hook(lambda _, __, output: computed.add(output.dtype))
+    trainer._train_step()
+    assert computed == {torch.bfloat16 if precision == "bf16" else torch.float32}
+
+
 def test_labels_join_the_loss(tmp_path):
     loss = LossConfig(similarity="mse", smoothness=0.0, labels=1.0)
     trainer = Trainer(tmp_path, INFO, CONFIG, BALLS, loss=loss, augmentation=UNCHANGED)
