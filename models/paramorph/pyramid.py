@@ -66,15 +66,7 @@ class PyramidNetwork(nn.Module):
         self.codes = nn.Conv3d(config.widths[0], config.codes, 1)
 
     def forward(self, moving: Volumes, fixed: Volumes) -> Displacement:
-        """The displacement from fixed to moving, in voxels.
-
-        Args:
-            moving: Intensities in [0, 1]; every axis a multiple of 32.
-            fixed: Like `moving`, on the same grid.
-
-        Raises:
-            ConfigError: A size that the network cannot run at.
-        """
+        """The displacement in voxels; arguments and errors as of `ParaMorph.forward`."""
         return upsampled(self._displacements(self._features(moving, fixed))[-1])
 
     def estimate(self, moving: Volumes, fixed: Volumes) -> Estimate:

@@ -18,6 +18,7 @@ from paramorph.augmentation import Augmentation
 from paramorph.checkpoint import WeightsInfo, load_weights, save_weights
 from paramorph.config import NetworkConfig, PyramidConfig
 from paramorph.losses import LossConfig, total
+from paramorph.network import ParaMorph
 from paramorph.networks import RegistrationNetwork, network_of
 from paramorph.options import option
 from paramorph.pair_loss import PairLoss
@@ -117,8 +118,11 @@ class Trainer:
             accelerator="cpu", devices=1, precision=PRECISIONS[config.precision]
         )
         torch.manual_seed(config.seed)
-        # Convolutions are faster with channels last on CPUs.
-        network = network_of(info.network).to(memory_format=torch.channels_last_3d)
+        network = network_of(info.network)
+        if isinstance(
+            network, ParaMorph
+        ):  # its convolutions are faster so on CPUs, a pyramid's not
+            network = network.to(memory_format=torch.channels_last_3d)
         self.averaged = None
         if config.ema:
             average = get_ema_multi_avg_fn(config.ema)
